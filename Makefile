@@ -1,0 +1,100 @@
+# `make help` lists the targets.  Everything is installed into .venv (and .venvs, for
+# test-versions), except for missing Debian packages, which apt-get installs.
+
+PYTHON ?= $(shell scripts/find_python '>=3.11')
+VERSIONS ?= 3.12 3.13
+ASAN_TESTS ?= tests/native tests/contract
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
+
+NATIVE := $(wildcard _native/*.c _native/*.h) _native/build.py setup.py pyproject.toml
+PACKAGE := $(shell find zc_anyio -name '*.py' -o -name '*.pyi' -o -name py.typed)
+# Everything the sanitized copy is made of.
+TREE := $(NATIVE) $(PACKAGE) $(shell find tests examples -type f -not -path '*/__pycache__/*')
+
+# The C++ runtime comes along because AddressSanitizer must find __cxa_throw at start if any
+# extension module is to throw.
+ASAN_PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libstdc++.so.6)
+# CPython frees little at exit, so leaks are not reported.  Python's own small-object allocator is
+# switched off so that buffers of Python objects have red zones too.  pytest leaves descriptor 2
+# alone, where the report appears, and its SIGSEGV handler out.
+ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/asan" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:strict_string_checks=1 \
+	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
+ASAN_PYTEST = -m pytest --capture=sys -p no:faulthandler
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types asan wheel test-versions clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: $(VENV)/.installed ## Install what is missing and build the extension
+
+demo: $(VENV)/.installed ## Run the demonstration
+	@$(BIN)/python -m examples.demo
+
+test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint ## Check style and formatting
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
+	@$(BIN)/mypy --strict
+# --verifytypes examines the package that the python3 in PATH imports.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
+		pyright --verifytypes zc_anyio --ignoreexternal
+
+asan: build/asan/.built ## Run ASAN_TESTS with AddressSanitizer and UndefinedBehaviorSanitizer
+	@cd build/asan && $(ASAN_ENV) $(CURDIR)/$(BIN)/python $(ASAN_PYTEST) $(ASAN_TESTS) $(PYTEST_ARGS)
+
+wheel: dist/.built ## Build the wheel into dist/
+
+test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
+	@for version in $(VERSIONS); do \
+		if python=$$(scripts/find_python $$version); then \
+			scripts/test_wheel_on "$$python" .venvs/$$version || exit 1; \
+		else \
+			echo "test-versions: there is no Python $$version here"; \
+		fi; \
+	done
+
+clean: ## Remove all that was built and installed here
+	rm -rf $(VENV) .venvs build dist *.egg-info zc_anyio/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created: scripts/install_debian_packages
+	@test -n "$(PYTHON)" || { echo "setup: Python 3.11 or newer is needed" >&2; exit 1; }
+	@scripts/install_debian_packages "$(PYTHON)"
+	@echo "setup: making the virtual environment $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(NATIVE)
+	@echo "setup: building zc_anyio and installing it with its test tools into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed pyproject.toml
+	@echo "setup: installing the linters and type checkers into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+build/asan/.built: $(VENV)/.installed $(TREE) scripts/copy_project
+	@echo "asan: building a sanitized copy of the project in build/asan"
+	@scripts/copy_project build/asan
+	@cd build/asan && ZC_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# setuptools packs whatever an earlier build left in build/lib*.
+dist/.built: $(VENV)/.installed $(NATIVE) $(PACKAGE) README.md LICENSE
+	@rm -rf build/lib* build/bdist* build/temp* dist
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps -w dist .
+	@touch $@
+	@echo "wheel: built $$(ls dist/*.whl)"

@@ -1,0 +1,190 @@
+/* What the C files share among themselves: the structures, and who may touch which list. */
+#ifndef ZC_INTERNAL_H
+#define ZC_INTERNAL_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "zc.h"
+
+/* A circular doubly linked list; a node that is on no list points to itself. */
+struct link {
+    struct link *prev, *next;
+};
+
+static inline void link_init(struct link *l)
+{
+    l->prev = l->next = l;
+}
+
+static inline bool link_alone(const struct link *l)
+{
+    return l->next == l;
+}
+
+static inline void link_remove(struct link *l)
+{
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
+    link_init(l);
+}
+
+/* Appends a node that is on no list. */
+static inline void link_append(struct link *list, struct link *l)
+{
+    l->prev = list->prev;
+    l->next = list;
+    list->prev->next = l;
+    list->prev = l;
+}
+
+#define container(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+
+/* Something to tell Python.  Embedded in what it is about, so that telling never allocates. */
+struct event {
+    struct link link;
+    int kind;
+};
+
+/* One buffer of a send may be any size; one request is cut here, so that int results hold. */
+#define REQUEST_MAX_BYTES ((size_t)1 << 30)
+/* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */
+#define GATHER_BYTES ((size_t)1 << 20)
+#define GATHER_BUFFERS 128u
+/* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
+#define SEND_MAX_BUFFERS ((size_t)1 << 20)
+/* What may wait in the queues before a send asks for a turn at once. */
+#define TURN_BYTES ((size_t)256 << 10)
+#define TURN_SENDS 256u
+/* A datagram socket with a full buffer parks its requests: this many at most. */
+#define DATAGRAMS_IN_FLIGHT 64u
+/* A generation is flushed by itself at this share of the window, or at so many sends. */
+#define ROLL_SHARE 4u
+#define ROLL_SENDS 4096u
+/* After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again. */
+#define DENIED_REQUESTS 64u
+
+struct zc_core {
+    struct link events;  /* struct event */
+    struct link ready;   /* struct zc_sock: something to submit */
+    struct link cancels; /* struct zc_req: ask the kernel to cancel it */
+    struct link broken;  /* struct zc_sock: shut down or reset it */
+    struct link contexts, sockets, requests;
+    struct zc_req **slots;
+    uint32_t *sequences; /* of each slot: the upper half of user_data */
+    uint32_t *free_slots;
+    uint32_t slots_used, free_count, max_requests;
+    uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
+    size_t waiting_bytes;      /* queued since the last turn */
+    uint32_t waiting_sends;
+    int64_t alloc_budget; /* for tests: how many allocations may still succeed; -1 is no limit */
+    struct zc_stats stats;
+};
+
+struct zc_ctx {
+    struct link link; /* core->contexts */
+    struct event window_event;
+    uint64_t id, next_generation;
+    size_t window, threshold;
+    size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
+    size_t wanted;     /* the smallest send that was refused; 0: none waits */
+    struct zc_gen *open;
+    struct link gens; /* struct zc_gen: the open one and the flushed ones not yet released */
+    uint32_t untold;  /* released generations whose event has not been taken */
+    struct zc_ctx_stats stats; /* unreleased_bytes is kept in `unreleased` */
+};
+
+struct zc_gen {
+    struct link link; /* ctx->gens */
+    struct event released_event;
+    struct zc_ctx *ctx;
+    struct link sends; /* struct zc_send, by gen_link */
+    uint64_t number;
+    size_t bytes;
+    uint32_t total; /* sends that ever joined */
+    bool flushed;
+};
+
+enum send_state { SEND_QUEUED, SEND_IN_FLIGHT, SEND_HELD };
+
+/*
+ * A send is retired when nothing refers to it: `refs` counts the queue (until all of its bytes have
+ * been taken, or it failed) and every request that covers it (until that request's last CQE).
+ */
+struct zc_send {
+    struct link gen_link, sock_link;
+    struct event failed_event;
+    struct zc_gen *gen;
+    struct zc_sock *sock;
+    enum send_state state;
+    uint32_t refs, flags;
+    size_t size, done, weight;
+    int error;
+    bool queue_ref, copied, force_copy, cancelled, retired;
+    uint32_t buffers;
+    struct iovec one;
+    struct iovec *iov; /* &one, or an allocation */
+};
+
+struct zc_req {
+    struct link link;        /* core->requests */
+    struct link sock_link;   /* sock->requests */
+    struct link cancel_link; /* core->cancels */
+    struct zc_sock *sock;
+    struct zc_send **covered; /* `sends` of them, each pinned by refs */
+    uint32_t sends, slot, buffers;
+    uint32_t touched; /* so many of the first of them had bytes taken */
+    size_t bytes;
+    uint32_t id;      /* of MSG_ZEROCOPY */
+    bool id_unknown;
+    bool zero_copy, result_seen, notif_seen, copied;
+    struct msghdr msg;
+    struct iovec iov[]; /* `buffers` of them, then `covered` */
+};
+
+struct zc_sock {
+    struct link link; /* core->sockets */
+    struct link ready_link, broken_link, work_link;
+    struct event idle_event;
+    struct link sends;    /* struct zc_send, in the order of the calls, until retired */
+    struct link requests; /* struct zc_req that still await a CQE */
+    struct zc_send *head; /* the first send with bytes left to submit; NULL: none */
+    uint64_t id;
+    int fd, kind, error;
+    uint32_t in_flight; /* requests without a result */
+    uint32_t untold;    /* failures whose event has not been taken */
+    bool can_zero_copy, reset;
+    /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
+    bool blocked, id_unknown, learning;
+    uint32_t next_id;
+    bool sweep; /* a cancelled send is in flight: look again at the next result */
+};
+
+/* txctx.c */
+void *zc_alloc(struct zc_core *core, size_t size);
+void zc_release(struct zc_core *core, void *memory);
+void zc_tell(struct zc_core *core, struct event *event, int kind);
+struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx);
+void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx);
+void zc_gen_check(struct zc_core *core, struct zc_gen *gen);
+
+/* sockq.c */
+void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
+void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
+struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
+void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);
+void zc_send_unref(struct zc_core *core, struct zc_send *send);
+void zc_send_leave_queue(struct zc_core *core, struct zc_send *send);
+void zc_send_fail(struct zc_core *core, struct zc_send *send, int error);
+void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
+void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
+void zc_send_forget(struct zc_core *core, struct zc_send *send);
+
+/* requests.c */
+struct zc_req *zc_build_request(struct zc_core *core);
+struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
+uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);
+
+#endif

@@ -1,0 +1,340 @@
+/*
+ * Requests: gathering what is queued, short sends, and what a completion means.
+ *
+ * Two requests in flight on one TCP socket can reorder its bytes (one parks on poll while the next
+ * gets through), so a stream has one request in flight; what is queued meanwhile is gathered into
+ * the next.  Datagrams are one request each.
+ *
+ * A request ends with its result when the result says that no notification follows (no ZC_MORE),
+ * else with its notification.  The flag decides, never the result: errors come with ZC_MORE too.
+ * Notifications of different requests come in any order.
+ *
+ * Nothing here makes a system call.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
+{
+    return send->size >= send->gen->ctx->threshold && send->sock->can_zero_copy &&
+           !send->force_copy && !core->zero_copy_denied;
+}
+
+static int take_slot(struct zc_core *core, struct zc_req *req)
+{
+    if (core->free_count)
+        req->slot = core->free_slots[--core->free_count];
+    else if (core->slots_used < core->max_requests)
+        req->slot = core->slots_used++;
+    else
+        return -ENOBUFS;
+    core->slots[req->slot] = req;
+    return 0;
+}
+
+/* The counter of a slot moves on when it is given back, so a stray CQE meets nobody's user_data. */
+static void give_slot(struct zc_core *core, struct zc_req *req)
+{
+    core->slots[req->slot] = NULL;
+    core->sequences[req->slot]++;
+    core->free_slots[core->free_count++] = req->slot;
+}
+
+uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req)
+{
+    return (uint64_t)core->sequences[req->slot] << 32 | req->slot;
+}
+
+struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data)
+{
+    uint32_t slot = (uint32_t)user_data;
+    if (slot >= core->slots_used || !core->slots[slot] ||
+        core->sequences[slot] != (uint32_t)(user_data >> 32))
+        return NULL;
+    return core->slots[slot];
+}
+
+/* Appends what is left of a send to a request's vector; false when the request is full. */
+static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_buffers)
+{
+    size_t skip = send->done;
+    for (uint32_t i = 0; i < send->buffers; i++) {
+        const struct iovec *iov = &send->iov[i];
+        if (skip >= iov->iov_len && (skip || iov->iov_len)) {
+            skip -= iov->iov_len;
+            continue;
+        }
+        if (req->buffers == max_buffers || req->bytes == REQUEST_MAX_BYTES)
+            return false;
+        size_t size = iov->iov_len - skip;
+        if (size > REQUEST_MAX_BYTES - req->bytes)
+            size = REQUEST_MAX_BYTES - req->bytes;
+        if (size || send->size == 0) {
+            req->iov[req->buffers].iov_base = (char *)iov->iov_base + skip;
+            req->iov[req->buffers++].iov_len = size;
+            req->bytes += size;
+        }
+        if (size < iov->iov_len - skip)
+            return false;
+        skip = 0;
+    }
+    return true;
+}
+
+/*
+ * Builds the next request of any socket, or returns NULL: nothing is ready, or memory or slots are
+ * out (the socket then stays ready for the next turn).
+ */
+struct zc_req *zc_build_request(struct zc_core *core)
+{
+    if (link_alone(&core->ready)) {
+        core->waiting_bytes = core->waiting_sends = 0;
+        return NULL;
+    }
+    struct zc_sock *sock = container(core->ready.next, struct zc_sock, ready_link);
+    struct zc_send *send = sock->head;
+    bool zero_copy = wants_zero_copy(core, send);
+    size_t bytes = send->size - send->done;
+    uint32_t buffers = send->buffers;
+    if (sock->kind == ZC_STREAM)
+        for (struct zc_send *s = zc_sock_next_send(sock, send);
+             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS &&
+             wants_zero_copy(core, s) == zero_copy;
+             s = zc_sock_next_send(sock, s)) {
+            bytes += s->size;
+            buffers += s->buffers;
+        }
+    if (buffers > GATHER_BUFFERS && sock->kind == ZC_STREAM)
+        buffers = GATHER_BUFFERS;
+
+    struct zc_req *req = zc_alloc(core, sizeof(*req) + buffers * (sizeof(struct iovec) + sizeof(struct zc_send *)));
+    if (!req)
+        return NULL;
+    if (take_slot(core, req) < 0) {
+        zc_release(core, req);
+        return NULL;
+    }
+    req->sock = sock;
+    req->covered = (struct zc_send **)(req->iov + buffers); /* each has a buffer at least */
+    req->zero_copy = zero_copy;
+    link_init(&req->cancel_link);
+    link_append(&core->requests, &req->link);
+    link_append(&sock->requests, &req->sock_link);
+    for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
+        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
+                           req->buffers == buffers || wants_zero_copy(core, send) != zero_copy))
+            break;
+        whole = gather(req, send, buffers);
+        send->refs++;
+        zc_send_set_state(core, send, SEND_IN_FLIGHT);
+        req->covered[req->sends++] = send;
+    }
+    req->msg.msg_iov = req->iov;
+    req->msg.msg_iovlen = req->buffers;
+    core->stats.requests++;
+    if (core->zero_copy_denied)
+        core->zero_copy_denied--;
+    sock->in_flight++;
+    if (sock->kind == ZC_DATAGRAM)
+        sock->head = send;
+    if (sock->kind == ZC_STREAM || !sock->head || sock->in_flight == DATAGRAMS_IN_FLIGHT)
+        link_remove(&sock->ready_link);
+    return req;
+}
+
+int zc_next_request(zc_core *core, struct zc_request_view *out)
+{
+    if (!core || !out)
+        return -EINVAL;
+    struct zc_req *req = zc_build_request(core);
+    if (!req)
+        return 0;
+    out->user_data = zc_request_user_data(core, req);
+    out->socket = req->sock->id;
+    out->bytes = req->bytes;
+    out->buffers = req->buffers;
+    out->sends = req->sends;
+    out->zero_copy = req->zero_copy;
+    return 1;
+}
+
+/* Where the bytes of a request are, for tests: returns how many buffers it has. */
+int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, uint64_t *sizes,
+                      int max_buffers)
+{
+    if (!core || !addresses || !sizes)
+        return -EINVAL;
+    struct zc_req *req = zc_find_request(core, user_data);
+    if (!req)
+        return -ESTALE;
+    for (uint32_t i = 0; i < req->buffers && (int)i < max_buffers; i++) {
+        addresses[i] = (uint64_t)(uintptr_t)req->iov[i].iov_base;
+        sizes[i] = req->iov[i].iov_len;
+    }
+    return (int)req->buffers;
+}
+
+int zc_next_cancel(zc_core *core, uint64_t *user_data)
+{
+    if (!core || !user_data)
+        return -EINVAL;
+    if (link_alone(&core->cancels))
+        return 0;
+    struct zc_req *req = container(core->cancels.next, struct zc_req, cancel_link);
+    link_remove(&req->cancel_link);
+    *user_data = zc_request_user_data(core, req);
+    return 1;
+}
+
+int zc_next_broken(zc_core *core, int *fd, int *reset)
+{
+    if (!core || !fd || !reset)
+        return -EINVAL;
+    if (link_alone(&core->broken))
+        return 0;
+    struct zc_sock *sock = container(core->broken.next, struct zc_sock, broken_link);
+    link_remove(&sock->broken_link);
+    *fd = sock->fd;
+    *reset = sock->reset;
+    return 1;
+}
+
+/* --- completions --- */
+
+/* The last CQE of a request is in: everything it covered is no longer referred to by it. */
+static void request_ends(struct zc_core *core, struct zc_req *req)
+{
+    link_remove(&req->link);
+    link_remove(&req->sock_link);
+    link_remove(&req->cancel_link);
+    give_slot(core, req);
+    for (uint32_t i = 0; i < req->sends; i++) {
+        if (req->copied && i < req->touched)
+            req->covered[i]->copied = true;
+        zc_send_unref(core, req->covered[i]);
+    }
+    zc_release(core, req);
+}
+
+static bool is_retry(int error)
+{
+    return error == EAGAIN || error == EINTR || error == ECANCELED;
+}
+
+/* ENOMEM and EOPNOTSUPP of a zero-copy request: the same bytes go out again by the plain op. */
+static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
+{
+    if (!req->zero_copy || (error != ENOMEM && error != ENOBUFS && error != EOPNOTSUPP))
+        return false;
+    if (error == EOPNOTSUPP)
+        req->sock->can_zero_copy = false;
+    else
+        core->zero_copy_denied = DENIED_REQUESTS;
+    for (uint32_t i = 0; i < req->sends; i++)
+        req->covered[i]->force_copy = true;
+    return true;
+}
+
+static void stream_result(struct zc_core *core, struct zc_req *req, int32_t result)
+{
+    struct zc_sock *sock = req->sock;
+    size_t taken = result > 0 ? (size_t)result : 0;
+    int error = result < 0 ? -result : result == 0 ? EIO : 0;
+
+    if (taken > req->bytes)
+        taken = req->bytes;
+    core->stats.bytes_sent += taken;
+    /* Sends stay on the socket's list here: this request still refers to each of them. */
+    for (uint32_t i = 0; i < req->sends; i++) {
+        struct zc_send *send = req->covered[i];
+        size_t left = send->size - send->done;
+        size_t part = taken < left ? taken : left;
+        taken -= part;
+        send->done += part;
+        req->touched += part > 0;
+        send->gen->ctx->stats.bytes_sent += part;
+        if (!req->zero_copy && part)
+            send->copied = true;
+        if (send->done == send->size) {
+            sock->head = zc_sock_next_send(sock, send);
+            zc_send_leave_queue(core, send);
+        } else {
+            zc_send_set_state(core, send, SEND_QUEUED);
+        }
+    }
+    if (error && !is_retry(error) && !falls_back(core, req, error))
+        zc_sock_break(core, sock, error, false);
+    else if (sock->error)
+        zc_sock_break(core, sock, sock->error, false);
+    else if (sock->sweep)
+        zc_sock_sweep(core, sock);
+}
+
+static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t result)
+{
+    struct zc_sock *sock = req->sock;
+    struct zc_send *send = req->covered[0];
+    int error = result < 0 ? -result : 0;
+
+    if (error && !send->cancelled && !sock->error &&
+        (is_retry(error) || falls_back(core, req, error))) {
+        /* Back to the front of the queue: its neighbours behind it may be in flight or queued. */
+        zc_send_set_state(core, send, SEND_QUEUED);
+        link_remove(&send->sock_link);
+        if (sock->head)
+            link_append(&sock->head->sock_link, &send->sock_link);
+        else
+            link_append(&sock->sends, &send->sock_link);
+        sock->head = send;
+        return;
+    }
+    if (error) {
+        /* A broken socket's own cancellation is not the reason. */
+        zc_send_fail(core, send, sock->error && is_retry(error) ? sock->error : error);
+        return;
+    }
+    core->stats.bytes_sent += send->size;
+    send->gen->ctx->stats.bytes_sent += send->size;
+    send->done = send->size;
+    req->touched = 1;
+    if (!req->zero_copy)
+        send->copied = true;
+    zc_send_leave_queue(core, send);
+}
+
+/*
+ * Takes one CQE.  ESTALE: nobody's user_data; EPROTO: a CQE that this request cannot have (a second
+ * result, a second notification).  Neither changes anything but the counter of strays.
+ */
+int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags)
+{
+    if (!core)
+        return -EINVAL;
+    struct zc_req *req = zc_find_request(core, user_data);
+    if (!req || (flags & ZC_NOTIF ? req->notif_seen : req->result_seen)) {
+        core->stats.strays++;
+        return req ? -EPROTO : -ESTALE;
+    }
+    core->stats.completions++;
+    if (flags & ZC_NOTIF) {
+        req->notif_seen = true;
+        req->copied = flags & ZC_COPIED;
+        if (req->result_seen)
+            request_ends(core, req);
+        return 0;
+    }
+    struct zc_sock *sock = req->sock;
+    req->result_seen = true;
+    link_remove(&req->cancel_link);
+    sock->in_flight--;
+    if (sock->kind == ZC_STREAM)
+        stream_result(core, req, result);
+    else
+        datagram_result(core, req, result);
+    if (!(flags & ZC_MORE) || req->notif_seen)
+        request_ends(core, req);
+    zc_sock_make_ready(core, sock);
+    return 0;
+}

@@ -1,0 +1,187 @@
+/*
+ * What all drivers have in common: the life of a ring, a turn, and the sockets that it keeps.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+/* A turn ends here even if more is ready: the event loop has others to serve. */
+#define TURN_ROUNDS 8
+
+int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info)
+{
+    if (!out || !info || entries == 0 || entries > MAX_ENTRIES ||
+        (wake != ZC_WAKE_RING_FD && wake != ZC_WAKE_EVENTFD))
+        return -EINVAL;
+    struct zc_ring *ring = calloc(1, sizeof(*ring));
+    if (!ring)
+        return -ENOMEM;
+    memset(info, 0, sizeof(*info));
+    ring->own_fd = ring->info.wake_fd = -1;
+    const char *step = "memory";
+    int err = -ENOMEM;
+    ring->core = zc_core_new(0, MAX_REQUESTS);
+    if (!ring->core)
+        goto fail;
+    switch (driver) {
+    case ZC_DRIVER_IO_URING:
+        ring->driver = &zc_uring_driver;
+        err = zc_uring_open(ring, entries, wake, &step);
+        break;
+    case ZC_DRIVER_MSG_ZEROCOPY:
+    case ZC_DRIVER_COPY:
+        ring->driver = driver == ZC_DRIVER_COPY ? &zc_copy_driver : &zc_msg_zerocopy_driver;
+        err = zc_epoll_open(ring, driver == ZC_DRIVER_MSG_ZEROCOPY, &step);
+        break;
+    default:
+        step = "";
+        err = -EINVAL;
+    }
+    if (err < 0)
+        goto fail;
+    *info = ring->info;
+    *out = ring;
+    return 0;
+
+fail:
+    if (ring->own_fd >= 0)
+        close(ring->own_fd);
+    if (ring->core)
+        zc_core_free(ring->core);
+    strncpy(info->failed_step, step, sizeof(info->failed_step) - 1);
+    free(ring);
+    return err;
+}
+
+/*
+ * Whatever is still held can never be learned of after this: drain first.  ENOTEMPTY says that a
+ * send was not retired, and that the buffers must stay where they are for ever.
+ */
+int zc_ring_close(zc_ring *ring)
+{
+    if (!ring)
+        return -EINVAL;
+    struct zc_stats stats;
+    zc_core_stats(ring->core, &stats);
+    for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
+        close(container(l, struct zc_sock, link)->fd);
+    if (ring->driver->close)
+        ring->driver->close(ring);
+    if (ring->own_fd >= 0)
+        close(ring->own_fd);
+    int err = zc_core_free(ring->core);
+    free(ring);
+    return stats.queued || stats.in_flight || stats.held ? -ENOTEMPTY : err;
+}
+
+zc_core *zc_ring_core(zc_ring *ring)
+{
+    return ring ? ring->core : NULL;
+}
+
+uint64_t zc_ring_submits(const zc_ring *ring)
+{
+    return ring ? ring->submits : 0;
+}
+
+int zc_socket_info(int fd, struct zc_socket_info *out)
+{
+    struct stat st;
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof(int), peer_size = sizeof(peer);
+    if (!out)
+        return -EINVAL;
+    memset(out, 0, sizeof(*out));
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    out->inode = st.st_ino;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &out->type, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &out->domain, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &out->protocol, &size) < 0)
+        return -errno;
+    out->connected = getpeername(fd, (struct sockaddr *)&peer, &peer_size) == 0;
+    return 0;
+}
+
+/*
+ * The ring keeps a duplicate: the number that the program knows may be closed, and be another
+ * connection's, while requests are under way.
+ */
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy)
+{
+    if (!ring)
+        return NULL;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0)
+        return NULL;
+    struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy);
+    int err = !sock ? -ENOMEM : ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
+    if (err < 0) {
+        if (sock)
+            zc_sock_free(ring->core, sock);
+        close(own);
+        errno = -err;
+        return NULL;
+    }
+    /* Idle until something is queued: a send that is refused must not leave its socket attached. */
+    zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
+    return sock;
+}
+
+int zc_ring_detach(zc_ring *ring, zc_sock *sock)
+{
+    if (!ring || !sock)
+        return -EINVAL;
+    int fd = sock->fd;
+    int err = zc_sock_free(ring->core, sock);
+    if (err == 0 && ring->driver->detach)
+        ring->driver->detach(ring, fd);
+    return err < 0 ? err : close(fd) < 0 ? -errno : 0;
+}
+
+/*
+ * connect(AF_UNSPEC) drops the connection's queue, which gives held buffers back at once; shutdown
+ * makes the kernel refuse whatever anybody sends after a hole in the bytes.  Both may fail when the
+ * connection is gone already, which is as good.
+ */
+static void deal_with_broken(struct zc_ring *ring)
+{
+    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    int fd, reset;
+    while (zc_next_broken(ring->core, &fd, &reset) > 0)
+        (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
+}
+
+/*
+ * Reaps, submits, and writes what there is to tell.  Returns the number of events; the last may be
+ * ZC_EV_AGAIN: something is ready that no completion will announce, so take another turn soon.
+ */
+int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
+{
+    int taken = 0;
+    if (!ring || !events || max_events < 2)
+        return -EINVAL;
+    for (int round = 0; round < TURN_ROUNDS; round++) {
+        ring->driver->reap(ring);
+        deal_with_broken(ring);
+        taken = ring->driver->submit(ring);
+        /* What a passing error leaves behind stays in the queue for the next turn. */
+        if (taken < 0 && taken != -EAGAIN && taken != -EBUSY && taken != -EINTR)
+            return taken;
+        if (taken <= 0)
+            break;
+    }
+    int count = zc_events(ring->core, events, max_events - 1);
+    if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels)) {
+        int64_t *last = events + (ptrdiff_t)count++ * ZC_EVENT_FIELDS;
+        last[0] = ZC_EV_AGAIN;
+        last[1] = last[2] = last[3] = 0;
+    }
+    return count;
+}

@@ -1,0 +1,43 @@
+/* A ring and its driver, and the constants that liburing 2.3's header does not have. */
+#ifndef ZC_RING_H
+#define ZC_RING_H
+
+#include <liburing.h>
+
+#include "internal.h"
+
+#ifndef IORING_SEND_ZC_REPORT_USAGE
+#define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
+#endif
+#ifndef IORING_NOTIF_USAGE_ZC_COPIED
+#define IORING_NOTIF_USAGE_ZC_COPIED (1U << 31)
+#endif
+
+#define MAX_ENTRIES 32768u
+#define MAX_REQUESTS (1u << 16)
+/* user_data of cancellations and probes; no request has it, its slot number being too high. */
+#define NOBODY UINT64_MAX
+
+struct zc_driver {
+    int (*submit)(struct zc_ring *ring); /* how many requests went out, or -errno */
+    void (*reap)(struct zc_ring *ring);
+    int (*attach)(struct zc_ring *ring, struct zc_sock *sock); /* or NULL */
+    void (*detach)(struct zc_ring *ring, int fd);              /* or NULL */
+    void (*close)(struct zc_ring *ring);                       /* or NULL */
+};
+
+struct zc_ring {
+    struct zc_core *core;
+    const struct zc_driver *driver;
+    struct io_uring uring;
+    struct zc_ring_info info;
+    int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
+    uint64_t submits;
+};
+
+extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_driver;
+
+int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
+int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);
+
+#endif

@@ -1,0 +1,375 @@
+/*
+ * The queue of one socket: taking sends in order, breaking, cancelling, retiring.
+ *
+ * Nothing here makes a system call.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy)
+{
+    if (!core || (kind != ZC_STREAM && kind != ZC_DATAGRAM))
+        return NULL;
+    struct zc_sock *sock = zc_alloc(core, sizeof(*sock));
+    if (!sock)
+        return NULL;
+    sock->id = id;
+    sock->fd = fd;
+    sock->kind = kind;
+    sock->can_zero_copy = can_zero_copy;
+    link_init(&sock->ready_link);
+    link_init(&sock->broken_link);
+    link_init(&sock->work_link);
+    link_init(&sock->idle_event.link);
+    link_init(&sock->sends);
+    link_init(&sock->requests);
+    link_append(&core->sockets, &sock->link);
+    core->stats.sockets++;
+    return sock;
+}
+
+/* Refused with EBUSY while a send or a request refers to the socket, or a failure was not told. */
+int zc_sock_free(zc_core *core, zc_sock *sock)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    if (!link_alone(&sock->sends) || !link_alone(&sock->requests) || sock->untold)
+        return -EBUSY;
+    link_remove(&sock->ready_link);
+    link_remove(&sock->broken_link);
+    link_remove(&sock->idle_event.link);
+    link_remove(&sock->link);
+    core->stats.sockets--;
+    zc_release(core, sock);
+    return 0;
+}
+
+/* The errno that broke the socket, 0 if it is whole. */
+int zc_sock_error(const zc_sock *sock)
+{
+    return sock ? sock->error : -EINVAL;
+}
+
+static uint64_t *state_counter(struct zc_core *core, enum send_state state)
+{
+    switch (state) {
+    case SEND_QUEUED:
+        return &core->stats.queued;
+    case SEND_IN_FLIGHT:
+        return &core->stats.in_flight;
+    default:
+        return &core->stats.held;
+    }
+}
+
+void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state)
+{
+    --*state_counter(core, send->state);
+    send->state = state;
+    ++*state_counter(core, state);
+}
+
+/* The memory of a send that is on no list any more. */
+void zc_send_forget(struct zc_core *core, struct zc_send *send)
+{
+    link_remove(&send->failed_event.link);
+    if (send->iov != &send->one)
+        zc_release(core, send->iov);
+    zc_release(core, send);
+}
+
+void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock)
+{
+    uint32_t most = sock->kind == ZC_STREAM ? 1 : DATAGRAMS_IN_FLIGHT;
+    if (sock->head && !sock->error && sock->in_flight < most && !sock->blocked &&
+        link_alone(&sock->ready_link))
+        link_append(&core->ready, &sock->ready_link);
+}
+
+/* The socket is writable again. */
+void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock)
+{
+    sock->blocked = false;
+    zc_sock_make_ready(core, sock);
+}
+
+static void retire(struct zc_core *core, struct zc_send *send)
+{
+    struct zc_gen *gen = send->gen;
+    struct zc_ctx *ctx = gen->ctx;
+    struct zc_sock *sock = send->sock;
+
+    --*state_counter(core, send->state);
+    if (!send->error) {
+        ++*(send->copied ? &core->stats.copied : &core->stats.zero_copied);
+        ++*(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied);
+    }
+    ctx->stats.unreleased_sends--;
+    link_remove(&send->gen_link);
+    link_remove(&send->sock_link);
+    ctx->unreleased -= send->weight;
+    if (ctx->wanted && (!ctx->unreleased || ctx->unreleased + ctx->wanted <= ctx->window)) {
+        ctx->wanted = 0;
+        zc_tell(core, &ctx->window_event, ZC_EV_WINDOW);
+    }
+    send->retired = true;
+    /* A failure that was not told yet keeps the memory, and with it precedes the release. */
+    if (link_alone(&send->failed_event.link))
+        zc_send_forget(core, send);
+    zc_gen_check(core, gen);
+    if (link_alone(&sock->sends))
+        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+}
+
+void zc_send_unref(struct zc_core *core, struct zc_send *send)
+{
+    if (--send->refs == 0)
+        retire(core, send);
+}
+
+/* The queue lets go of a send: all of its bytes were taken, or none will be any more. */
+void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
+{
+    send->queue_ref = false;
+    if (send->refs > 1)
+        zc_send_set_state(core, send, SEND_HELD);
+    zc_send_unref(core, send);
+}
+
+static void note_failure(struct zc_core *core, struct zc_send *send, int error)
+{
+    if (send->error)
+        return;
+    send->error = error;
+    core->stats.failed++;
+    send->gen->ctx->stats.failed++;
+    if (!send->cancelled) {
+        send->sock->untold++;
+        zc_tell(core, &send->failed_event, ZC_EV_FAILED);
+    }
+}
+
+void zc_send_fail(struct zc_core *core, struct zc_send *send, int error)
+{
+    note_failure(core, send, error);
+    zc_send_leave_queue(core, send);
+}
+
+/* The next send that the queue still owes; one that was cancelled may be held between two of them. */
+struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send)
+{
+    for (struct link *l = send->sock_link.next; l != &sock->sends; l = l->next)
+        if (container(l, struct zc_send, sock_link)->queue_ref)
+            return container(l, struct zc_send, sock_link);
+    return NULL;
+}
+
+/*
+ * Breaks a stream: nothing more of what is queued leaves, and no later send is taken.  A hole in
+ * the bytes must not be papered over, so the driver also shuts the connection down for sending; or
+ * resets it, and then what is held was lost too.
+ */
+void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset)
+{
+    sock->error = sock->error ? sock->error : error;
+    if (reset && !sock->reset) {
+        sock->reset = true;
+        for (struct link *l = sock->sends.next; l != &sock->sends; l = l->next)
+            if (container(l, struct zc_send, sock_link)->state == SEND_HELD)
+                note_failure(core, container(l, struct zc_send, sock_link), error);
+    }
+    if (link_alone(&sock->broken_link))
+        link_append(&core->broken, &sock->broken_link);
+    link_remove(&sock->ready_link);
+    for (struct link *r = sock->requests.next; r != &sock->requests; r = r->next) {
+        struct zc_req *req = container(r, struct zc_req, sock_link);
+        if (!req->result_seen && link_alone(&req->cancel_link))
+            link_append(&core->cancels, &req->cancel_link);
+    }
+    struct zc_send *send = sock->head;
+    if (!link_alone(&sock->requests) && send && send->state == SEND_IN_FLIGHT)
+        return; /* its result comes, and fails it and what follows */
+    sock->head = NULL;
+    for (struct zc_send *next; send; send = next) {
+        next = zc_sock_next_send(sock, send);
+        if (send->state == SEND_QUEUED)
+            zc_send_fail(core, send, sock->error);
+    }
+}
+
+int zc_sock_fail(zc_core *core, zc_sock *sock, int error)
+{
+    if (!core || !sock || error <= 0)
+        return -EINVAL;
+    zc_sock_break(core, sock, error, false);
+    return 0;
+}
+
+/* Deals with the cancelled sends of a socket that are queued or in flight. */
+void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
+{
+    sock->sweep = false;
+    for (struct link *r = sock->requests.next; r != &sock->requests; r = r->next) {
+        struct zc_req *req = container(r, struct zc_req, sock_link);
+        for (uint32_t i = 0; !req->result_seen && i < req->sends; i++)
+            if (req->covered[i]->cancelled) {
+                sock->sweep = true; /* again when its result is there */
+                if (link_alone(&req->cancel_link))
+                    link_append(&core->cancels, &req->cancel_link);
+            }
+    }
+    for (struct zc_send *send = sock->head, *next; send; send = next) {
+        next = zc_sock_next_send(sock, send);
+        if (!send->cancelled || send->state != SEND_QUEUED)
+            continue;
+        if (send->done) {
+            zc_sock_break(core, sock, ECANCELED, false);
+            return;
+        }
+        if (sock->head == send)
+            sock->head = next;
+        zc_send_fail(core, send, ECANCELED);
+    }
+    if (!sock->head)
+        link_remove(&sock->ready_link);
+}
+
+/* --- taking sends --- */
+
+static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                       const char *const *data, const size_t *sizes, size_t count, size_t total,
+                       size_t weight, uint32_t flags)
+{
+    struct zc_send *send = zc_alloc(core, sizeof(*send));
+    if (!send)
+        return -ENOMEM;
+    send->iov = &send->one;
+    if (count > 1) {
+        send->iov = zc_alloc(core, count * sizeof(struct iovec));
+        if (!send->iov) {
+            zc_release(core, send);
+            return -ENOMEM;
+        }
+    }
+    link_init(&send->failed_event.link);
+    struct zc_gen *gen = zc_gen_open(core, ctx);
+    if (!gen) {
+        zc_send_forget(core, send);
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < count; i++) {
+        send->iov[i].iov_base = (void *)(uintptr_t)data[i];
+        send->iov[i].iov_len = sizes[i];
+    }
+    send->buffers = (uint32_t)count;
+    send->gen = gen;
+    send->sock = sock;
+    send->size = total;
+    send->weight = weight;
+    send->flags = flags;
+    send->state = SEND_QUEUED;
+    send->refs = 1;
+    send->queue_ref = true;
+    link_append(&gen->sends, &send->gen_link);
+    link_append(&sock->sends, &send->sock_link);
+    link_remove(&sock->idle_event.link);
+    if (!sock->head)
+        sock->head = send;
+    gen->bytes += weight;
+    gen->total++;
+    ctx->unreleased += weight;
+    core->stats.sends++;
+    ctx->stats.sends++;
+    ctx->stats.unreleased_sends++;
+    core->stats.queued++;
+    core->waiting_bytes += total;
+    core->waiting_sends++;
+    zc_sock_make_ready(core, sock);
+
+    int64_t sent = (int64_t)(gen->number << ZC_SENT_SHIFT);
+    if (core->waiting_bytes >= TURN_BYTES || core->waiting_sends >= TURN_SENDS)
+        sent |= ZC_SENT_TURN;
+    else if (core->waiting_sends == 1)
+        sent |= ZC_SENT_KICK;
+    return sent;
+}
+
+/* A send larger than the window is let in alone. */
+static bool window_full(struct zc_ctx *ctx, size_t size)
+{
+    if (!ctx->unreleased || (size <= ctx->window && ctx->unreleased <= ctx->window - size))
+        return false;
+    if (!size)
+        size = 1;
+    if (!ctx->wanted || size < ctx->wanted)
+        ctx->wanted = size;
+    return true;
+}
+
+int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                 const size_t *sizes, size_t count, uint32_t flags)
+{
+    size_t total = 0;
+    if (!core || !ctx || !sock || !data || !sizes || count == 0)
+        return -EINVAL;
+    if (count > (sock->kind == ZC_DATAGRAM ? UIO_MAXIOV : SEND_MAX_BUFFERS))
+        return -EMSGSIZE;
+    for (size_t i = 0; i < count; i++)
+        if (__builtin_add_overflow(total, sizes[i], &total) || total > SSIZE_MAX)
+            return -EMSGSIZE;
+    if (sock->kind == ZC_STREAM && total == 0)
+        return -EINVAL;
+    if (sock->kind == ZC_DATAGRAM && total > UINT16_MAX)
+        return -EMSGSIZE;
+    if (sock->error)
+        return -EPIPE;
+    if (window_full(ctx, total))
+        return -EAGAIN;
+    int64_t sent = enqueue(core, ctx, sock, data, sizes, count, total, total, flags);
+    zc_gen_roll(core, ctx);
+    return sent;
+}
+
+int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                uint32_t flags)
+{
+    return zc_sendv(core, ctx, sock, &data, &size, 1, flags);
+}
+
+/*
+ * One buffer to many sockets, admitted by the window as a whole and counted in it once: it is the
+ * memory that the window bounds.  errors[i] is 0, or the errno for which socks[i] took nothing;
+ * EPIPE when none took it.
+ */
+int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
+                     const char *data, size_t size, uint32_t flags, int32_t *errors)
+{
+    if (!core || !ctx || !socks || !errors || count == 0 || size == 0 || size > SSIZE_MAX)
+        return -EINVAL;
+    for (size_t i = 0; i < count; i++)
+        if (!socks[i])
+            return -EINVAL;
+    if (window_full(ctx, size))
+        return -EAGAIN;
+    size_t weight = size / count + 1;
+    int64_t sent = -EPIPE, turn = 0;
+    for (size_t i = 0; i < count; i++) {
+        int64_t one;
+        if (socks[i]->error)
+            one = -EPIPE;
+        else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
+            one = -EMSGSIZE;
+        else
+            one = enqueue(core, ctx, socks[i], &data, &size, 1, size, weight, flags);
+        errors[i] = one < 0 ? (int32_t)-one : 0;
+        if (one < 0)
+            continue;
+        turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);
+        sent = one;
+    }
+    /* Only now: all of a broadcast is in one generation, which holds one reference to the buffer. */
+    zc_gen_roll(core, ctx);
+    return sent < 0 ? sent : sent | turn;
+}

@@ -1,0 +1,352 @@
+/*
+ * Contexts and generations: who owns which sends, and when a generation is released.
+ *
+ * A generation is open (sends join it), then flushed (none joins any more), then released: flushed,
+ * and every send of it retired.  Generations of one context may be released in any order, because
+ * notifications of different requests come in any order; each is told exactly once.
+ *
+ * Nothing here makes a system call.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+void *zc_alloc(struct zc_core *core, size_t size)
+{
+    if (core->alloc_budget == 0)
+        return NULL;
+    void *memory = calloc(1, size);
+    if (!memory)
+        return NULL;
+    if (core->alloc_budget > 0)
+        core->alloc_budget--;
+    core->stats.allocations++;
+    return memory;
+}
+
+void zc_release(struct zc_core *core, void *memory)
+{
+    if (!memory)
+        return;
+    core->stats.allocations--;
+    free(memory);
+}
+
+zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
+{
+    struct zc_core *core = calloc(1, sizeof(*core));
+    if (!core)
+        return NULL;
+    /* The highest slot number is kept for requests that are nobody's: cancellations. */
+    if (max_requests == 0 || max_requests >= UINT32_MAX)
+        goto fail;
+    core->slots = calloc(max_requests, sizeof(struct zc_req *));
+    core->sequences = malloc(max_requests * sizeof(uint32_t));
+    core->free_slots = malloc(max_requests * sizeof(uint32_t));
+    if (!core->slots || !core->sequences || !core->free_slots)
+        goto fail;
+    for (uint32_t i = 0; i < max_requests; i++)
+        core->sequences[i] = first_sequence;
+    core->max_requests = max_requests;
+    core->alloc_budget = -1;
+    link_init(&core->events);
+    link_init(&core->ready);
+    link_init(&core->cancels);
+    link_init(&core->broken);
+    link_init(&core->contexts);
+    link_init(&core->sockets);
+    link_init(&core->requests);
+    return core;
+fail:
+    free(core->slots);
+    free(core->sequences);
+    free(core->free_slots);
+    free(core);
+    return NULL;
+}
+
+/* Frees everything that is left, whatever its state: only for a ring that no longer exists. */
+int zc_core_free(zc_core *core)
+{
+    if (!core)
+        return -EINVAL;
+    while (!link_alone(&core->requests)) {
+        struct zc_req *req = container(core->requests.next, struct zc_req, link);
+        link_remove(&req->link);
+        zc_release(core, req);
+    }
+    /* Events first: a released generation, or a retired send that failed, is on no other list. */
+    int64_t event[ZC_EVENT_FIELDS];
+    while (zc_events(core, event, 1) == 1)
+        ;
+    while (!link_alone(&core->contexts)) {
+        struct zc_ctx *ctx = container(core->contexts.next, struct zc_ctx, link);
+        while (!link_alone(&ctx->gens)) {
+            struct zc_gen *gen = container(ctx->gens.next, struct zc_gen, link);
+            while (!link_alone(&gen->sends)) {
+                struct zc_send *send = container(gen->sends.next, struct zc_send, gen_link);
+                link_remove(&send->gen_link);
+                link_remove(&send->sock_link);
+                zc_send_forget(core, send);
+            }
+            link_remove(&gen->link);
+            zc_release(core, gen);
+        }
+        link_remove(&ctx->link);
+        zc_release(core, ctx);
+    }
+    while (!link_alone(&core->sockets)) {
+        struct zc_sock *sock = container(core->sockets.next, struct zc_sock, link);
+        link_remove(&sock->link);
+        zc_release(core, sock);
+    }
+    int leaked = core->stats.allocations ? -ENOTEMPTY : 0;
+    free(core->slots);
+    free(core->sequences);
+    free(core->free_slots);
+    free(core);
+    return leaked;
+}
+
+void zc_core_stats(const zc_core *core, struct zc_stats *out)
+{
+    *out = core->stats;
+}
+
+void zc_core_alloc_budget(zc_core *core, int64_t allocations)
+{
+    core->alloc_budget = allocations;
+}
+
+/* An event that is already waiting is not told twice. */
+void zc_tell(struct zc_core *core, struct event *event, int kind)
+{
+    if (!link_alone(&event->link))
+        return;
+    event->kind = kind;
+    link_append(&core->events, &event->link);
+}
+
+int zc_events(zc_core *core, int64_t *out, int max_events)
+{
+    int count = 0;
+    if (!core || !out || max_events < 0)
+        return -EINVAL;
+    for (; count < max_events && !link_alone(&core->events); count++, out += ZC_EVENT_FIELDS) {
+        struct event *event = container(core->events.next, struct event, link);
+        link_remove(&event->link);
+        out[0] = event->kind;
+        out[1] = out[2] = out[3] = 0;
+        switch (event->kind) {
+        case ZC_EV_RELEASED: {
+            struct zc_gen *gen = container(event, struct zc_gen, released_event);
+            out[1] = (int64_t)gen->ctx->id;
+            out[2] = (int64_t)gen->number;
+            gen->ctx->untold--;
+            zc_release(core, gen);
+            break;
+        }
+        case ZC_EV_FAILED: {
+            struct zc_send *send = container(event, struct zc_send, failed_event);
+            out[1] = (int64_t)send->gen->ctx->id;
+            out[2] = (int64_t)send->sock->id;
+            out[3] = send->error;
+            send->sock->untold--;
+            if (send->retired)
+                zc_send_forget(core, send);
+            break;
+        }
+        case ZC_EV_WINDOW:
+            out[1] = (int64_t)container(event, struct zc_ctx, window_event)->id;
+            break;
+        default: /* ZC_EV_IDLE */
+            out[1] = (int64_t)container(event, struct zc_sock, idle_event)->id;
+        }
+    }
+    return count;
+}
+
+zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
+                   size_t threshold)
+{
+    if (!core || window == 0)
+        return NULL;
+    struct zc_ctx *ctx = zc_alloc(core, sizeof(*ctx));
+    if (!ctx)
+        return NULL;
+    ctx->id = id;
+    ctx->next_generation = first_generation;
+    ctx->window = window;
+    ctx->threshold = threshold;
+    link_init(&ctx->window_event.link);
+    link_init(&ctx->gens);
+    link_append(&core->contexts, &ctx->link);
+    core->stats.contexts++;
+    return ctx;
+}
+
+/* Refused with EBUSY while a generation of it is not released, or its release was not told. */
+int zc_ctx_free(zc_core *core, zc_ctx *ctx)
+{
+    if (!core || !ctx)
+        return -EINVAL;
+    if (!link_alone(&ctx->gens) || ctx->untold)
+        return -EBUSY;
+    link_remove(&ctx->window_event.link);
+    link_remove(&ctx->link);
+    core->stats.contexts--;
+    zc_release(core, ctx);
+    return 0;
+}
+
+/* The open generation of a context, made when there is none; NULL when memory is out. */
+struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx)
+{
+    if (ctx->open)
+        return ctx->open;
+    struct zc_gen *gen = zc_alloc(core, sizeof(*gen));
+    if (!gen)
+        return NULL;
+    gen->ctx = ctx;
+    gen->number = ctx->next_generation++;
+    link_init(&gen->released_event.link);
+    link_init(&gen->sends);
+    link_append(&ctx->gens, &gen->link);
+    ctx->open = gen;
+    core->stats.generations_open++;
+    ctx->stats.generations_open++;
+    return gen;
+}
+
+/* Tells the release of a generation as soon as it is flushed and its last send is retired. */
+void zc_gen_check(struct zc_core *core, struct zc_gen *gen)
+{
+    if (!gen->flushed || !link_alone(&gen->sends))
+        return;
+    link_remove(&gen->link);
+    gen->ctx->untold++;
+    core->stats.generations_open--;
+    core->stats.generations_released++;
+    gen->ctx->stats.generations_open--;
+    gen->ctx->stats.generations_released++;
+    zc_tell(core, &gen->released_event, ZC_EV_RELEASED);
+}
+
+static void gen_flush(struct zc_core *core, struct zc_gen *gen)
+{
+    gen->flushed = true;
+    gen->ctx->open = NULL;
+    zc_gen_check(core, gen);
+}
+
+/* Flushes a generation that has taken its share of the window: references are dropped along the way. */
+void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
+{
+    struct zc_gen *gen = ctx->open;
+    if (gen && (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
+        gen_flush(core, gen);
+}
+
+/*
+ * Ends the open generation and returns its number.  With none open: an empty one is made and
+ * released at once if `even_empty`, otherwise ENODATA.
+ */
+int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty)
+{
+    if (!core || !ctx)
+        return -EINVAL;
+    if (!ctx->open && !even_empty)
+        return -ENODATA;
+    struct zc_gen *gen = zc_gen_open(core, ctx);
+    if (!gen)
+        return -ENOMEM;
+    int64_t number = (int64_t)gen->number;
+    gen_flush(core, gen);
+    return number;
+}
+
+/* The sockets that a cancelled or timed-out context has to do with, each once, on `work`. */
+static void collect_sockets(struct zc_ctx *ctx, struct link *work, bool cancel, bool only_mutable)
+{
+    link_init(work);
+    for (struct link *g = ctx->gens.next; g != &ctx->gens; g = g->next) {
+        struct link *sends = &container(g, struct zc_gen, link)->sends;
+        for (struct link *s = sends->next; s != sends; s = s->next) {
+            struct zc_send *send = container(s, struct zc_send, gen_link);
+            if (only_mutable && !(send->flags & ZC_SEND_MUTABLE))
+                continue;
+            if (cancel || send->sock->kind == ZC_DATAGRAM)
+                send->cancelled = true;
+            if (link_alone(&send->sock->work_link))
+                link_append(work, &send->sock->work_link);
+        }
+    }
+}
+
+/*
+ * Takes back what the kernel has not taken: queued sends are dropped, waiting requests are put up
+ * for cancellation.  A stream whose send was cut short is broken.  What is held stays held.
+ */
+int zc_ctx_cancel(zc_core *core, zc_ctx *ctx)
+{
+    if (!core || !ctx)
+        return -EINVAL;
+    struct link work;
+    /* Two passes: dealing with one socket may retire sends and release generations of any context. */
+    collect_sockets(ctx, &work, true, false);
+    while (!link_alone(&work)) {
+        struct zc_sock *sock = container(work.next, struct zc_sock, work_link);
+        link_remove(&sock->work_link);
+        zc_sock_sweep(core, sock);
+    }
+    return 0;
+}
+
+/*
+ * Breaks every stream that a send of this context still refers to, and asks for its reset.  Nothing
+ * makes a device give a datagram back early, so of those only what waits is cancelled.
+ */
+int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable)
+{
+    if (!core || !ctx || error <= 0)
+        return -EINVAL;
+    struct link work;
+    int sockets = 0;
+    collect_sockets(ctx, &work, false, only_mutable);
+    while (!link_alone(&work)) {
+        struct zc_sock *sock = container(work.next, struct zc_sock, work_link);
+        link_remove(&sock->work_link);
+        if (sock->kind == ZC_DATAGRAM)
+            zc_sock_sweep(core, sock);
+        else
+            zc_sock_break(core, sock, error, true);
+        sockets++;
+    }
+    return sockets;
+}
+
+/* How many sends of a context are not retired. */
+int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable)
+{
+    if (!ctx)
+        return -EINVAL;
+    int64_t count = 0;
+    for (struct link *g = ctx->gens.next; g != &ctx->gens; g = g->next) {
+        struct link *sends = &container(g, struct zc_gen, link)->sends;
+        for (struct link *s = sends->next; s != sends; s = s->next)
+            if (!only_mutable || (container(s, struct zc_send, gen_link)->flags & ZC_SEND_MUTABLE))
+                count++;
+    }
+    return count;
+}
+
+int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out)
+{
+    if (!ctx || !out)
+        return -EINVAL;
+    *out = ctx->stats;
+    out->unreleased_bytes = ctx->unreleased;
+    return 0;
+}

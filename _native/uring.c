@@ -1,0 +1,106 @@
+/*
+ * The io_uring driver: requests of the accounting become SQEs, CQEs become completions.
+ *
+ * One turn reaps what is there, submits what is ready in one enter, and goes on while that makes
+ * progress: a send that fits the socket's buffer completes inside the submission, and the next one
+ * of that socket can follow in the same turn.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#define REAP_BATCH 64u
+static uint32_t neutral_flags(const struct io_uring_cqe *cqe)
+{
+    uint32_t flags = 0;
+    if (cqe->flags & IORING_CQE_F_MORE)
+        flags |= ZC_MORE;
+    if (cqe->flags & IORING_CQE_F_NOTIF) {
+        flags |= ZC_NOTIF;
+        /* Bit 31 of a notification is the usage report, not the sign of an errno. */
+        if ((uint32_t)cqe->res & IORING_NOTIF_USAGE_ZC_COPIED)
+            flags |= ZC_COPIED;
+    }
+    return flags;
+}
+
+static void reap(struct zc_ring *ring)
+{
+    if (ring->own_fd >= 0) {
+        uint64_t count;
+        (void)!read(ring->own_fd, &count, sizeof(count));
+    }
+    struct io_uring_cqe *cqes[REAP_BATCH];
+    unsigned count;
+    do {
+        /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
+        count = io_uring_peek_batch_cqe(&ring->uring, cqes, REAP_BATCH);
+        for (unsigned i = 0; i < count; i++)
+            if (cqes[i]->user_data != NOBODY)
+                zc_complete(ring->core, cqes[i]->user_data, cqes[i]->res, neutral_flags(cqes[i]));
+        io_uring_cq_advance(&ring->uring, count);
+    } while (count == REAP_BATCH);
+}
+
+static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_req *req)
+{
+    /* MSG_WAITALL: the kernel goes on after a short send, which saves a round through user space. */
+    int flags = MSG_NOSIGNAL | (req->sock->kind == ZC_STREAM ? MSG_WAITALL : 0);
+    unsigned usage = ring->info.report_usage ? IORING_SEND_ZC_REPORT_USAGE : 0;
+    int fd = req->sock->fd;
+    if (req->buffers == 1 && req->zero_copy)
+        io_uring_prep_send_zc(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags, usage);
+    else if (req->buffers == 1)
+        io_uring_prep_send(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags);
+    else if (req->zero_copy) {
+        io_uring_prep_sendmsg_zc(sqe, fd, &req->msg, (unsigned)flags);
+        sqe->ioprio |= usage;
+    } else
+        io_uring_prep_sendmsg(sqe, fd, &req->msg, (unsigned)flags);
+    io_uring_sqe_set_data64(sqe, zc_request_user_data(ring->core, req));
+}
+
+static int enter(struct zc_ring *ring)
+{
+    if (io_uring_sq_ready(&ring->uring) == 0)
+        return 0;
+    ring->submits++;
+    return io_uring_submit(&ring->uring);
+}
+
+/* Returns how many SQEs went out, or -errno. */
+static int submit(struct zc_ring *ring)
+{
+    struct zc_core *core = ring->core;
+    uint64_t user_data;
+    int total = 0, taken;
+    for (;;) {
+        struct zc_req *req;
+        while (io_uring_sq_space_left(&ring->uring) && zc_next_cancel(core, &user_data) > 0) {
+            struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
+            io_uring_prep_cancel64(sqe, user_data, 0);
+            io_uring_sqe_set_data64(sqe, NOBODY);
+        }
+        while (io_uring_sq_space_left(&ring->uring) && (req = zc_build_request(core)))
+            prepare(ring, io_uring_get_sqe(&ring->uring), req);
+        taken = enter(ring);
+        if (taken <= 0)
+            break;
+        total += taken;
+        if (link_alone(&core->ready) && link_alone(&core->cancels))
+            break;
+    }
+    return taken < 0 ? taken : total;
+}
+
+static void close_uring(struct zc_ring *ring)
+{
+    io_uring_queue_exit(&ring->uring);
+}
+
+const struct zc_driver zc_uring_driver = {
+    .submit = submit,
+    .reap = reap,
+    .close = close_uring,
+};

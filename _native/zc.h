@@ -1,0 +1,139 @@
+/*
+ * The whole native surface that Python sees.
+ *
+ * Everything between the two cdef marks is read by build.py as the cffi declarations, so it holds
+ * plain declarations only.  Every function that can fail returns a negative errno.  None of them
+ * blocks, and none may be called from two threads at once on the same ring: the Python side guards.
+ */
+#ifndef ZC_H
+#define ZC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+
+/* Flags of one send. */
+#define ZC_SEND_MUTABLE 1   /* the caller can change this buffer: cancelling must wait for its release */
+
+/* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
+#define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
+#define ZC_SENT_KICK 2      /* first send queued since the last turn: somebody has to take one soon */
+#define ZC_SENT_SHIFT 2
+
+/* Kinds of a socket. */
+#define ZC_STREAM 0         /* bytes in order: one request in flight, neighbours gathered */
+#define ZC_DATAGRAM 1       /* one request a send, many in flight */
+
+/* What a completion says, in the driver-neutral form that zc_complete takes. */
+#define ZC_MORE 1           /* a notification of this request follows */
+#define ZC_NOTIF 2          /* this is the notification */
+#define ZC_COPIED 4         /* with ZC_NOTIF: the kernel copied the data */
+
+/* Events, four 64-bit integers each: kind, then a, b, c. */
+#define ZC_EVENT_FIELDS 4
+#define ZC_EV_RELEASED 1    /* a = context, b = generation */
+#define ZC_EV_FAILED 2      /* a = context, b = socket, c = errno: one send of that context failed */
+#define ZC_EV_WINDOW 3      /* a = context: a send that was refused with EAGAIN fits now */
+#define ZC_EV_IDLE 4        /* a = socket: nothing of it is queued, in flight or held */
+#define ZC_EV_AGAIN 5       /* something is ready that no completion will announce: take a turn soon */
+
+/* What carries the sends of a ring. */
+#define ZC_DRIVER_IO_URING 0
+#define ZC_DRIVER_MSG_ZEROCOPY 1
+#define ZC_DRIVER_COPY 2
+
+/* How a ring tells the event loop that completions wait. */
+#define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
+#define ZC_WAKE_EVENTFD 1   /* DEFER_TASKRUN, an eventfd is polled */
+
+struct zc_stats {
+    uint64_t sends, bytes_sent, zero_copied, copied, staged, failed;
+    uint64_t queued, in_flight, held;
+    uint64_t generations_open, generations_released;
+    uint64_t requests, completions, strays;
+    uint64_t contexts, sockets, allocations;
+};
+
+struct zc_ctx_stats {
+    uint64_t sends, bytes_sent, zero_copied, copied, staged, failed;
+    uint64_t unreleased_sends, unreleased_bytes;
+    uint64_t generations_open, generations_released;
+};
+
+/* What is to be handed to the kernel next; valid until the next call on the same core. */
+struct zc_request_view {
+    uint64_t user_data;
+    uint64_t socket;
+    uint64_t bytes;
+    uint32_t buffers, sends;
+    int zero_copy;
+};
+
+typedef struct zc_core zc_core;
+typedef struct zc_ctx zc_ctx;
+typedef struct zc_sock zc_sock;
+typedef struct zc_ring zc_ring;
+
+/* --- accounting: no system calls (txctx.c, sockq.c) --- */
+
+zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
+int zc_core_free(zc_core *core);
+void zc_core_stats(const zc_core *core, struct zc_stats *out);
+void zc_core_alloc_budget(zc_core *core, int64_t allocations);
+int zc_events(zc_core *core, int64_t *out, int max_events);
+
+zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
+                   size_t threshold);
+int zc_ctx_free(zc_core *core, zc_ctx *ctx);
+int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
+int zc_ctx_cancel(zc_core *core, zc_ctx *ctx);
+int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable);
+int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
+int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
+
+zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
+int zc_sock_free(zc_core *core, zc_sock *sock);
+int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
+int zc_sock_error(const zc_sock *sock);
+
+int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                uint32_t flags);
+int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                 const size_t *sizes, size_t count, uint32_t flags);
+int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
+                     const char *data, size_t size, uint32_t flags, int32_t *errors);
+
+int zc_next_request(zc_core *core, struct zc_request_view *out);
+int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, uint64_t *sizes,
+                      int max_buffers);
+int zc_next_cancel(zc_core *core, uint64_t *user_data);
+int zc_next_broken(zc_core *core, int *fd, int *reset);
+int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
+
+/* --- the ring (ring.c, setup.c, uring.c, epoll.c) --- */
+
+struct zc_ring_info {
+    uint32_t setup_flags, sq_entries, cq_entries;
+    int wake_fd, report_usage;
+    char failed_step[32];
+};
+
+struct zc_socket_info {
+    uint64_t inode;
+    int domain, type, protocol, connected;
+};
+
+int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
+int zc_ring_close(zc_ring *ring);
+zc_core *zc_ring_core(zc_ring *ring);
+int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events);
+uint64_t zc_ring_submits(const zc_ring *ring);
+
+int zc_socket_info(int fd, struct zc_socket_info *out);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy);
+int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+
+/* cdef end */
+
+#endif

@@ -1,0 +1,1 @@
+"""Programs that show zc_anyio at work; run them from the root of the source tree."""

@@ -1,0 +1,131 @@
+"""What the demonstration shows: bars while it runs, then what arrived and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from .sending import Measured
+from .sending import Progress as Report
+
+MIB = 1 << 20
+
+
+def differences(measured: Measured) -> list[str]:
+    """Return one sentence for each receiver that did not get exactly what was sent."""
+    found = []
+    for one in measured.received:
+        if one.error is not None:
+            found.append(
+                f"{measured.way}: connection {one.connection} broke after {one.size} bytes: "
+                f"{one.error}"
+            )
+        elif one.size != measured.size_each:
+            found.append(
+                f"{measured.way}: connection {one.connection} got {one.size} bytes of "
+                f"{measured.size_each}"
+            )
+        elif one.sha256 != measured.sha256:
+            found.append(
+                f"{measured.way}: connection {one.connection} got other bytes, with SHA-256 "
+                f"{one.sha256} instead of {measured.sha256}"
+            )
+    return found
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """Show progress bars, where there is a terminal to show them on."""
+    progress = Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        yield progress
+
+
+def bar(progress: Progress, way: str, size: int) -> Report:
+    """Add a bar; the result is called with the bytes that were sent so far."""
+    task = progress.add_task(way, total=size)
+    return lambda sent: progress.update(task, completed=sent)
+
+
+def print_report(console: Console, results: list[Measured]) -> bool:
+    """Print what arrived and the table; return whether every receiver got the right bytes."""
+    console.print()
+    all_match = True
+    for measured in results:
+        found = differences(measured)
+        all_match = all_match and not found
+        for sentence in found:
+            console.print(f"DIFFERS  {sentence}", style="bold red", highlight=False)
+        if not found:
+            count = measured.connections
+            receivers = "1 receiver" if count == 1 else f"{count} receivers"
+            console.print(
+                f"matches  {measured.way}: SHA-256 {measured.sha256} at {receivers}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    console.print()
+    console.print(_table(results))
+    _explain(console, results)
+    return all_match
+
+
+def _table(results: list[Measured]) -> Table:
+    # Made to fit into 80 columns.
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("way", no_wrap=True)
+    for column in (
+        "peers",
+        "MiB",
+        "seconds",
+        "CPU s",
+        "zero-\ncopied",
+        "copied",
+        "peak\nMiB",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for measured in results:
+        counters = measured.statistics
+        table.add_row(
+            measured.way,
+            str(measured.connections),
+            f"{measured.size / MIB:.1f}",
+            f"{measured.seconds:.2f}",
+            f"{measured.cpu_seconds:.2f}",
+            "-" if counters is None else str(counters.zero_copied),
+            "-" if counters is None else str(counters.copied),
+            "?" if measured.peak_memory is None else f"{measured.peak_memory / MIB:.1f}",
+        )
+    return table
+
+
+def _explain(console: Console, results: list[Measured]) -> None:
+    drivers = sorted({m.statistics.driver for m in results if m.statistics is not None})
+    for line in (
+        f"driver: {', '.join(drivers)}.  zero-copied, copied: sends, by the kernel's own report.",
+        "Over loopback the kernel always copies: a Linux machine cannot receive its own "
+        "zero-copy data without copying it.  Part of that falls to the receiving process.",
+        "CPU s: this process, user and system.  peak MiB: resident in this process; the file is "
+        "mapped, so the pages of it that were sent count.",
+    ):
+        console.print(line, highlight=False)

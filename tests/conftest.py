@@ -1,0 +1,60 @@
+"""Backends, drivers, and the watch that nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.needs import missing, why_not
+from tests.support.netns import Rig, rig
+from tests.support.watch import Watch
+
+DRIVERS = ["io_uring"]
+# The copy driver is done with a buffer as soon as the socket has taken it, so it never holds one.
+HOLDING_DRIVERS = [name for name in DRIVERS if name != "copy"]
+
+BACKENDS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param
+
+
+def usable(name: str) -> str:
+    if (reason := why_not(name)) is not None:
+        missing(f"the driver {name} cannot run: {reason}")
+    return name
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Every driver."""
+    return usable(request.param)
+
+
+@pytest.fixture(params=HOLDING_DRIVERS)
+def holding_driver(request: pytest.FixtureRequest) -> str:
+    """Every driver that lets the kernel read a buffer after it has taken it."""
+    return usable(request.param)
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """After each test: no ring open, nothing under way, no descriptor left."""
+    watching = Watch(monkeypatch)
+    yield watching
+    watching.check()
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Rig]:
+    """Two network namespaces with a slow link from one to the other."""
+    with rig() as made:
+        yield made

@@ -1,0 +1,140 @@
+"""The facts that the model of the native accounting keeps, and the limits it shares with the C."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+
+STREAM, DATAGRAM = 0, 1
+MORE, NOTIF, COPIED = 1, 2, 4
+RELEASED, FAILED, WINDOW, IDLE = 1, 2, 3, 4
+TURN, KICK, SENT_SHIFT = 1, 2, 2
+
+GATHER_BYTES, GATHER_BUFFERS = 1 << 20, 128
+TURN_BYTES, TURN_SENDS = 256 << 10, 256
+DATAGRAMS_IN_FLIGHT = 64
+ROLL_SHARE, ROLL_SENDS = 4, 4096
+DENIED_REQUESTS = 64
+
+RETRIED = {errno.EAGAIN, errno.EINTR, errno.ECANCELED}
+FALLS_BACK = {errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP}
+
+Piece = tuple[int, int]  # offset and size in the memory that the sends are cut from
+Event = tuple[int, int, int, int]
+
+
+def cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:
+    """The part of `pieces` from byte `start` to byte `stop`, without empty pieces."""
+    out, position = [], 0
+    for offset, size in pieces:
+        low, high = max(start - position, 0), min(stop - position, size)
+        if low < high:
+            out.append((offset + low, high - low))
+        position += size
+    return out
+
+
+@dataclass(eq=False)
+class Send:
+    gen: Gen
+    sock: Sock
+    pieces: list[Piece]
+    weight: int
+    mutable: bool
+    done: int = 0
+    error: int = 0
+    owed: bool = True  # the queue still has to send bytes of it
+    flying: bool = False  # in a request without a result
+    requests: int = 0  # that cover it and have not ended
+    copied: bool = False
+    force_copy: bool = False
+    cancelled: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.pieces)
+
+    @property
+    def retired(self) -> bool:
+        return not self.owed and not self.requests
+
+
+@dataclass(eq=False)
+class Gen:
+    ctx: Ctx
+    number: int
+    flushed: bool = False
+    bytes: int = 0
+    told: bool = False
+    sends: list[Send] = field(default_factory=list)
+
+    @property
+    def released(self) -> bool:
+        return self.flushed and all(send.retired for send in self.sends)
+
+
+@dataclass(eq=False)
+class Ctx:
+    id: int
+    next_generation: int
+    window: int
+    threshold: int
+    wanted: int = 0
+    gens: list[Gen] = field(default_factory=list)
+    totals: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def open(self) -> Gen | None:
+        return self.gens[-1] if self.gens and not self.gens[-1].flushed else None
+
+    @property
+    def unreleased(self) -> list[Send]:
+        return [send for gen in self.gens for send in gen.sends if not send.retired]
+
+    @property
+    def unreleased_bytes(self) -> int:
+        return sum(send.weight for send in self.unreleased)
+
+
+@dataclass(eq=False)
+class Sock:
+    id: int
+    kind: int
+    can_zero_copy: bool
+    error: int = 0
+    reset: bool = False
+    accepted: list[Send] = field(default_factory=list)  # in the order of the calls
+    queue: list[Send] = field(default_factory=list)
+    requests: list[Req] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> list[Req]:
+        return [req for req in self.requests if not req.result_seen]
+
+    @property
+    def idle(self) -> bool:
+        return all(send.retired for send in self.accepted)
+
+    @property
+    def ready(self) -> bool:
+        most = 1 if self.kind == STREAM else DATAGRAMS_IN_FLIGHT
+        return bool(self.queue) and not self.error and len(self.in_flight) < most
+
+
+@dataclass(eq=False)
+class Req:
+    sock: Sock
+    sends: list[Send]
+    pieces: list[Piece]
+    zero_copy: bool
+    user_data: int = 0
+    touched: int = 0  # so many of its sends had bytes taken by it
+    result_seen: bool = False
+    notif_seen: bool = False
+    expects_notif: bool = False
+    copied: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.pieces)

@@ -1,0 +1,404 @@
+"""The native accounting against the model, driven by injected completions.
+
+A longer run: ZC_TEST_EXAMPLES=20000 ZC_TEST_STEPS=120 pytest tests/native (then not derandomized).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sys
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.native.model import Model
+from tests.native.model_state import (
+    COPIED,
+    DATAGRAM,
+    MORE,
+    NOTIF,
+    STREAM,
+    Ctx,
+    Piece,
+    Req,
+    Sock,
+    cut,
+)
+from zc_anyio._zc import ffi, lib
+
+CONTENT = random.Random(1).randbytes(1 << 20)
+MEMORY = ffi.new("char[]", CONTENT)
+FATAL = [errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE, errno.EBADF]
+DENIED = [errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP]
+AGAIN = [errno.EAGAIN, errno.EINTR, errno.ECANCELED]
+mostly = st.sampled_from([True, True, True, False])
+pick = st.integers(0, 1 << 16)
+sizes = st.integers(1, 300) | st.sampled_from(
+    [1, 2, 50, 199, 200, 201, 0, 4096, 65535, 65536, 100_000, 300_000, 1_000_000]
+)
+vectors = st.lists(st.integers(0, 40), min_size=1, max_size=6) | st.builds(
+    lambda size, count: [size] * count, st.integers(1, 3), st.integers(100, 300)
+)
+# A share of what was asked for, in thousandths, or a negative errno; most errors end a socket, so
+# they are rarer here than what goes on.
+results = st.sampled_from([1000] * 6 + [1, 100, 333, 500, 900, 999]) | st.sampled_from(
+    [-error for error in AGAIN * 4 + DENIED * 2 + FATAL] + [0]
+)
+
+
+class Accounting(RuleBasedStateMachine):
+    @initialize(
+        first_sequence=st.sampled_from([0, 2**32 - 2, 2**32 - 1]),
+        max_requests=st.sampled_from([1, 2, 4, 200]),
+    )
+    def start(self, first_sequence: int, max_requests: int) -> None:
+        self.core = lib.zc_core_new(first_sequence, max_requests)
+        self.model = Model(max_requests)
+        self.ctxs: dict[Ctx, Any] = {}
+        self.socks: dict[Sock, Any] = {}
+        self.ids = 1 << 40
+        self.used: set[int] = set()  # user_data that was ever given out
+        self.vectors: dict[Req, bytes] = {}
+        self.taken: dict[Sock, list[bytes]] = {}
+        self.asked: list[Req] = []  # cancellations that the driver was asked for
+        self.new_context(0, 1 << 24, 0)
+        self.new_socket(STREAM, True)
+
+    def next_id(self) -> int:
+        self.ids += 1
+        return self.ids
+
+    def ctx(self, n: int) -> Ctx:
+        return self.model.contexts[n % len(self.model.contexts)]
+
+    def sock(self, n: int) -> Sock:
+        return self.model.sockets[n % len(self.model.sockets)]
+
+    # --- contexts and sockets
+
+    @precondition(lambda self: len(self.model.contexts) < 4)
+    @rule(
+        first=st.sampled_from([0, 2**32 - 1, 2**60]),
+        window=st.sampled_from([1, 200, 2000, 1 << 20, 1 << 24, 1 << 24]),
+        threshold=st.sampled_from([0, 0, 100, 1 << 30]),
+    )
+    def new_context(self, first: int, window: int, threshold: int) -> None:
+        ctx = Ctx(self.next_id(), first, window, threshold)
+        self.ctxs[ctx] = lib.zc_ctx_new(self.core, ctx.id, first, window, threshold)
+        self.model.contexts.append(ctx)
+
+    @precondition(lambda self: len(self.model.sockets) < 5)
+    @rule(
+        kind=st.sampled_from([STREAM, STREAM, DATAGRAM]),
+        zero_copy=st.sampled_from([True, True, False]),
+    )
+    def new_socket(self, kind: int, zero_copy: bool) -> None:
+        sock = Sock(self.next_id(), kind, zero_copy)
+        # Its descriptor is only handed through; here it is made of the id, so as to be recognized.
+        self.socks[sock] = lib.zc_sock_new(self.core, sock.id, sock.id & 0xFFFF, kind, zero_copy)
+        self.model.sockets.append(sock)
+        self.taken[sock] = []
+
+    @precondition(lambda self: len(self.model.contexts) > 1)
+    @rule(n=pick)
+    def free_context(self, n: int) -> None:
+        ctx = self.ctx(n)
+        expected = self.model.free_ctx(ctx)
+        assert lib.zc_ctx_free(self.core, self.ctxs[ctx]) == expected
+        if not expected:
+            del self.ctxs[ctx]
+
+    @precondition(lambda self: len(self.model.sockets) > 1)
+    @rule(n=pick)
+    def free_socket(self, n: int) -> None:
+        sock = self.sock(n)
+        expected = self.model.free_sock(sock)
+        assert lib.zc_sock_free(self.core, self.socks[sock]) == expected
+        if not expected:
+            self.check_bytes(sock)
+            del self.socks[sock], self.taken[sock]
+
+    @rule(n=pick, error=st.sampled_from([errno.EPIPE, errno.ECONNRESET]), often=pick)
+    def fail_socket(self, n: int, error: int, often: int) -> None:
+        if often % 4 == 0:  # a broken socket takes part in nothing: keep most of them whole
+            sock = self.sock(n)
+            self.model.break_sock(sock, error)
+            assert lib.zc_sock_fail(self.core, self.socks[sock], error) == 0
+
+    @rule(n=pick)
+    def cancel_context(self, n: int) -> None:
+        ctx = self.ctx(n)
+        self.model.cancel(ctx)
+        assert lib.zc_ctx_cancel(self.core, self.ctxs[ctx]) == 0
+
+    @rule(n=pick, only_mutable=st.booleans(), often=pick)
+    def reset_context(self, n: int, only_mutable: bool, often: int) -> None:
+        if often % 4 == 0:
+            ctx = self.ctx(n)
+            expected = self.model.reset(ctx, errno.ETIMEDOUT, only_mutable)
+            args = (self.core, self.ctxs[ctx], errno.ETIMEDOUT, only_mutable)
+            assert lib.zc_ctx_reset(*args) == expected
+
+    # --- sends; an allocation budget of 0 to 3 makes some of them fail half-way
+
+    budgets = st.sampled_from([-1] * 12 + [0, 1, 2, 3])
+
+    def set_budget(self, budget: int) -> None:
+        self.model.budget = budget
+        lib.zc_core_alloc_budget(self.core, budget)
+
+    def send_pieces(self, ctx: Ctx, sock: Sock, pieces: list[Piece], mutable: bool) -> None:
+        expected = self.model.send(ctx, sock, pieces, mutable)
+        common = (self.core, self.ctxs[ctx], self.socks[sock])
+        if len(pieces) == 1:
+            sent = lib.zc_send(*common, MEMORY + pieces[0][0], pieces[0][1], mutable)
+        else:
+            data = [MEMORY + offset for offset, _ in pieces]
+            lengths = [size for _, size in pieces]
+            sent = lib.zc_sendv(*common, data, lengths, len(pieces), mutable)
+        self.set_budget(-1)
+        assert sent == expected
+
+    @rule(c=pick, s=pick, offset=pick, size=sizes, mutable=st.booleans(), budget=budgets)
+    def send(self, c: int, s: int, offset: int, size: int, mutable: bool, budget: int) -> None:
+        self.set_budget(budget)
+        piece = (offset % (len(CONTENT) - size), size)
+        self.send_pieces(self.ctx(c), self.sock(s), [piece], mutable)
+
+    @rule(c=pick, s=pick, offset=pick, lengths=vectors, mutable=st.booleans(), budget=budgets)
+    def sendv(
+        self, c: int, s: int, offset: int, lengths: list[int], mutable: bool, budget: int
+    ) -> None:
+        self.set_budget(budget)
+        pieces = [(offset + 100 * i, size) for i, size in enumerate(lengths)]
+        self.send_pieces(self.ctx(c), self.sock(s), pieces, mutable)
+
+    @rule(
+        c=pick,
+        chosen=st.lists(pick, min_size=1, max_size=5),
+        offset=pick,
+        size=sizes.filter(bool),
+        mutable=st.booleans(),
+        budget=budgets,
+    )
+    def broadcast(
+        self, c: int, chosen: list[int], offset: int, size: int, mutable: bool, budget: int
+    ) -> None:
+        self.set_budget(budget)
+        ctx, socks = self.ctx(c), [self.sock(n) for n in chosen]
+        offset %= len(CONTENT) - size
+        expected, expected_errors = self.model.broadcast(ctx, socks, (offset, size), mutable)
+        handles, errors = [self.socks[sock] for sock in socks], ffi.new("int32_t[]", len(socks))
+        args = (handles, len(socks), MEMORY + offset, size, mutable, errors)
+        assert lib.zc_broadcast(self.core, self.ctxs[ctx], *args) == expected
+        self.set_budget(-1)
+        if expected_errors:
+            assert list(errors) == expected_errors
+
+    @rule(n=pick, even_empty=st.booleans(), budget=budgets)
+    def flush(self, n: int, even_empty: bool, budget: int) -> None:
+        self.set_budget(budget)
+        ctx = self.ctx(n)
+        expected = self.model.flush(ctx, even_empty)
+        assert lib.zc_ctx_flush(self.core, self.ctxs[ctx], even_empty) == expected
+        self.set_budget(-1)
+
+    # --- the driver's side
+
+    def next_request(self) -> bool:
+        view = ffi.new("struct zc_request_view *")
+        if not lib.zc_next_request(self.core, view):
+            assert not self.model.may_build()
+            self.model.nothing_built()
+            return False
+        assert len(self.model.requests) < self.model.max_requests
+        (sock,) = [sock for sock in self.model.sockets if sock.id == view.socket]
+        req = self.model.build(sock)
+        got = (view.bytes, view.buffers, view.sends, bool(view.zero_copy))
+        assert got == (req.bytes, len(req.pieces), len(req.sends), req.zero_copy)
+        assert view.user_data not in self.used
+        self.used.add(view.user_data)
+        req.user_data = view.user_data
+        expected = b"".join(CONTENT[offset : offset + size] for offset, size in req.pieces)
+        self.vectors[req] = self.request_bytes(req)
+        assert self.vectors[req] == expected
+        return True
+
+    def request_bytes(self, req: Req) -> bytes:
+        count = len(req.pieces)
+        addresses, lengths = ffi.new("uint64_t[]", count), ffi.new("uint64_t[]", count)
+        args = (self.core, req.user_data, addresses, lengths, count)
+        assert lib.zc_request_vector(*args) == count
+        assert list(lengths) == [size for _, size in req.pieces]
+        base = int(ffi.cast("uintptr_t", MEMORY))
+        starts = [address - base for address in addresses]
+        return b"".join(CONTENT[a : a + n] for a, n in zip(starts, lengths, strict=True))
+
+    @rule(count=st.integers(1, 8), starved=st.integers(0, 7))
+    def submit(self, count: int, starved: int) -> None:
+        if starved == 0:
+            view = ffi.new("struct zc_request_view *")
+            lib.zc_core_alloc_budget(self.core, 0)
+            assert lib.zc_next_request(self.core, view) == 0
+            lib.zc_core_alloc_budget(self.core, -1)
+            self.model.nothing_built()
+        while count and self.next_request():
+            count -= 1
+
+    def complete(self, req: Req, result: int, flags: int) -> None:
+        if not flags & NOTIF and result > 0 and not req.result_seen:
+            self.taken[req.sock].append(self.vectors[req][:result])
+        expected = self.model.complete(req, result, flags)
+        assert lib.zc_complete(self.core, req.user_data, result, flags) == expected
+
+    def answer(self, req: Req, result: int, more: bool) -> None:
+        if result > 0:
+            whole = req.sock.kind == DATAGRAM
+            result = req.bytes if whole else max(1, req.bytes * result // 1000)
+        # Only a zero-copy request has a notification, and not each of those.
+        self.complete(req, result, MORE if more and req.zero_copy else 0)
+
+    @precondition(lambda self: any(not req.result_seen for req in self.model.requests))
+    @rule(n=pick, answers=st.lists(results, min_size=1, max_size=4), more=mostly)
+    def result(self, n: int, answers: list[int], more: bool) -> None:
+        waiting = [req for req in self.model.requests if not req.result_seen]
+        for result in answers[: len(waiting)]:
+            self.answer(waiting.pop(n % len(waiting)), result, more)
+
+    @precondition(lambda self: any(req.result_seen for req in self.model.requests))
+    @rule(n=pick, copied=st.booleans())
+    def notification(self, n: int, copied: bool) -> None:
+        waiting = [req for req in self.model.requests if req.result_seen]
+        self.complete(waiting[n % len(waiting)], 0, NOTIF | (COPIED if copied else 0))
+
+    @precondition(lambda self: any(r.zero_copy and not r.result_seen for r in self.model.requests))
+    @rule(n=pick, copied=st.booleans(), often=pick)
+    def early_notification(self, n: int, copied: bool, often: int) -> None:
+        """A linked request tells its notification before its result, or twice if asked again."""
+        waiting = [req for req in self.model.requests if req.zero_copy and not req.result_seen]
+        if often % 4 == 0:
+            self.complete(waiting[n % len(waiting)], 0, NOTIF | (COPIED if copied else 0))
+
+    @rule(n=pick, result=st.sampled_from([-errno.ECANCELED, -errno.ECANCELED, 300, 1000]))
+    def cancellations(self, n: int, result: int) -> None:
+        user_data = ffi.new("uint64_t *")
+        while lib.zc_next_cancel(self.core, user_data):
+            due = [req for req in self.model.cancels if req.user_data == user_data[0]]
+            assert len(due) == 1, "a cancellation that nobody wants"
+            self.model.cancels.remove(due[0])
+            self.asked.append(due[0])
+        assert not self.model.cancels
+        self.asked = [req for req in self.asked if not req.result_seen]
+        if self.asked:
+            self.answer(self.asked[n % len(self.asked)], result, True)
+
+    @rule()
+    def broken_sockets(self) -> None:
+        fd, reset = ffi.new("int *"), ffi.new("int *")
+        seen = set()
+        while lib.zc_next_broken(self.core, fd, reset):
+            (sock,) = [sock for sock in self.model.sockets if sock.id & 0xFFFF == fd[0]]
+            assert sock.error
+            assert bool(reset[0]) == sock.reset
+            seen.add(sock)
+        assert seen == self.model.broken
+        self.model.broken.clear()
+
+    @rule(n=pick, sequence=st.integers(0, 2**32 - 1), flags=st.sampled_from([0, MORE, NOTIF]))
+    def stray(self, n: int, sequence: int, flags: int) -> None:
+        """A completion that nobody waits for: an old one, a doubled one, an invented one."""
+        late = {req.user_data: req for req in self.model.requests}
+        known = [*sorted(self.used), sequence << 32 | n, 2**64 - 1]
+        user_data = known[n % len(known)]
+        req = late.get(user_data)
+        if req and not (req.notif_seen if flags & NOTIF else req.result_seen):
+            return
+        expected = self.model.complete(req, 0, flags)
+        assert lib.zc_complete(self.core, user_data, 0, flags) == expected
+
+    @rule(most=st.integers(0, 5))
+    def events(self, most: int) -> None:
+        self.take_events(most)
+
+    def take_events(self, most: int) -> int:
+        out = ffi.new("int64_t[]", 4 * 5)
+        count: int = lib.zc_events(self.core, out, most)
+        assert count == min(most, self.model.untold())
+        for i in range(0, 4 * count, 4):
+            self.model.told((out[i], out[i + 1], out[i + 2], out[i + 3]))
+        return count
+
+    # --- what holds at all times
+
+    @invariant()
+    def same_statistics(self) -> None:
+        stats = ffi.new("struct zc_stats *")
+        lib.zc_core_stats(self.core, stats)
+        expected = self.model.stats()
+        assert {key: getattr(stats, key) for key in expected} == expected
+        ctx_stats = ffi.new("struct zc_ctx_stats *")
+        for ctx, handle in self.ctxs.items():
+            assert lib.zc_ctx_get_stats(handle, ctx_stats) == 0
+            expected = self.model.ctx_stats(ctx)
+            assert {key: getattr(ctx_stats, key) for key in expected} == expected
+            mutable = sum(send.mutable for send in ctx.unreleased)
+            assert lib.zc_ctx_unreleased(handle, 1) == mutable
+        for sock, handle in self.socks.items():
+            assert lib.zc_sock_error(handle) == sock.error
+
+    def check_bytes(self, sock: Sock) -> None:
+        """What was taken is the sends in the order of the calls, each as far as it got."""
+        if sock.kind == STREAM:
+            done = [p for send in sock.accepted for p in cut(send.pieces, 0, send.done)]
+            assert b"".join(self.taken[sock]) == b"".join(CONTENT[o : o + n] for o, n in done)
+
+    def finish(self) -> None:
+        for n in range(len(self.model.contexts)):
+            self.flush(n, False, -1)
+        while self.next_request() or self.model.requests:
+            for req in list(self.model.requests):
+                if not req.result_seen:
+                    self.answer(req, 1000, True)
+            for req in reversed(self.model.requests[:]):
+                self.complete(req, 0, NOTIF)
+        while self.take_events(5):
+            pass
+        assert self.model.untold() == 0
+        self.same_statistics()
+        for ctx, handle in self.ctxs.items():
+            assert not ctx.gens
+            assert lib.zc_ctx_free(self.core, handle) == 0
+        for sock, handle in self.socks.items():
+            self.check_bytes(sock)
+            assert lib.zc_sock_free(self.core, handle) == 0
+        stats = ffi.new("struct zc_stats *")
+        lib.zc_core_stats(self.core, stats)
+        assert (stats.allocations, stats.contexts, stats.sockets) == (0, 0, 0)
+        assert (stats.queued, stats.in_flight, stats.held) == (0, 0, 0)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        # After a failed step that is the failure to report; what is left is freed as it is.
+        if sys.exc_info()[0] is None:
+            self.finish()
+        assert lib.zc_core_free(self.core) == 0
+
+
+examples = os.environ.get("ZC_TEST_EXAMPLES")
+# Longer than other tests may take: a failure is reduced to its shortest sequence first.
+TestAccounting = pytest.mark.timeout(600)(Accounting.TestCase)
+TestAccounting.settings = settings(
+    max_examples=int(examples or 800),
+    stateful_step_count=int(os.environ.get("ZC_TEST_STEPS", "60")),
+    derandomize=examples is None,
+    database=None,
+    report_multiple_bugs=False,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,26 @@
+"""Zero-copy network sends over io_uring, with the lifetime of a buffer as a scope, for anyio."""
+
+from ._buffers import Buffer, Data
+from ._capabilities import Capabilities
+from ._contexts import Generation
+from ._errors import DriverUnavailable
+from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
+from ._groups import SendGroup, send_group
+from ._ring import Ring, current_ring, open_ring
+
+__all__ = [
+    "Buffer",
+    "Capabilities",
+    "Data",
+    "DriverUnavailable",
+    "Generation",
+    "GroupStatistics",
+    "Notification",
+    "Ring",
+    "RingStatistics",
+    "SendFailure",
+    "SendGroup",
+    "current_ring",
+    "open_ring",
+    "send_group",
+]

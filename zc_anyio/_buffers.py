@@ -1,0 +1,41 @@
+"""Checking and pinning what is to be sent.
+
+A buffer that is queued is read by the kernel until its generation is released.  It is kept alive by
+a reference, and where the object allows it, export-locked: a ``bytearray`` that is pinned cannot be
+resized, because the pin is an export of the buffer protocol.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    from typing_extensions import Buffer
+
+from ._lib import SEND_MUTABLE, from_buffer
+
+__all__ = ["Buffer", "Data", "pin"]
+
+Data: TypeAlias = Buffer | Sequence[Buffer]
+
+
+def pin(data: Buffer) -> tuple[Any, int, int]:
+    """Pin one buffer that is not ``bytes`` (those need nothing but a reference).
+
+    :return: the pin, which is both what the native part takes and the reference to keep; its size
+        in bytes; the flags of a send of it.
+    :raises TypeError: ``str``, or anything else without the buffer protocol.
+    :raises BufferError: the buffer is not C-contiguous.
+    """
+    with memoryview(data) as view:
+        if not view.c_contiguous:
+            raise BufferError("the buffer is not C-contiguous, so it cannot be sent as it lies")
+        size = view.nbytes
+        # bytes cannot change, and so neither can a view of them; a read-only view of anything else
+        # says nothing about its owner.
+        flags = 0 if isinstance(view.obj, bytes) else SEND_MUTABLE
+    return from_buffer("char[]", data), size, flags

@@ -1,0 +1,189 @@
+"""Tx contexts: generations, the references that they hold, and their notifications."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio import Event
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from ._events import Notification
+from ._lib import NativeRing
+from ._reaper import Reaper
+
+__all__ = ["Context", "Generation"]
+
+
+class Generation:
+    """Sends whose buffers are released together.
+
+    :ivar tag: the tag of its context.
+    :ivar number: counted from 0 in its context.
+    """
+
+    __slots__ = ("_context", "number", "tag")
+
+    def __init__(self, context: Context, number: int) -> None:
+        self._context = context
+        self.tag = context.tag
+        self.number = number
+
+    def __repr__(self) -> str:
+        state = "released" if self.is_released else "flushed"
+        return f"<Generation {self.number} of {self.tag:#x}, {state}>"
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the kernel has given back every buffer of it."""
+        return self._context.is_released(self.number)
+
+    async def wait_released(self) -> None:
+        """Wait until the kernel reads no buffer of this generation any more.
+
+        Cancelling the wait changes nothing else: the buffers stay the kernel's.
+        """
+        await anyio.lowlevel.checkpoint()
+        await self._context.wait_released(self.number)
+
+
+class Context:
+    """One tx context of a ring: it numbers its generations, and keeps what they hold alive.
+
+    :param window: bytes that may be unreleased before a send is refused.
+    :param threshold: bytes from which a send is zero-copied.
+    :param on_failed: called with the number of a socket and an errno for each send that failed.
+    """
+
+    def __init__(
+        self,
+        native: NativeRing,
+        reaper: Reaper,
+        *,
+        tag: int,
+        window: int,
+        threshold: int,
+        on_failed: Callable[[int, int], None],
+    ) -> None:
+        self.tag = tag
+        self.on_failed = on_failed
+        self._native = native
+        self._reaper = reaper
+        self.ident = reaper.add(self)
+        self.handle: Any = native.new_context(self.ident, window, threshold)
+        # What each generation keeps alive, from its first send until its release.
+        self.references: dict[int, list[object]] = {}
+        self.window_opened: Event | None = None
+        self._told = 0
+        self._released_early: set[int] = set()
+        self._waiting: dict[int, Event] = {}
+        self._orphaned = False
+        self._channel: MemoryObjectSendStream[Notification] | None = None
+        self._receiver: MemoryObjectReceiveStream[Notification] | None = None
+
+    # --- told by the reaper ---
+
+    def on_released(self, generation: int) -> None:
+        """Drop the references of a generation, and tell everybody who waits for it."""
+        self.references.pop(generation, None)
+        if (event := self._waiting.pop(generation, None)) is not None:
+            event.set()
+        self._released_early.add(generation)
+        while self._told in self._released_early:
+            self._released_early.remove(self._told)
+            if self._channel is not None:
+                with suppress(anyio.BrokenResourceError):
+                    self._channel.send_nowait(Notification(self.tag, self._told))
+            self._told += 1
+        if self._orphaned:
+            self._free_if_released()
+
+    def on_window(self) -> None:
+        """A send that was refused fits now."""
+        if self.window_opened is not None:
+            self.window_opened.set()
+            self.window_opened = None
+
+    def on_ring_stopped(self) -> None:
+        """No event will come any more: wake whoever waits for one."""
+        self.on_window()
+        for event in self._waiting.values():
+            event.set()
+
+    # --- generations ---
+
+    def flush(self, *, even_empty: bool) -> Generation | None:
+        """End the open generation; see :meth:`NativeRing.flush`."""
+        number = self._native.flush(self.handle, even_empty=even_empty)
+        return None if number is None else Generation(self, number)
+
+    def is_released(self, number: int) -> bool:
+        """Whether a generation that was begun is released."""
+        return number < self._told or number in self._released_early
+
+    async def wait_released(self, number: int) -> None:
+        """Wait for the release of one generation."""
+        while not self.is_released(number):
+            self._check_ring()
+            await self._waiting.setdefault(number, Event()).wait()
+
+    async def wait_all_released(self) -> None:
+        """Wait for the release of every generation begun so far, the last of which is flushed."""
+        unreleased = self._native.context_statistics(self.handle).generations_open
+        for number in range(self._told, self._told + len(self._released_early) + unreleased):
+            await self.wait_released(number)
+
+    async def wait_retired(self, *, only_mutable: bool) -> None:
+        """Wait until no send is left: of any kind, or with a buffer that the caller can change."""
+        while self._native.unreleased(self.handle, only_mutable=only_mutable):
+            self._check_ring()
+            await self._reaper.wait_turn()
+
+    def _check_ring(self) -> None:
+        if self._reaper.stopped is not None:
+            raise RuntimeError("the ring has stopped") from self._reaper.stopped
+
+    # --- notifications ---
+
+    @property
+    def notifications(self) -> MemoryObjectReceiveStream[Notification]:
+        """The channel of notifications, in the order of the generations, from now on."""
+        if self._receiver is None:
+            # Unbounded, since the reaper must not wait; generations in it are a few words each.
+            self._channel, self._receiver = anyio.create_memory_object_stream[Notification](
+                math.inf
+            )
+        return self._receiver
+
+    # --- the end ---
+
+    def reset(self, error: int, *, only_mutable: bool = False) -> None:
+        """Reset every connection that still holds a send of this context."""
+        self._native.reset(self.handle, error, only_mutable=only_mutable)
+
+    def disown(self) -> None:
+        """The ring is closed, and the native context gone with it."""
+        self.handle = self._native.no_handle
+        self.on_ring_stopped()
+
+    def close(self) -> None:
+        """Let go of the context; the ring keeps it until its last generation is released."""
+        if self.handle == self._native.no_handle:
+            return
+        self._orphaned = True
+        if self.window_opened is not None:
+            self.window_opened.set()
+        self._free_if_released()
+
+    def _free_if_released(self) -> None:
+        statistics = self._native.context_statistics(self.handle)
+        if statistics.generations_open or statistics.generations_released != self._told:
+            return
+        self._native.free_context(self.handle)
+        self._reaper.remove(self.ident)
+        if self._channel is not None:
+            self._channel.close()

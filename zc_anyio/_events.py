@@ -1,0 +1,84 @@
+"""What is reported: frozen, so that a report cannot change after it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GroupStatistics", "Notification", "RingStatistics", "SendFailure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A generation was released: the kernel reads none of its buffers any more.
+
+    :ivar tag: the tag of the context.
+    :ivar generation: the number of the generation, counted from 0 in each context.
+    """
+
+    tag: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailure:
+    """A socket on which a send of a group failed.
+
+    :ivar stream: the object that was given to ``send`` or ``broadcast``.
+    :ivar error: why; its ``errno`` is the kernel's.
+    """
+
+    stream: object
+    error: OSError
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatistics:
+    """Counters of a ring since it was opened.
+
+    ``zero_copied`` and ``copied`` count sends, by the kernel's own report: a send is copied if any
+    part of it was.  ``queued`` (not submitted yet), ``in_flight`` (submitted, result not seen) and
+    ``held`` (result seen, notification not) count sends and are 0 when the ring is idle.
+
+    :ivar driver: what carries the sends.
+    :ivar staged: sends whose bytes were first written into the ring's own memory.
+    :ivar failed: sends that ended in an error or were cancelled.
+    :ivar generations_open: generations not yet released.
+    :ivar submits: times the kernel was entered to submit.
+    :ivar completions: completions of sends that came back, results and notifications.
+    """
+
+    driver: str
+    sends: int
+    bytes_sent: int
+    zero_copied: int
+    copied: int
+    staged: int
+    failed: int
+    queued: int
+    in_flight: int
+    held: int
+    generations_open: int
+    generations_released: int
+    requests: int
+    submits: int
+    completions: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatistics:
+    """Counters of a send group; the names mean what they mean in :class:`RingStatistics`.
+
+    :ivar unreleased_sends: sends whose buffers the kernel, or the queue, still has.
+    :ivar unreleased_bytes: their size, each broadcast counted about once: what the window bounds.
+    """
+
+    sends: int
+    bytes_sent: int
+    zero_copied: int
+    copied: int
+    staged: int
+    failed: int
+    unreleased_sends: int
+    unreleased_bytes: int
+    generations_open: int
+    generations_released: int

@@ -1,0 +1,242 @@
+"""The typed face of the native part; the only module that imports the extension.
+
+Negative errnos become exceptions here and nowhere else, except for the answers that are part of a
+send's ordinary life (``EAGAIN``: the window is full; ``EPIPE``: the socket is broken), which the
+callers of :func:`queue` and :func:`broadcast` handle.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ._errors import DriverUnavailable, os_error
+
+if sys.platform == "linux":
+    from ._zc import ffi, lib
+else:  # pragma: no cover - importing must work everywhere, opening a ring says why it cannot
+    ffi = lib = None
+
+__all__ = [
+    "AGAIN",
+    "FAILED",
+    "IDLE",
+    "RELEASED",
+    "SEND_MUTABLE",
+    "SENT_KICK",
+    "SENT_SHIFT",
+    "SENT_TURN",
+    "WINDOW",
+    "NativeRing",
+    "SocketInfo",
+    "broadcast",
+    "from_buffer",
+    "queue",
+    "queue_vector",
+    "socket_info",
+]
+
+
+
+def _constant(name: str) -> int:
+    return 0 if lib is None else getattr(lib, name)
+
+
+# Read once: attributes of `lib` are slow to look up.
+RELEASED: Final = _constant("ZC_EV_RELEASED")
+FAILED: Final = _constant("ZC_EV_FAILED")
+WINDOW: Final = _constant("ZC_EV_WINDOW")
+IDLE: Final = _constant("ZC_EV_IDLE")
+AGAIN: Final = _constant("ZC_EV_AGAIN")
+SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
+SENT_TURN: Final = _constant("ZC_SENT_TURN")
+SENT_KICK: Final = _constant("ZC_SENT_KICK")
+SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
+queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
+from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
+
+EVENTS_A_TURN = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SocketInfo:
+    """What the kernel says of a descriptor."""
+
+    inode: int
+    domain: int
+    type: int
+    protocol: int
+    connected: bool
+
+
+def check(result: int, note: str = "") -> int:
+    """Return a result that is not negative; raise the ``OSError`` of one that is."""
+    if result < 0:
+        raise os_error(-result, note)
+    return result
+
+
+def socket_info(fd: int) -> SocketInfo:
+    """Return what kind of socket a descriptor is; raise ``OSError`` if it is none."""
+    info = ffi.new("struct zc_socket_info *")
+    check(lib.zc_socket_info(fd, info))
+    return SocketInfo(info.inode, info.domain, info.type, info.protocol, bool(info.connected))
+
+
+def queue_vector(
+    core: Any, context: Any, socket: Any, pinned: Sequence[Any], sizes: Sequence[int], flags: int
+) -> int:
+    """Queue several buffers as one send; the result is that of ``zc_send``."""
+    # cffi takes bytes for `const char *` only as a direct argument, so these become pointers here.
+    pointers = [from_buffer("char[]", part) for part in pinned]
+    result: int = lib.zc_sendv(core, context, socket, pointers, sizes, len(sizes), flags)
+    return result
+
+
+def broadcast(
+    core: Any, context: Any, sockets: Sequence[Any], pinned: Any, size: int, flags: int
+) -> tuple[int, list[int]]:
+    """Queue one buffer on many sockets; return the result and one errno (or 0) a socket."""
+    errors = ffi.new("int32_t[]", len(sockets))
+    result: int = lib.zc_broadcast(
+        core, context, sockets, len(sockets), pinned, size, flags, errors
+    )
+    return result, ffi.unpack(errors, len(sockets))
+
+
+class NativeRing:
+    """A native ring, its contexts and its sockets, by handles that mean nothing outside.
+
+    :param driver: ``"io_uring"``, ``"msg_zerocopy"`` or ``"copy"``.
+    :param entries: size of the submission queue; the completion queue is twice as large.
+    :param event_fd: let the kernel signal an eventfd (``DEFER_TASKRUN``) instead of polling the
+        ring's descriptor (``COOP_TASKRUN``).
+    :raises DriverUnavailable: when the kernel refuses; the message names the step and the reason.
+    """
+
+    def __init__(self, *, driver: str, entries: int, event_fd: bool = False) -> None:
+        if lib is None:
+            raise DriverUnavailable(f"zc_anyio sends on Linux only, and this is {sys.platform}")
+        out = ffi.new("zc_ring **")
+        info = ffi.new("struct zc_ring_info *")
+        wake = lib.ZC_WAKE_EVENTFD if event_fd else lib.ZC_WAKE_RING_FD
+        number = getattr(lib, f"ZC_DRIVER_{driver.upper()}")
+        result = lib.zc_ring_open(number, entries, wake, out, info)
+        if result == -errno.EINVAL and not ffi.string(info.failed_step):
+            raise ValueError(f"entries must be between 1 and 32768, not {entries}")
+        if result < 0:
+            step = ffi.string(info.failed_step).decode()
+            raise DriverUnavailable(_why(step, -result)) from os_error(-result, step)
+        self.driver = driver
+        self._ring: Any = out[0]
+        self.core: Any = lib.zc_ring_core(self._ring)
+        self.wake_fd: int = info.wake_fd
+        self.setup_flags: int = info.setup_flags
+        self.reports_usage = bool(info.report_usage)
+        self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
+        self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
+        self._stats: Any = ffi.new("struct zc_stats *")
+
+    def turn(self) -> tuple[int, list[int]]:
+        """Reap and submit; return how many events there are, and four integers for each.
+
+        The native part keeps what did not fit for the next call, so a full answer (see
+        :data:`EVENTS_A_TURN`) asks for another.
+        """
+        count = check(lib.zc_ring_turn(self._ring, self._events, EVENTS_A_TURN), "io_uring_enter")
+        return count, self._event_view[: count * 4].tolist()
+
+    def statistics(self) -> Any:
+        """Return ``struct zc_stats``, overwritten by the next call."""
+        lib.zc_core_stats(self.core, self._stats)
+        return self._stats
+
+    @property
+    def submits(self) -> int:
+        """How often the kernel was entered to submit."""
+        result: int = lib.zc_ring_submits(self._ring)
+        return result
+
+    def new_context(self, ident: int, window: int, threshold: int) -> Any:
+        """Return the handle of a new context."""
+        handle = lib.zc_ctx_new(self.core, ident, 0, window, threshold)
+        if handle == ffi.NULL:
+            raise MemoryError
+        return handle
+
+    @property
+    def no_handle(self) -> Any:
+        """A handle that the native part refuses."""
+        return ffi.NULL
+
+    def free_context(self, handle: Any) -> None:
+        """Free a context all of whose generations are released, and told."""
+        check(lib.zc_ctx_free(self.core, handle))
+
+    def flush(self, handle: Any, *, even_empty: bool) -> int | None:
+        """End the open generation and return its number; ``None`` if there was none to end."""
+        result: int = lib.zc_ctx_flush(self.core, handle, even_empty)
+        return None if result == -errno.ENODATA else check(result)
+
+    def cancel(self, handle: Any) -> None:
+        """Take back what the kernel has not taken of a context's sends."""
+        check(lib.zc_ctx_cancel(self.core, handle))
+
+    def reset(self, handle: Any, error: int, *, only_mutable: bool = False) -> None:
+        """Reset every connection that still holds a send of a context."""
+        check(lib.zc_ctx_reset(self.core, handle, error, only_mutable))
+
+    def unreleased(self, handle: Any, *, only_mutable: bool = False) -> int:
+        """Return how many sends of a context are not retired."""
+        return check(lib.zc_ctx_unreleased(handle, only_mutable))
+
+    def context_statistics(self, handle: Any) -> Any:
+        """Return ``struct zc_ctx_stats`` of a context."""
+        out = ffi.new("struct zc_ctx_stats *")
+        check(lib.zc_ctx_get_stats(handle, out))
+        return out
+
+    def attach(self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool) -> Any:
+        """Duplicate a descriptor into the ring and return the handle of its queue."""
+        kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
+        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy)
+        if handle == ffi.NULL:
+            raise os_error(ffi.errno)
+        return handle
+
+    def detach(self, handle: Any) -> None:
+        """Close the duplicate of an idle socket."""
+        check(lib.zc_ring_detach(self._ring, handle))
+
+    def socket_error(self, handle: Any) -> int:
+        """Return the errno that broke a socket, or 0."""
+        result: int = lib.zc_sock_error(handle)
+        return result
+
+    def close(self) -> bool:
+        """Close the ring; return whether every send had been retired."""
+        result: int = lib.zc_ring_close(self._ring)
+        self._ring = self.core = ffi.NULL
+        if result != -errno.ENOTEMPTY:
+            check(result)
+        return result == 0
+
+
+def _why(step: str, number: int) -> str:
+    if step == "SO_ZEROCOPY":
+        return f"this kernel has no MSG_ZEROCOPY (Linux 4.14 is needed): {os_error(number)}"
+    if step == "probe":
+        return "this kernel's io_uring has no zero-copy send (Linux 6.1 is needed)"
+    if number == errno.ENOSYS:
+        return "this kernel has no io_uring"
+    if number == errno.EPERM:
+        return (
+            "io_uring is forbidden to this process: by a seccomp filter, as in most containers, "
+            "or by the sysctl kernel.io_uring_disabled"
+        )
+    if number == errno.ENOMEM:
+        return f"not enough memory for a ring ({step}); see RLIMIT_MEMLOCK on kernels before 5.12"
+    return f"{step} failed: {os_error(number)}"

@@ -1,0 +1,147 @@
+"""The reaper: the one task of a ring that waits for completions, and what it does with them.
+
+A turn (reap, submit, dispatch) is one synchronous step that never waits for a consumer, so it is
+safe to take anywhere in the ring's thread.  Three callers take turns: the reaper when the ring's
+descriptor becomes readable, the submitter at the end of an event-loop turn in which something was
+queued, and a send that has gathered enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+from anyio import CancelScope, Event
+
+from ._lib import AGAIN, EVENTS_A_TURN, FAILED, IDLE, RELEASED, WINDOW, NativeRing
+
+__all__ = ["ContextSink", "Reaper", "SocketSink"]
+
+# The kernel was short of memory for a submission: how long until it is asked again.
+RETRY_SECONDS = 0.001
+
+
+class ContextSink(Protocol):
+    """What a context is told."""
+
+    @property
+    def on_failed(self) -> Callable[[int, int], None]: ...
+    def on_released(self, generation: int, /) -> None: ...
+    def on_ring_stopped(self) -> None: ...
+    def reset(self, error: int, /) -> None: ...
+    def disown(self) -> None: ...
+    @property
+    def references(self) -> dict[int, list[object]]: ...
+    def on_window(self) -> None: ...
+
+
+class SocketSink(Protocol):
+    """What the table of sockets is told."""
+
+    def on_socket_failed(self, socket: int, error: int, /) -> None: ...
+    def on_socket_idle(self, socket: int, /) -> None: ...
+
+
+class Reaper:
+    """Takes turns of one native ring and tells contexts and sockets what happened."""
+
+    def __init__(self, native: NativeRing, sockets: SocketSink) -> None:
+        self._native = native
+        self._sockets = sockets
+        self._contexts: dict[int, ContextSink] = {}
+        self._next_context = 0
+        self._wake = Event()
+        self._scopes: list[CancelScope] = []
+        self._turned = Event()
+        self.stopped: BaseException | None = None
+
+    def add(self, context: ContextSink) -> int:
+        """Give a context the number under which events name it; never given twice."""
+        self._next_context += 1
+        self._contexts[self._next_context] = context
+        return self._next_context
+
+    @property
+    def contexts(self) -> list[ContextSink]:
+        """The contexts that are not freed."""
+        return list(self._contexts.values())
+
+    def remove(self, ident: int) -> None:
+        """Forget a context that was freed."""
+        del self._contexts[ident]
+
+    def turn(self) -> None:
+        """Reap, submit and dispatch until nothing is left to tell."""
+        contexts = self._contexts
+        count = EVENTS_A_TURN
+        while count >= EVENTS_A_TURN - 1:
+            count, events = self._native.turn()
+            # Dispatching may drop the last reference to a buffer, and so run anything, even
+            # another turn: `events` is a copy.
+            for at in range(0, count * 4, 4):
+                kind, a, b, c = events[at : at + 4]
+                if kind == RELEASED:
+                    contexts[a].on_released(b)
+                elif kind == IDLE:
+                    self._sockets.on_socket_idle(a)
+                elif kind == WINDOW:
+                    contexts[a].on_window()
+                elif kind == FAILED:
+                    contexts[a].on_failed(b, c)
+                    self._sockets.on_socket_failed(b, c)
+                elif kind == AGAIN:
+                    self.submit_soon()
+        self._turned.set()
+
+    def submit_soon(self) -> None:
+        """Have a turn taken when the event loop comes round."""
+        self._wake.set()
+
+    async def wait_turn(self) -> None:
+        """Wait until another turn was taken."""
+        if self._turned.is_set():
+            self._turned = Event()
+        await self._turned.wait()
+
+    async def run(self) -> None:
+        """Take a turn whenever the kernel has completions, until :meth:`stop`.
+
+        Shielded: sends are waited for while everything around them is being cancelled.
+        """
+        with CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            try:
+                while True:
+                    await anyio.wait_readable(self._native.wake_fd)
+                    self.turn()
+            except Exception as exc:
+                self._fail(exc)
+                raise
+
+    async def run_submitter(self) -> None:
+        """Take a turn once in each turn of the event loop in which something was queued."""
+        with CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            try:
+                while True:
+                    await self._wake.wait()
+                    self._wake = Event()
+                    self.turn()
+                    if self._wake.is_set():
+                        await anyio.sleep(RETRY_SECONDS)
+            except Exception as exc:
+                self._fail(exc)
+                raise
+
+    def stop(self) -> None:
+        """Stop both tasks."""
+        for scope in self._scopes:
+            scope.cancel()
+
+    def _fail(self, exc: BaseException) -> None:
+        """Wake everybody who waits for a ring that will never answer again."""
+        self.stopped = exc
+        self._turned.set()
+        for context in self.contexts:
+            context.on_ring_stopped()

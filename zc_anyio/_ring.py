@@ -1,0 +1,265 @@
+"""A ring and its lifetime: opening, the ambient ring, guards, draining."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, TypeAlias
+
+import anyio
+import anyio.lowlevel
+
+from . import _capabilities
+from ._capabilities import Capabilities
+from ._contexts import Context
+from ._errors import DriverUnavailable
+from ._events import RingStatistics
+from ._lib import NativeRing
+from ._reaper import Reaper
+from ._sockets import SocketTable
+
+__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring"]
+
+Driver: TypeAlias = Literal["auto", "io_uring", "msg_zerocopy", "copy"]
+ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
+
+# The best first.
+DRIVERS = ("io_uring", "msg_zerocopy", "copy")
+DEFAULT_ENTRIES = 1024
+# Below about this size the kernel copies faster than it pins, see docs/design.md.
+DEFAULT_THRESHOLD = 16 << 10
+# What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
+RESET_SECONDS = 1.0
+NEVER = sys.maxsize
+
+_ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
+_open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
+# Buffers that the kernel still read when their ring was closed: freed memory would go out changed.
+_never_released: list[object] = []
+
+
+class Ring:
+    """A driver with its reaper task; made by :func:`open_ring`.
+
+    It belongs to the thread and the event loop that opened it.
+    """
+
+    def __init__(
+        self,
+        native: NativeRing,
+        *,
+        unavailable: dict[str, str],
+        zero_copy: ZeroCopy,
+        threshold: int,
+    ) -> None:
+        self.capabilities: Capabilities = _capabilities.of_ring(native, unavailable)
+        self._native = native
+        self._zero_copy: ZeroCopy = zero_copy
+        self._threshold = threshold
+        self._sockets = SocketTable(native, lambda: self._reaper.submit_soon())
+        self._reaper = Reaper(native, self._sockets)
+        self._thread = threading.get_ident()
+        self._loop = anyio.lowlevel.current_token()
+        self._process = os.getpid()
+        self._closed = False
+        self._final: RingStatistics | None = None
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.capabilities.driver}{', closed' if self._closed else ''}>"
+
+    def statistics(self) -> RingStatistics:
+        """Return the counters; after the end of the ring, those that it ended with."""
+        if self._final is not None:
+            return self._final
+        self.check()
+        counters: Any = self._native.statistics()
+        return RingStatistics(
+            driver=self.capabilities.driver,
+            sends=counters.sends,
+            bytes_sent=counters.bytes_sent,
+            zero_copied=counters.zero_copied,
+            copied=counters.copied,
+            staged=counters.staged,
+            failed=counters.failed,
+            queued=counters.queued,
+            in_flight=counters.in_flight,
+            held=counters.held,
+            generations_open=counters.generations_open,
+            generations_released=counters.generations_released,
+            requests=counters.requests,
+            submits=self._native.submits,
+            completions=counters.completions,
+        )
+
+    def check(self) -> None:
+        """Raise ``RuntimeError`` unless this is the ring's thread and process, and it is open."""
+        if self._thread == threading.get_ident() and not self._closed:
+            return
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "the ring belongs to the process that this one was forked from; open another here"
+            )
+        if self._closed:
+            raise RuntimeError("the ring is closed")
+        raise RuntimeError("the ring belongs to another thread; open one in each that sends")
+
+    def check_loop(self) -> None:
+        """Raise ``RuntimeError`` unless :meth:`check` passes and this is the ring's event loop."""
+        self.check()
+        if anyio.lowlevel.current_token() != self._loop:
+            raise RuntimeError("the ring belongs to another event loop")
+
+    def new_context(self, *, tag: int, window: int, zero_copy: ZeroCopy | None, **sink: Any) -> Context:
+        """Make a tx context; ``zero_copy=None`` is the ring's own policy."""
+        policy = zero_copy or self._zero_copy
+        threshold = {"auto": self._threshold, "always": 0, "never": NEVER}[policy]
+        return Context(
+            self._native, self._reaper, tag=tag, window=window, threshold=threshold, **sink
+        )
+
+    def _busy(self) -> bool:
+        counters: Any = self._native.statistics()
+        return bool(counters.queued or counters.in_flight or counters.held)
+
+    async def _drain(self, seconds: float) -> None:
+        """Wait until nothing is under way; after ``seconds`` reset what still holds buffers."""
+        self._reaper.turn()
+        with anyio.move_on_after(seconds, shield=True):
+            while self._busy() and self._reaper.stopped is None:
+                await self._reaper.wait_turn()
+        if not self._busy():
+            return
+        for context in self._reaper.contexts:
+            context.reset(errno.ECONNABORTED)
+        self._reaper.turn()
+        with anyio.move_on_after(RESET_SECONDS, shield=True):
+            while self._busy() and self._reaper.stopped is None:
+                await self._reaper.wait_turn()
+
+    def _close(self) -> None:
+        if self._process != os.getpid():
+            return
+        self._final = self.statistics()
+        self._closed = True
+        _open_rings.discard(self)
+        contexts = self._reaper.contexts
+        all_released = self._native.close()
+        for context in contexts:
+            context.disown()
+        if not all_released:
+            _never_released.extend(context.references for context in contexts)
+            warnings.warn(
+                "a ring was closed while the kernel still read buffers; they stay in memory "
+                "for as long as the process runs",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+
+def current_ring() -> Ring | None:
+    """Return the ambient ring: that of the innermost :func:`open_ring` around this task."""
+    return _ambient.get()
+
+
+@asynccontextmanager
+async def open_ring(
+    *,
+    driver: Driver = "auto",
+    zero_copy: ZeroCopy = "auto",
+    threshold: int = DEFAULT_THRESHOLD,
+    entries: int = DEFAULT_ENTRIES,
+    drain_timeout: float = 5.0,
+) -> AsyncGenerator[Ring, None]:
+    """Open a ring for the length of a scope; it is the ambient ring of the tasks started inside.
+
+    :param driver: what carries the sends: ``"io_uring"``; ``"msg_zerocopy"``, zero-copying with
+        the socket's error queue; ``"copy"``, plain sends. ``"auto"`` is the first of these that
+        runs here, and ``ring.capabilities.unavailable`` says why the ones before it do not.
+    :param zero_copy: ``"auto"`` zero-copies sends from ``threshold`` on, ``"always"`` every send
+        that the socket can, ``"never"`` none.
+    :param threshold: bytes.
+    :param entries: requests that one submission can carry, 1 to 32768 (the kernel may take fewer).
+    :param drain_timeout: seconds that the end of the scope waits for what is under way, cancelled
+        or not.  What is still held then is reset, so that its buffers come back.
+    :raises DriverUnavailable: the driver cannot run here, with the reason.
+    :raises ValueError: an argument is out of its range.
+    """
+    if driver != "auto" and driver not in DRIVERS:
+        raise ValueError(f"unknown driver {driver!r}")
+    if zero_copy not in ("auto", "always", "never"):
+        raise ValueError(f'zero_copy must be "auto", "always" or "never", not {zero_copy!r}')
+    if threshold < 0 or drain_timeout < 0:
+        raise ValueError("threshold and drain_timeout must not be negative")
+    native, unavailable = _open_native(driver, entries)
+    ring = Ring(native, unavailable=unavailable, zero_copy=zero_copy, threshold=threshold)
+    _guard(ring)
+    raised: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
+        tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
+        token = _ambient.set(ring)
+        try:
+            yield ring
+        except BaseException as exc:
+            # Kept from the task group, which would wrap it into an exception group.
+            raised = exc
+        finally:
+            _ambient.reset(token)
+            if ring._process == os.getpid():
+                await ring._drain(drain_timeout)
+            ring._reaper.stop()
+            ring._close()
+    if raised is not None:
+        raise raised
+
+
+def _open_native(driver: Driver, entries: int) -> tuple[NativeRing, dict[str, str]]:
+    """Open the driver that was asked for, or the best that runs, and say why none before it does."""
+    if driver != "auto":
+        return NativeRing(driver=driver, entries=entries), {}
+    unavailable: dict[str, str] = {}
+    for candidate in DRIVERS:
+        try:
+            return NativeRing(driver=candidate, entries=entries), unavailable
+        except DriverUnavailable as exc:
+            unavailable[candidate] = str(exc)
+    reasons = "; ".join(f"{name}: {why}" for name, why in unavailable.items())
+    raise DriverUnavailable(f"no driver runs here: {reasons}")
+
+
+# --- guards ---
+
+_guarded = False
+
+
+def _guard(ring: Ring) -> None:
+    global _guarded
+    _open_rings.add(ring)
+    if _guarded:
+        return
+    _guarded = True
+    os.register_at_fork(after_in_child=_disown)
+    sys.addaudithook(_refuse_exec)
+
+
+def _disown() -> None:
+    """In a forked child: no thread is the owner of the parent's rings."""
+    for ring in _open_rings:
+        ring._thread = 0
+
+
+def _refuse_exec(event: str, arguments: tuple[Any, ...]) -> None:
+    """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
+    if event == "os.exec":
+        for ring in _open_rings:
+            if ring._process == os.getpid() and ring._busy():
+                raise RuntimeError(
+                    "os.exec* with zero-copy sends under way would hang: leave the send groups first"
+                )

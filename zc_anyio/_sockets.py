@@ -1,0 +1,163 @@
+"""The sockets of a ring: which stream means which socket, and how long the ring keeps it.
+
+A socket is attached by a duplicate of its descriptor, from the first send until nothing of it is
+queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
+closed and reused.  It is given up when idle because it keeps the connection open: without that, a
+program that closes its stream would never make the peer see the end of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream
+
+from ._errors import os_error
+from ._lib import NativeRing, socket_info
+
+__all__ = ["AttachedSocket", "SocketTable"]
+
+IPPROTO_MPTCP = 262
+# Sockets that a send has broken are remembered by inode number, which the kernel hands out in
+# turn from 32 bits; so many of the latest.
+BROKEN_REMEMBERED = 4096
+
+
+class AttachedSocket:
+    """A socket while the ring keeps a duplicate of it."""
+
+    __slots__ = ("datagram", "handle", "inode", "streams")
+
+    def __init__(self, inode: int, handle: Any, *, datagram: bool) -> None:
+        self.datagram = datagram
+        self.inode = inode
+        self.handle = handle
+        self.streams: list[object] = []
+
+
+class SocketTable:
+    """Finds, attaches and detaches the sockets of one ring."""
+
+    def __init__(self, native: NativeRing, turn_soon: Callable[[], None]) -> None:
+        self._native = native
+        self._turn_soon = turn_soon
+        self._next = 0
+        # A stream's own idea of its descriptor, and what it was when the stream was attached.
+        self._by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        self._by_inode: dict[int, AttachedSocket] = {}
+        self._by_ident: dict[int, AttachedSocket] = {}
+        self._broken: dict[int, OSError] = {}
+
+    def attach(self, stream: Any) -> AttachedSocket:
+        """Return the attached socket of a stream, attaching it if it is not.
+
+        :raises TypeError: the object is not a socket, or a stream of one.
+        :raises anyio.ClosedResourceError: the stream is closed.
+        :raises anyio.BrokenResourceError: an earlier send broke the socket, or it was reset.
+        :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
+            left for the duplicate.
+        """
+        known = self._by_stream.get(stream)
+        if known is not None:
+            attached, fileno, fd = known
+            if fileno() != fd:
+                raise anyio.ClosedResourceError
+            return attached
+        return self._attach(stream)
+
+    def _attach(self, stream: Any) -> AttachedSocket:
+        fileno = _descriptor_of(stream)
+        fd = fileno()
+        if fd < 0:
+            raise anyio.ClosedResourceError
+        info = socket_info(fd)
+        if info.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise TypeError(f"only stream and datagram sockets can be sent to, not {stream!r}")
+        if (broken := self._broken.get(info.inode)) is not None:
+            raise anyio.BrokenResourceError from broken
+        if not info.connected:
+            if info.type == socket.SOCK_DGRAM:
+                raise os_error(errno.EDESTADDRREQ, "the UDP socket has no peer, connect it first")
+            raise anyio.BrokenResourceError from os_error(errno.ENOTCONN)
+        attached = self._by_inode.get(info.inode)
+        if attached is None:
+            self._next += 1
+            datagram = info.type == socket.SOCK_DGRAM
+            handle = self._native.attach(
+                fd,
+                self._next,
+                datagram=datagram,
+                # The kernel would answer EOPNOTSUPP for these.
+                can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
+                and info.protocol != IPPROTO_MPTCP,
+            )
+            attached = AttachedSocket(info.inode, handle, datagram=datagram)
+            self._by_inode[info.inode] = self._by_ident[self._next] = attached
+            # If the send is refused after all, that turn tells that the socket is idle.
+            self._turn_soon()
+        attached.streams.append(stream)
+        self._by_stream[stream] = attached, fileno, fd
+        return attached
+
+    def broken(self, attached: AttachedSocket) -> anyio.BrokenResourceError:
+        """Return the exception for a send to a socket that is broken."""
+        number = self._native.socket_error(attached.handle)
+        error = anyio.BrokenResourceError()
+        error.__cause__ = self._broken.get(attached.inode) or os_error(number)
+        return error
+
+    def name(self, ident: int) -> object:
+        """Return the stream by which a socket was attached."""
+        return self._by_ident[ident].streams[0]
+
+    def on_socket_failed(self, ident: int, error: int) -> None:
+        """A send failed: a stream is broken by that, a datagram socket is not."""
+        attached = self._by_ident[ident]
+        if self._native.socket_error(attached.handle):
+            while len(self._broken) >= BROKEN_REMEMBERED:
+                del self._broken[next(iter(self._broken))]
+            self._broken.setdefault(attached.inode, os_error(error))
+
+    def on_socket_idle(self, ident: int) -> None:
+        """Nothing refers to the socket any more."""
+        attached = self._by_ident.pop(ident)
+        del self._by_inode[attached.inode]
+        for stream in attached.streams:
+            del self._by_stream[stream]
+        self._native.detach(attached.handle)
+
+
+def _descriptor_of(stream: Any) -> Callable[[], int]:
+    """Return a function that gives a stream's descriptor, or -1 once it is closed."""
+    plain = _plain_socket(stream)
+    # The bytes of an SSLSocket must be encrypted first, and these would not be.
+    if plain is not None and type(plain).__module__ != "ssl":
+        fileno: Callable[[], int] = plain.fileno
+        return fileno
+    if isinstance(stream, SocketStream | ConnectedUDPSocket):
+        raw: Any = stream.extra(SocketAttribute.raw_socket)
+        # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
+        # goes on giving the number for ever, so the transport is asked first.
+        closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
+        return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
+    raise TypeError(
+        "stream must be an anyio SocketStream or ConnectedUDPSocket, a trio SocketStream or "
+        f"socket, or a socket.socket, not {type(stream).__name__}"
+    )
+
+
+def _plain_socket(stream: Any) -> Any:
+    if isinstance(stream, socket.socket):
+        return stream
+    # Only a program that has imported trio can hand over one of its objects.
+    trio: Any = sys.modules.get("trio")
+    if trio is not None and isinstance(stream, trio.SocketStream):
+        return stream.socket
+    if trio is not None and isinstance(stream, trio.socket.SocketType):
+        return stream
+    return None
