@@ -63,10 +63,25 @@ struct event {
 /* A generation is flushed by itself at this share of the window, or at so many sends. */
 #define ROLL_SHARE 4u
 #define ROLL_SENDS 4096u
+/* One run of staged sends fills one slab; a socket has this many at most. */
+#define STAGE_SLAB ((size_t)64 << 10)
+#define STAGE_SHARE 16u
+/* A socket whose zero-copy requests are copied so often in a row is sent to by copying... */
+#define COPIED_IN_A_ROW 4u
+/* ...for so many requests, and twice as many each time that another probe is copied, up to a limit. */
+#define COPY_REQUESTS 32u
+#define COPY_REQUESTS_MOST 4096u
 /* After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again. */
 #define DENIED_REQUESTS 64u
 
+struct zc_stage {
+    char *memory; /* NULL: nothing is staged */
+    bool *taken;
+    size_t slabs, next;
+};
+
 struct zc_core {
+    struct zc_stage stage;
     struct link events;  /* struct event */
     struct link ready;   /* struct zc_sock: something to submit */
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
@@ -87,6 +102,7 @@ struct zc_ctx {
     struct link link; /* core->contexts */
     struct event window_event;
     uint64_t id, next_generation;
+    int policy;
     size_t window, threshold;
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
@@ -115,12 +131,17 @@ enum send_state { SEND_QUEUED, SEND_IN_FLIGHT, SEND_HELD };
  */
 struct zc_send {
     struct link gen_link, sock_link;
-    struct event failed_event;
-    struct zc_gen *gen;
+    struct event failed_event, result_event;
+    struct zc_gen *gen; /* NULL once the send is settled */
     struct zc_sock *sock;
     enum send_state state;
     uint32_t refs, flags;
+    uint32_t count; /* sends of the program that this is: a staged run is many */
     size_t size, done, weight;
+    uint64_t ctx_id, ticket; /* for the result event */
+    char *slab;              /* of a staged run */
+    struct sockaddr_storage *to; /* of a datagram with an address */
+    socklen_t to_size;
     int error;
     bool queue_ref, copied, force_copy, cancelled, retired;
     uint32_t buffers;
@@ -154,6 +175,8 @@ struct zc_sock {
     uint64_t id;
     int fd, kind, error;
     uint32_t in_flight; /* requests without a result */
+    uint32_t slabs;     /* of staging memory */
+    uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
@@ -170,7 +193,20 @@ struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx);
 void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx);
 void zc_gen_check(struct zc_core *core, struct zc_gen *gen);
 
+void zc_gen_flush(struct zc_core *core, struct zc_gen *gen);
+
+/* stage.c */
+int64_t zc_stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                      const char *data, size_t size);
+void zc_stage_give_back(struct zc_core *core, struct zc_send *run);
+
 /* sockq.c */
+struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                            size_t buffers);
+void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
+void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
+int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
+void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
 struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
@@ -181,6 +217,7 @@ void zc_send_fail(struct zc_core *core, struct zc_send *send, int error);
 void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
+void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
 
 /* requests.c */
 struct zc_req *zc_build_request(struct zc_core *core);

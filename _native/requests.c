@@ -18,8 +18,12 @@
 
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
-    return send->size >= send->gen->ctx->threshold && send->sock->can_zero_copy &&
-           !send->force_copy && !core->zero_copy_denied;
+    const struct zc_ctx *ctx = send->gen->ctx;
+    if (!send->sock->can_zero_copy || send->force_copy || core->zero_copy_denied ||
+        ctx->policy == ZC_POLICY_NEVER)
+        return false;
+    return ctx->policy == ZC_POLICY_ALWAYS ||
+           (send->size >= ctx->threshold && !send->sock->copy_left);
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
@@ -66,11 +70,21 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
             skip -= iov->iov_len;
             continue;
         }
-        if (req->buffers == max_buffers || req->bytes == REQUEST_MAX_BYTES)
+        if (req->bytes == REQUEST_MAX_BYTES)
             return false;
         size_t size = iov->iov_len - skip;
         if (size > REQUEST_MAX_BYTES - req->bytes)
             size = REQUEST_MAX_BYTES - req->bytes;
+        struct iovec *last = req->buffers ? &req->iov[req->buffers - 1] : NULL;
+        if (send->slab && last &&
+            (char *)last->iov_base + last->iov_len == (char *)iov->iov_base + skip) {
+            /* Runs whose slabs touch go out as one piece. */
+            last->iov_len += size;
+            req->bytes += size;
+            return size == iov->iov_len - skip;
+        }
+        if (req->buffers == max_buffers)
+            return false;
         if (size || send->size == 0) {
             req->iov[req->buffers].iov_base = (char *)iov->iov_base + skip;
             req->iov[req->buffers++].iov_len = size;
@@ -109,7 +123,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
     if (buffers > GATHER_BUFFERS && sock->kind == ZC_STREAM)
         buffers = GATHER_BUFFERS;
 
-    struct zc_req *req = zc_alloc(core, sizeof(*req) + buffers * (sizeof(struct iovec) + sizeof(struct zc_send *)));
+    size_t each = sizeof(struct iovec) + sizeof(struct zc_send *);
+    struct zc_req *req = zc_alloc(core, sizeof(*req) + buffers * each);
     if (!req)
         return NULL;
     if (take_slot(core, req) < 0) {
@@ -124,7 +139,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
         if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
-                           req->buffers == buffers || wants_zero_copy(core, send) != zero_copy))
+                           req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
         whole = gather(req, send, buffers);
         send->refs++;
@@ -133,9 +148,15 @@ struct zc_req *zc_build_request(struct zc_core *core)
     }
     req->msg.msg_iov = req->iov;
     req->msg.msg_iovlen = req->buffers;
+    if (req->covered[0]->to) {
+        req->msg.msg_name = req->covered[0]->to;
+        req->msg.msg_namelen = req->covered[0]->to_size;
+    }
     core->stats.requests++;
     if (core->zero_copy_denied)
         core->zero_copy_denied--;
+    if (sock->copy_left && !zero_copy)
+        sock->copy_left--;
     sock->in_flight++;
     if (sock->kind == ZC_DATAGRAM)
         sock->head = send;
@@ -216,6 +237,26 @@ static void request_ends(struct zc_core *core, struct zc_req *req)
         zc_send_unref(core, req->covered[i]);
     }
     zc_release(core, req);
+}
+
+/*
+ * A peer on this machine, or a device that cannot gather, makes the kernel copy every time, which
+ * costs more than copying at once.  After some in a row the socket is sent to by copying for a
+ * while, and then probed again.
+ */
+static void learn(struct zc_sock *sock, bool copied)
+{
+    if (!copied) {
+        sock->copied_in_a_row = sock->copy_next = 0;
+        return;
+    }
+    if (sock->copy_left || ++sock->copied_in_a_row < COPIED_IN_A_ROW)
+        return;
+    sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
+    sock->copy_next = sock->copy_next ? sock->copy_next * 2 : COPY_REQUESTS;
+    if (sock->copy_next > COPY_REQUESTS_MOST)
+        sock->copy_next = COPY_REQUESTS_MOST;
+    sock->copy_left = sock->copy_next;
 }
 
 static bool is_retry(int error)
@@ -321,6 +362,9 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
     if (flags & ZC_NOTIF) {
         req->notif_seen = true;
         req->copied = flags & ZC_COPIED;
+        /* Of a request that failed the report means nothing. */
+        if (req->touched)
+            learn(req->sock, req->copied);
         if (req->result_seen)
             request_ends(core, req);
         return 0;

@@ -1,11 +1,13 @@
 /*
  * What all drivers have in common: the life of a ring, a turn, and the sockets that it keeps.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -75,9 +77,13 @@ int zc_ring_close(zc_ring *ring)
         ring->driver->close(ring);
     if (ring->own_fd >= 0)
         close(ring->own_fd);
+    bool released = !stats.queued && !stats.in_flight && !stats.held;
     int err = zc_core_free(ring->core);
+    /* Staging memory that the kernel still reads is left where it is, like any other buffer. */
+    if (ring->stage_memory && released)
+        munmap(ring->stage_memory, ring->stage_size);
     free(ring);
-    return stats.queued || stats.in_flight || stats.held ? -ENOTEMPTY : err;
+    return released ? err : -ENOTEMPTY;
 }
 
 zc_core *zc_ring_core(zc_ring *ring)
@@ -90,11 +96,104 @@ uint64_t zc_ring_submits(const zc_ring *ring)
     return ring ? ring->submits : 0;
 }
 
+/*
+ * Registers memory with the kernel under a free index.  EOPNOTSUPP: the driver knows no registered
+ * buffers; ENOMEM: RLIMIT_MEMLOCK.  Sends from it then work as from any other memory.
+ */
+int zc_ring_register(zc_ring *ring, char *memory, size_t size)
+{
+    if (!ring || !memory || size == 0 || size > REQUEST_MAX_BYTES)
+        return -EINVAL;
+    if (!ring->driver->set_region)
+        return -EOPNOTSUPP;
+    uint32_t index = 0;
+    while (index < MAX_REGIONS && ring->regions[index].size)
+        index++;
+    if (index == MAX_REGIONS)
+        return -ENOBUFS;
+    struct zc_region region = {.memory = memory, .size = size};
+    int err = ring->driver->set_region(ring, index, &region);
+    if (err < 0)
+        return err;
+    ring->regions[index] = region;
+    if (index >= ring->regions_used)
+        ring->regions_used = index + 1;
+    return (int)index;
+}
+
+/* Requests that read from it keep it pinned until their notification. */
+int zc_ring_unregister(zc_ring *ring, char *memory)
+{
+    static const struct zc_region none;
+    if (!ring || !memory)
+        return -EINVAL;
+    for (uint32_t i = 0; i < ring->regions_used; i++) {
+        if (ring->regions[i].memory != memory || !ring->regions[i].size)
+            continue;
+        ring->regions[i] = none;
+        return ring->driver->set_region(ring, i, &none);
+    }
+    return -ENOENT;
+}
+
+/* Gives the ring staging memory.  Returns 1 if it is registered, 0 if it could not be. */
+int zc_ring_stage(zc_ring *ring, size_t size)
+{
+    if (!ring || ring->stage_memory)
+        return -EINVAL;
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    /* Huge pages make a slab one fragment instead of sixteen; without them it works as well. */
+    (void)madvise(memory, size, MADV_HUGEPAGE);
+    int err = zc_core_stage(ring->core, memory, size);
+    if (err < 0) {
+        munmap(memory, size);
+        return err;
+    }
+    ring->stage_memory = memory;
+    ring->stage_size = size;
+    return zc_ring_register(ring, memory, size) >= 0;
+}
+
+/* Writes a struct sockaddr for a numeric address and returns its size; EINVAL: it is none. */
+int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
+                              .sin6_port = htons(port),
+                              .sin6_flowinfo = htonl(flow),
+                              .sin6_scope_id = scope};
+    if (!host || !out)
+        return -EINVAL;
+    if (inet_pton(AF_INET, host, &v4.sin_addr) == 1) {
+        memcpy(out, &v4, sizeof(v4));
+        return sizeof(v4);
+    }
+    if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1)
+        return -EINVAL;
+    memcpy(out, &v6, sizeof(v6));
+    return sizeof(v6);
+}
+
+/* Whether both ends of a connection have the same address: what is sent there is copied. */
+static bool is_local(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+{
+    const struct sockaddr_in6 *a6 = (const void *)a, *b6 = (const void *)b;
+    const struct sockaddr_in *a4 = (const void *)a, *b4 = (const void *)b;
+    if (a->ss_family != b->ss_family)
+        return false;
+    if (a->ss_family == AF_INET)
+        return a4->sin_addr.s_addr == b4->sin_addr.s_addr;
+    return a->ss_family == AF_INET6 &&
+           memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0;
+}
+
 int zc_socket_info(int fd, struct zc_socket_info *out)
 {
     struct stat st;
-    struct sockaddr_storage peer;
-    socklen_t size = sizeof(int), peer_size = sizeof(peer);
+    struct sockaddr_storage peer, own;
+    socklen_t size = sizeof(int), peer_size = sizeof(peer), own_size = sizeof(own);
     if (!out)
         return -EINVAL;
     memset(out, 0, sizeof(*out));
@@ -106,6 +205,8 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
         getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &out->protocol, &size) < 0)
         return -errno;
     out->connected = getpeername(fd, (struct sockaddr *)&peer, &peer_size) == 0;
+    out->local = out->connected && getsockname(fd, (struct sockaddr *)&own, &own_size) == 0 &&
+                 is_local(&own, &peer);
     return 0;
 }
 
@@ -113,7 +214,8 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
  * The ring keeps a duplicate: the number that the program knows may be closed, and be another
  * connection's, while requests are under way.
  */
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy)
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
+                        int local)
 {
     if (!ring)
         return NULL;
@@ -129,6 +231,8 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
         errno = -err;
         return NULL;
     }
+    /* One probe is enough for a peer on this machine. */
+    sock->copied_in_a_row = local ? COPIED_IN_A_ROW - 1 : 0;
     /* Idle until something is queued: a send that is refused must not leave its socket attached. */
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return sock;

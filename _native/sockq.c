@@ -66,15 +66,17 @@ static uint64_t *state_counter(struct zc_core *core, enum send_state state)
 
 void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state)
 {
-    --*state_counter(core, send->state);
+    *state_counter(core, send->state) -= send->count;
     send->state = state;
-    ++*state_counter(core, state);
+    *state_counter(core, state) += send->count;
 }
 
 /* The memory of a send that is on no list any more. */
 void zc_send_forget(struct zc_core *core, struct zc_send *send)
 {
-    link_remove(&send->failed_event.link);
+    if (send->slab)
+        zc_stage_give_back(core, send);
+    zc_release(core, send->to);
     if (send->iov != &send->one)
         zc_release(core, send->iov);
     zc_release(core, send);
@@ -95,32 +97,54 @@ void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock)
     zc_sock_make_ready(core, sock);
 }
 
-static void retire(struct zc_core *core, struct zc_send *send)
+/* Idle is a socket that nothing refers to: the descriptor can be given up. */
+void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
+{
+    if (link_alone(&sock->sends) && link_alone(&sock->requests))
+        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+}
+
+/* A send leaves its generation: its buffer is the caller's again. */
+static void settle(struct zc_core *core, struct zc_send *send)
 {
     struct zc_gen *gen = send->gen;
     struct zc_ctx *ctx = gen->ctx;
-    struct zc_sock *sock = send->sock;
-
-    --*state_counter(core, send->state);
-    if (!send->error) {
+    if (!send->error && send->slab) {
+        core->stats.staged += send->count;
+        ctx->stats.staged += send->count;
+    } else if (!send->error) {
         ++*(send->copied ? &core->stats.copied : &core->stats.zero_copied);
         ++*(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied);
     }
-    ctx->stats.unreleased_sends--;
-    link_remove(&send->gen_link);
-    link_remove(&send->sock_link);
+    ctx->stats.unreleased_sends -= send->count;
     ctx->unreleased -= send->weight;
     if (ctx->wanted && (!ctx->unreleased || ctx->unreleased + ctx->wanted <= ctx->window)) {
         ctx->wanted = 0;
         zc_tell(core, &ctx->window_event, ZC_EV_WINDOW);
     }
-    send->retired = true;
-    /* A failure that was not told yet keeps the memory, and with it precedes the release. */
-    if (link_alone(&send->failed_event.link))
-        zc_send_forget(core, send);
+    send->gen = NULL;
+    link_remove(&send->gen_link);
     zc_gen_check(core, gen);
-    if (link_alone(&sock->sends))
-        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+}
+
+static void retire(struct zc_core *core, struct zc_send *send)
+{
+    struct zc_sock *sock = send->sock;
+    *state_counter(core, send->state) -= send->count;
+    link_remove(&send->sock_link);
+    if (send->gen)
+        settle(core, send);
+    send->retired = true;
+    zc_send_forget_told(core, send);
+    zc_sock_check_idle(core, sock);
+}
+
+/* What was not told yet keeps the memory. */
+void zc_send_forget_told(struct zc_core *core, struct zc_send *send)
+{
+    if (send->retired && link_alone(&send->failed_event.link) &&
+        link_alone(&send->result_event.link))
+        zc_send_forget(core, send);
 }
 
 void zc_send_unref(struct zc_core *core, struct zc_send *send)
@@ -133,6 +157,14 @@ void zc_send_unref(struct zc_core *core, struct zc_send *send)
 void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
 {
     send->queue_ref = false;
+    if (send->flags & (ZC_SEND_REPORT | ZC_SEND_FLUSH))
+        zc_tell(core, &send->result_event, ZC_EV_RESULT);
+    /* The proposal's FLUSH: it acts when the send succeeds, and only then. */
+    if (send->flags & ZC_SEND_FLUSH && !send->error && !send->gen->flushed)
+        zc_gen_flush(core, send->gen);
+    /* What was staged is the caller's again already; the slab is held on. */
+    if (send->slab)
+        settle(core, send);
     if (send->refs > 1)
         zc_send_set_state(core, send, SEND_HELD);
     zc_send_unref(core, send);
@@ -140,11 +172,11 @@ void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
 
 static void note_failure(struct zc_core *core, struct zc_send *send, int error)
 {
-    if (send->error)
+    if (send->error || !send->gen)
         return;
     send->error = error;
-    core->stats.failed++;
-    send->gen->ctx->stats.failed++;
+    core->stats.failed += send->count;
+    send->gen->ctx->stats.failed += send->count;
     if (!send->cancelled) {
         send->sock->untold++;
         zc_tell(core, &send->failed_event, ZC_EV_FAILED);
@@ -238,62 +270,72 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
 
 /* --- taking sends --- */
 
-static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                       const char *const *data, const size_t *sizes, size_t count, size_t total,
-                       size_t weight, uint32_t flags)
+/* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
+struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                            size_t buffers)
 {
     struct zc_send *send = zc_alloc(core, sizeof(*send));
     if (!send)
-        return -ENOMEM;
-    send->iov = &send->one;
-    if (count > 1) {
-        send->iov = zc_alloc(core, count * sizeof(struct iovec));
-        if (!send->iov) {
-            zc_release(core, send);
-            return -ENOMEM;
-        }
-    }
+        return NULL;
+    link_init(&send->gen_link);
+    link_init(&send->sock_link);
     link_init(&send->failed_event.link);
-    struct zc_gen *gen = zc_gen_open(core, ctx);
-    if (!gen) {
-        zc_send_forget(core, send);
-        return -ENOMEM;
-    }
-    for (size_t i = 0; i < count; i++) {
-        send->iov[i].iov_base = (void *)(uintptr_t)data[i];
-        send->iov[i].iov_len = sizes[i];
-    }
-    send->buffers = (uint32_t)count;
-    send->gen = gen;
+    link_init(&send->result_event.link);
     send->sock = sock;
-    send->size = total;
-    send->weight = weight;
-    send->flags = flags;
+    send->ctx_id = ctx->id;
+    send->buffers = (uint32_t)buffers;
     send->state = SEND_QUEUED;
     send->refs = 1;
     send->queue_ref = true;
-    link_append(&gen->sends, &send->gen_link);
+    send->iov = buffers > 1 ? zc_alloc(core, buffers * sizeof(struct iovec)) : &send->one;
+    send->gen = send->iov ? zc_gen_open(core, ctx) : NULL;
+    if (!send->gen) {
+        zc_send_forget(core, send);
+        return NULL;
+    }
+    return send;
+}
+
+void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
+{
+    struct zc_sock *sock = send->sock;
+    link_append(&send->gen->sends, &send->gen_link);
     link_append(&sock->sends, &send->sock_link);
     link_remove(&sock->idle_event.link);
     if (!sock->head)
         sock->head = send;
-    gen->bytes += weight;
-    gen->total++;
-    ctx->unreleased += weight;
-    core->stats.sends++;
-    ctx->stats.sends++;
-    ctx->stats.unreleased_sends++;
-    core->stats.queued++;
-    core->waiting_bytes += total;
-    core->waiting_sends++;
     zc_sock_make_ready(core, sock);
+}
 
-    int64_t sent = (int64_t)(gen->number << ZC_SENT_SHIFT);
+/* Counts `size` more bytes of `count` more sends of the program. */
+void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count)
+{
+    struct zc_ctx *ctx = send->gen->ctx;
+    if (send->slab)
+        send->one.iov_len += size;
+    send->size += size;
+    send->count += count;
+    send->weight += size;
+    send->gen->bytes += size;
+    send->gen->total += count;
+    ctx->unreleased += size;
+    ctx->stats.sends += count;
+    ctx->stats.unreleased_sends += count;
+    core->stats.sends += count;
+    core->stats.queued += count;
+    core->waiting_bytes += size;
+    core->waiting_sends += count;
+}
+
+/* What the caller is told of a send that was queued. */
+int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
+{
+    int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
     if (core->waiting_bytes >= TURN_BYTES || core->waiting_sends >= TURN_SENDS)
         sent |= ZC_SENT_TURN;
     else if (core->waiting_sends == 1)
         sent |= ZC_SENT_KICK;
-    return sent;
+    return send->slab ? sent | ZC_SENT_STAGED : sent;
 }
 
 /* A send larger than the window is let in alone. */
@@ -306,6 +348,31 @@ static bool window_full(struct zc_ctx *ctx, size_t size)
     if (!ctx->wanted || size < ctx->wanted)
         ctx->wanted = size;
     return true;
+}
+
+static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                       const char *const *data, const size_t *sizes, size_t count, size_t total,
+                       uint32_t flags)
+{
+    struct zc_send *send = zc_send_new(core, ctx, sock, count);
+    if (!send)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        send->iov[i].iov_base = (void *)(uintptr_t)data[i];
+        send->iov[i].iov_len = sizes[i];
+    }
+    send->flags = flags;
+    zc_send_enqueue(core, send);
+    zc_send_grow(core, send, total, 1);
+    send->ticket = ctx->stats.sends;
+    return zc_send_queued(core, send);
+}
+
+static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
+                      const struct zc_sock *sock, size_t count, size_t total, uint32_t flags)
+{
+    return core->stage.memory && ctx->policy == ZC_POLICY_AUTO && total < ctx->threshold &&
+           sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
 }
 
 int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
@@ -327,7 +394,11 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EPIPE;
     if (window_full(ctx, total))
         return -EAGAIN;
-    int64_t sent = enqueue(core, ctx, sock, data, sizes, count, total, total, flags);
+    int64_t sent = -ENOSPC;
+    if (is_staged(core, ctx, sock, count, total, flags))
+        sent = zc_stage_send(core, ctx, sock, data[0], total);
+    if (sent == -ENOSPC)
+        sent = enqueue(core, ctx, sock, data, sizes, count, total, flags);
     zc_gen_roll(core, ctx);
     return sent;
 }
@@ -336,6 +407,29 @@ int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, siz
                 uint32_t flags)
 {
     return zc_sendv(core, ctx, sock, &data, &size, 1, flags);
+}
+
+/* One datagram to an address, a struct sockaddr of `to_size` bytes. */
+int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                   const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                   size_t to_size)
+{
+    if (!core || !sock || sock->kind != ZC_DATAGRAM || !to ||
+        to_size > sizeof(struct sockaddr_storage))
+        return -EINVAL;
+    struct sockaddr_storage *address = zc_alloc(core, sizeof(*address));
+    if (!address)
+        return -ENOMEM;
+    memcpy(address, to, to_size);
+    int64_t sent = zc_sendv(core, ctx, sock, data, sizes, count, flags);
+    if (sent < 0) {
+        zc_release(core, address);
+        return sent;
+    }
+    struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
+    send->to = address;
+    send->to_size = (socklen_t)to_size;
+    return sent;
 }
 
 /*
@@ -362,12 +456,16 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
             one = -EMSGSIZE;
         else
-            one = enqueue(core, ctx, socks[i], &data, &size, 1, size, weight, flags);
+            one = enqueue(core, ctx, socks[i], &data, &size, 1, size, flags);
         errors[i] = one < 0 ? (int32_t)-one : 0;
         if (one < 0)
             continue;
+        struct zc_send *send = container(socks[i]->sends.prev, struct zc_send, sock_link);
+        ctx->unreleased -= size - weight;
+        send->gen->bytes -= size - weight;
+        send->weight = weight;
         turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);
-        sent = one;
+        sent = one & ~(int64_t)(ZC_SENT_TURN | ZC_SENT_KICK);
     }
     /* Only now: all of a broadcast is in one generation, which holds one reference to the buffer. */
     zc_gen_roll(core, ctx);

@@ -99,6 +99,12 @@ int zc_core_free(zc_core *core)
     }
     while (!link_alone(&core->sockets)) {
         struct zc_sock *sock = container(core->sockets.next, struct zc_sock, link);
+        while (!link_alone(&sock->sends)) {
+            /* Staged, and settled: on no generation's list any more. */
+            struct zc_send *send = container(sock->sends.next, struct zc_send, sock_link);
+            link_remove(&send->sock_link);
+            zc_send_forget(core, send);
+        }
         link_remove(&sock->link);
         zc_release(core, sock);
     }
@@ -106,6 +112,7 @@ int zc_core_free(zc_core *core)
     free(core->slots);
     free(core->sequences);
     free(core->free_slots);
+    free(core->stage.taken);
     free(core);
     return leaked;
 }
@@ -150,12 +157,19 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
         }
         case ZC_EV_FAILED: {
             struct zc_send *send = container(event, struct zc_send, failed_event);
-            out[1] = (int64_t)send->gen->ctx->id;
+            out[1] = (int64_t)send->ctx_id;
             out[2] = (int64_t)send->sock->id;
             out[3] = send->error;
             send->sock->untold--;
-            if (send->retired)
-                zc_send_forget(core, send);
+            zc_send_forget_told(core, send);
+            break;
+        }
+        case ZC_EV_RESULT: {
+            struct zc_send *send = container(event, struct zc_send, result_event);
+            out[1] = (int64_t)send->ctx_id;
+            out[2] = (int64_t)send->ticket;
+            out[3] = send->error;
+            zc_send_forget_told(core, send);
             break;
         }
         case ZC_EV_WINDOW:
@@ -169,9 +183,9 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
 }
 
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
-                   size_t threshold)
+                   int policy, size_t threshold)
 {
-    if (!core || window == 0)
+    if (!core || window == 0 || policy < ZC_POLICY_AUTO || policy > ZC_POLICY_NEVER)
         return NULL;
     struct zc_ctx *ctx = zc_alloc(core, sizeof(*ctx));
     if (!ctx)
@@ -179,6 +193,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
     ctx->id = id;
     ctx->next_generation = first_generation;
     ctx->window = window;
+    ctx->policy = policy;
     ctx->threshold = threshold;
     link_init(&ctx->window_event.link);
     link_init(&ctx->gens);
@@ -234,7 +249,7 @@ void zc_gen_check(struct zc_core *core, struct zc_gen *gen)
     zc_tell(core, &gen->released_event, ZC_EV_RELEASED);
 }
 
-static void gen_flush(struct zc_core *core, struct zc_gen *gen)
+void zc_gen_flush(struct zc_core *core, struct zc_gen *gen)
 {
     gen->flushed = true;
     gen->ctx->open = NULL;
@@ -246,7 +261,7 @@ void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
 {
     struct zc_gen *gen = ctx->open;
     if (gen && (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
-        gen_flush(core, gen);
+        zc_gen_flush(core, gen);
 }
 
 /*
@@ -263,7 +278,7 @@ int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty)
     if (!gen)
         return -ENOMEM;
     int64_t number = (int64_t)gen->number;
-    gen_flush(core, gen);
+    zc_gen_flush(core, gen);
     return number;
 }
 
@@ -349,4 +364,10 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out)
     *out = ctx->stats;
     out->unreleased_bytes = ctx->unreleased;
     return 0;
+}
+
+/* The ticket by which the result event of the send that was queued last names it. */
+uint64_t zc_ctx_ticket(const zc_ctx *ctx)
+{
+    return ctx ? ctx->stats.sends : 0;
 }

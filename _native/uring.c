@@ -43,15 +43,32 @@ static void reap(struct zc_ring *ring)
     } while (count == REAP_BATCH);
 }
 
+/* The registered buffer that a vector lies in whole, or -1. */
+static int find_region(const struct zc_ring *ring, const struct iovec *iov)
+{
+    const char *start = iov->iov_base;
+    for (uint32_t i = 0; i < ring->regions_used; i++) {
+        const struct zc_region *region = &ring->regions[i];
+        if (start >= region->memory && start < region->memory + region->size)
+            return iov->iov_len <= (size_t)(region->memory + region->size - start) ? (int)i : -1;
+    }
+    return -1;
+}
+
 static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_req *req)
 {
     /* MSG_WAITALL: the kernel goes on after a short send, which saves a round through user space. */
     int flags = MSG_NOSIGNAL | (req->sock->kind == ZC_STREAM ? MSG_WAITALL : 0);
     unsigned usage = ring->info.report_usage ? IORING_SEND_ZC_REPORT_USAGE : 0;
     int fd = req->sock->fd;
-    if (req->buffers == 1 && req->zero_copy)
+    if (req->buffers == 1 && req->zero_copy && !req->msg.msg_name) {
         io_uring_prep_send_zc(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags, usage);
-    else if (req->buffers == 1)
+        int region = find_region(ring, &req->iov[0]);
+        if (region >= 0) {
+            sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
+            sqe->buf_index = (uint16_t)region;
+        }
+    } else if (req->buffers == 1 && !req->msg.msg_name)
         io_uring_prep_send(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags);
     else if (req->zero_copy) {
         io_uring_prep_sendmsg_zc(sqe, fd, &req->msg, (unsigned)flags);
@@ -94,6 +111,20 @@ static int submit(struct zc_ring *ring)
     return taken < 0 ? taken : total;
 }
 
+static int set_region(struct zc_ring *ring, uint32_t index, const struct zc_region *region)
+{
+    struct iovec iov = {.iov_base = region->memory, .iov_len = region->size};
+    __u64 tag = 0;
+    if (!ring->has_buffer_table) {
+        int err = io_uring_register_buffers_sparse(&ring->uring, MAX_REGIONS);
+        if (err < 0)
+            return err;
+        ring->has_buffer_table = true;
+    }
+    int done = io_uring_register_buffers_update_tag(&ring->uring, index, &iov, &tag, 1);
+    return done == 1 ? 0 : done < 0 ? done : -EIO;
+}
+
 static void close_uring(struct zc_ring *ring)
 {
     io_uring_queue_exit(&ring->uring);
@@ -102,5 +133,6 @@ static void close_uring(struct zc_ring *ring)
 const struct zc_driver zc_uring_driver = {
     .submit = submit,
     .reap = reap,
+    .set_region = set_region,
     .close = close_uring,
 };

@@ -15,11 +15,20 @@
 
 /* Flags of one send. */
 #define ZC_SEND_MUTABLE 1   /* the caller can change this buffer: cancelling must wait for its release */
+#define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
+#define ZC_SEND_REPORT 4    /* tell its result */
+#define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
+
+/* What goes out zero-copy. */
+#define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
+#define ZC_POLICY_ALWAYS 1
+#define ZC_POLICY_NEVER 2
 
 /* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first send queued since the last turn: somebody has to take one soon */
-#define ZC_SENT_SHIFT 2
+#define ZC_SENT_STAGED 4    /* written into staging memory: the buffer is the caller's again */
+#define ZC_SENT_SHIFT 3
 
 /* Kinds of a socket. */
 #define ZC_STREAM 0         /* bytes in order: one request in flight, neighbours gathered */
@@ -42,6 +51,7 @@
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
+#define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 
 /* How a ring tells the event loop that completions wait. */
 #define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
@@ -79,12 +89,14 @@ typedef struct zc_ring zc_ring;
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
+int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
 int zc_events(zc_core *core, int64_t *out, int max_events);
 
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
-                   size_t threshold);
+                   int policy, size_t threshold);
+uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
 int zc_ctx_cancel(zc_core *core, zc_ctx *ctx);
@@ -101,6 +113,9 @@ int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, siz
                 uint32_t flags);
 int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                  const size_t *sizes, size_t count, uint32_t flags);
+int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                   const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                   size_t to_size);
 int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
                      const char *data, size_t size, uint32_t flags, int32_t *errors);
 
@@ -121,7 +136,7 @@ struct zc_ring_info {
 
 struct zc_socket_info {
     uint64_t inode;
-    int domain, type, protocol, connected;
+    int domain, type, protocol, connected, local;
 };
 
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
@@ -129,9 +144,14 @@ int zc_ring_close(zc_ring *ring);
 zc_core *zc_ring_core(zc_ring *ring);
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events);
 uint64_t zc_ring_submits(const zc_ring *ring);
+int zc_ring_stage(zc_ring *ring, size_t size);
+int zc_ring_register(zc_ring *ring, char *memory, size_t size);
+int zc_ring_unregister(zc_ring *ring, char *memory);
 
+int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
+                        int local);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 
 /* cdef end */

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
 
+from tests.support.backends import BACKENDS
 from tests.support.needs import missing, why_not
 from tests.support.netns import Rig, rig
 from tests.support.watch import Watch
@@ -14,12 +16,6 @@ from tests.support.watch import Watch
 DRIVERS = ["io_uring"]
 # The copy driver is done with a buffer as soon as the socket has taken it, so it never holds one.
 HOLDING_DRIVERS = [name for name in DRIVERS if name != "copy"]
-
-BACKENDS = [
-    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    pytest.param(("trio", {}), id="trio"),
-]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -43,6 +39,14 @@ def driver(request: pytest.FixtureRequest) -> str:
 def holding_driver(request: pytest.FixtureRequest) -> str:
     """Every driver that lets the kernel read a buffer after it has taken it."""
     return usable(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def descriptors_of_the_process() -> None:
+    """Have what is opened once and kept, as uvloop's pipe for signals, opened before the tests."""
+    for backend in BACKENDS:
+        name, options = backend.values[0]
+        anyio.run(anyio.sleep, 0, backend=name, backend_options=options)
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ from ._contexts import Generation
 from ._errors import DriverUnavailable
 from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
 from ._groups import SendGroup, send_group
+from ._pools import BufferPool, open_buffer_pool
 from ._ring import Ring, current_ring, open_ring
 
 __all__ = [
     "Buffer",
+    "BufferPool",
     "Capabilities",
     "Data",
     "DriverUnavailable",
@@ -21,6 +23,7 @@ __all__ = [
     "SendFailure",
     "SendGroup",
     "current_ring",
+    "open_buffer_pool",
     "open_ring",
     "send_group",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ._lib import NativeRing
 
@@ -53,8 +54,8 @@ def memlock_limit() -> int | None:
     """Return the limit on pinned memory in bytes, ``None`` if there is none for this process."""
     import resource  # not everywhere, and importing this package must work everywhere
 
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        effective = next(line for line in status if line.startswith("CapEff:")).split()[1]
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1]
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if int(effective, 16) >> CAP_IPC_LOCK & 1 or soft == resource.RLIM_INFINITY:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -16,7 +16,7 @@ from ._events import Notification
 from ._lib import NativeRing
 from ._reaper import Reaper
 
-__all__ = ["Context", "Generation"]
+__all__ = ["Context", "Generation", "Lease"]
 
 
 class Generation:
@@ -51,11 +51,28 @@ class Generation:
         await self._context.wait_released(self.number)
 
 
+class Lease(Protocol):
+    """A pool buffer that is out."""
+
+    uses: int
+
+    def give_back(self) -> None: ...
+
+
+class _Result:
+    __slots__ = ("error", "event")
+
+    def __init__(self) -> None:
+        self.error: int | None = None
+        self.event = Event()
+
+
 class Context:
     """One tx context of a ring: it numbers its generations, and keeps what they hold alive.
 
     :param window: bytes that may be unreleased before a send is refused.
-    :param threshold: bytes from which a send is zero-copied.
+    :param policy: ``"auto"``, ``"always"`` or ``"never"``.
+    :param threshold: bytes from which ``"auto"`` zero-copies; what is smaller is staged.
     :param on_failed: called with the number of a socket and an errno for each send that failed.
     """
 
@@ -66,6 +83,7 @@ class Context:
         *,
         tag: int,
         window: int,
+        policy: str,
         threshold: int,
         on_failed: Callable[[int, int], None],
     ) -> None:
@@ -74,13 +92,16 @@ class Context:
         self._native = native
         self._reaper = reaper
         self.ident = reaper.add(self)
-        self.handle: Any = native.new_context(self.ident, window, threshold)
+        self.handle: Any = native.new_context(self.ident, window, policy, threshold)
         # What each generation keeps alive, from its first send until its release.
         self.references: dict[int, list[object]] = {}
+        # Pool buffers that each generation uses; they go back to their pool on its release.
+        self.leases: dict[int, list[Lease]] = {}
         self.window_opened: Event | None = None
         self._told = 0
         self._released_early: set[int] = set()
         self._waiting: dict[int, Event] = {}
+        self._results: dict[int, _Result] = {}
         self._orphaned = False
         self._channel: MemoryObjectSendStream[Notification] | None = None
         self._receiver: MemoryObjectReceiveStream[Notification] | None = None
@@ -90,6 +111,8 @@ class Context:
     def on_released(self, generation: int) -> None:
         """Drop the references of a generation, and tell everybody who waits for it."""
         self.references.pop(generation, None)
+        for lease in self.leases.pop(generation, ()):
+            lease.give_back()
         if (event := self._waiting.pop(generation, None)) is not None:
             event.set()
         self._released_early.add(generation)
@@ -102,6 +125,12 @@ class Context:
         if self._orphaned:
             self._free_if_released()
 
+    def on_result(self, ticket: int, error: int) -> None:
+        """A reported send was taken by the kernel, or failed."""
+        result = self._results.pop(ticket)
+        result.error = error
+        result.event.set()
+
     def on_window(self) -> None:
         """A send that was refused fits now."""
         if self.window_opened is not None:
@@ -113,6 +142,8 @@ class Context:
         self.on_window()
         for event in self._waiting.values():
             event.set()
+        for result in self._results.values():
+            result.event.set()
 
     # --- generations ---
 
@@ -137,15 +168,27 @@ class Context:
         for number in range(self._told, self._told + len(self._released_early) + unreleased):
             await self.wait_released(number)
 
-    async def wait_retired(self, *, only_mutable: bool) -> None:
-        """Wait until no send is left: of any kind, or with a buffer that the caller can change."""
-        while self._native.unreleased(self.handle, only_mutable=only_mutable):
+    def has_unreleased(self, *, only_mutable: bool) -> bool:
+        """Whether a send is not retired: any, or one of a buffer that the caller can change."""
+        return self._native.unreleased(self.handle, only_mutable=only_mutable) > 0
+
+    async def wait_result(self) -> int:
+        """Wait for the result of the reported send that was queued last; return its errno or 0.
+
+        Cancelling the wait does not cancel the send.
+        """
+        result = self._results[self._native.ticket(self.handle)] = _Result()
+        self._reaper.turn()
+        while result.error is None:
             self._check_ring()
-            await self._reaper.wait_turn()
+            await result.event.wait()
+        return result.error
 
     def _check_ring(self) -> None:
         if self._reaper.stopped is not None:
             raise RuntimeError("the ring has stopped") from self._reaper.stopped
+        if self.handle == self._native.no_handle:
+            raise RuntimeError("the ring is closed")
 
     # --- notifications ---
 
@@ -168,6 +211,8 @@ class Context:
     def disown(self) -> None:
         """The ring is closed, and the native context gone with it."""
         self.handle = self._native.no_handle
+        if self._channel is not None:
+            self._channel.close()
         self.on_ring_stopped()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import os
 __all__ = ["DriverUnavailable", "os_error"]
 
 
-class DriverUnavailable(RuntimeError):
+class DriverUnavailable(RuntimeError):  # noqa: N818 - as anyio's exceptions are named
     """The driver that was asked for cannot run here; the message says why."""
 
 

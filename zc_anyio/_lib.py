@@ -24,21 +24,28 @@ __all__ = [
     "AGAIN",
     "FAILED",
     "IDLE",
+    "POLICIES",
     "RELEASED",
+    "RESULT",
+    "SEND_FLUSH",
     "SEND_MUTABLE",
+    "SEND_UNSTAGED",
     "SENT_KICK",
     "SENT_SHIFT",
+    "SENT_STAGED",
     "SENT_TURN",
     "WINDOW",
     "NativeRing",
     "SocketInfo",
+    "address_of",
     "broadcast",
     "from_buffer",
+    "map_address",
     "queue",
+    "queue_to",
     "queue_vector",
     "socket_info",
 ]
-
 
 
 def _constant(name: str) -> int:
@@ -50,10 +57,17 @@ RELEASED: Final = _constant("ZC_EV_RELEASED")
 FAILED: Final = _constant("ZC_EV_FAILED")
 WINDOW: Final = _constant("ZC_EV_WINDOW")
 IDLE: Final = _constant("ZC_EV_IDLE")
+RESULT: Final = _constant("ZC_EV_RESULT")
 AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
+SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
+SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
+POLICIES: Final = {
+    name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
+}
 SENT_TURN: Final = _constant("ZC_SENT_TURN")
 SENT_KICK: Final = _constant("ZC_SENT_KICK")
+SENT_STAGED: Final = _constant("ZC_SENT_STAGED")
 SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
 queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
@@ -70,6 +84,7 @@ class SocketInfo:
     type: int
     protocol: int
     connected: bool
+    local: bool
 
 
 def check(result: int, note: str = "") -> int:
@@ -83,7 +98,45 @@ def socket_info(fd: int) -> SocketInfo:
     """Return what kind of socket a descriptor is; raise ``OSError`` if it is none."""
     info = ffi.new("struct zc_socket_info *")
     check(lib.zc_socket_info(fd, info))
-    return SocketInfo(info.inode, info.domain, info.type, info.protocol, bool(info.connected))
+    return SocketInfo(
+        info.inode,
+        info.domain,
+        info.type,
+        info.protocol,
+        bool(info.connected),
+        bool(info.local),
+    )
+
+
+def map_address(pinned: Any) -> int:
+    """Return where a pinned buffer lies in memory."""
+    return int(ffi.cast("uintptr_t", pinned))
+
+
+def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
+    """Return the ``struct sockaddr`` of a numeric address; raise ``ValueError`` if it is none."""
+    out = ffi.new("char[28]")
+    size = lib.zc_address(host.encode(), port, flow, scope, out)
+    if size < 0:
+        raise ValueError(f"{host!r} is not a numeric IPv4 or IPv6 address")
+    return bytes(ffi.buffer(out, size))
+
+
+def queue_to(
+    core: Any,
+    context: Any,
+    socket: Any,
+    pinned: Sequence[Any],
+    sizes: Sequence[int],
+    flags: int,
+    address: bytes,
+) -> int:
+    """Queue several buffers as one datagram to an address."""
+    pointers = [from_buffer("char[]", part) for part in pinned]
+    result: int = lib.zc_send_to(
+        core, context, socket, pointers, sizes, len(sizes), flags, address, len(address)
+    )
+    return result
 
 
 def queue_vector(
@@ -160,9 +213,27 @@ class NativeRing:
         result: int = lib.zc_ring_submits(self._ring)
         return result
 
-    def new_context(self, ident: int, window: int, threshold: int) -> Any:
+    def stage(self, size: int) -> bool:
+        """Give the ring staging memory; return whether it could be registered with the kernel."""
+        return bool(check(lib.zc_ring_stage(self._ring, size), "staging memory"))
+
+    def register(self, memory: Any, size: int) -> None:
+        """Register memory with the kernel, so that it is not pinned anew at each send."""
+        check(lib.zc_ring_register(self._ring, memory, size), "registering a buffer")
+
+    def unregister(self, memory: Any) -> None:
+        """Take registered memory out again; what the kernel still reads stays pinned."""
+        check(lib.zc_ring_unregister(self._ring, memory))
+
+    def ticket(self, handle: Any) -> int:
+        """Return what the result event of the send queued last will name it by."""
+        result: int = lib.zc_ctx_ticket(handle)
+        return result
+
+    def new_context(self, ident: int, window: int, policy: str, threshold: int) -> Any:
         """Return the handle of a new context."""
-        handle = lib.zc_ctx_new(self.core, ident, 0, window, threshold)
+        number = POLICIES[policy]
+        handle = lib.zc_ctx_new(self.core, ident, 0, window, number, threshold)
         if handle == ffi.NULL:
             raise MemoryError
         return handle
@@ -199,10 +270,12 @@ class NativeRing:
         check(lib.zc_ctx_get_stats(handle, out))
         return out
 
-    def attach(self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool) -> Any:
+    def attach(
+        self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool, local: bool
+    ) -> Any:
         """Duplicate a descriptor into the ring and return the handle of its queue."""
         kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy)
+        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy, local)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle

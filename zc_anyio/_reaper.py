@@ -14,7 +14,7 @@ from typing import Protocol
 import anyio
 from anyio import CancelScope, Event
 
-from ._lib import AGAIN, EVENTS_A_TURN, FAILED, IDLE, RELEASED, WINDOW, NativeRing
+from ._lib import AGAIN, EVENTS_A_TURN, FAILED, IDLE, RELEASED, RESULT, WINDOW, NativeRing
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
@@ -34,6 +34,7 @@ class ContextSink(Protocol):
     @property
     def references(self) -> dict[int, list[object]]: ...
     def on_window(self) -> None: ...
+    def on_result(self, ticket: int, error: int, /) -> None: ...
 
 
 class SocketSink(Protocol):
@@ -54,6 +55,7 @@ class Reaper:
         self._wake = Event()
         self._scopes: list[CancelScope] = []
         self._turned = Event()
+        self._stopping = False
         self.stopped: BaseException | None = None
 
     def add(self, context: ContextSink) -> int:
@@ -90,6 +92,8 @@ class Reaper:
                 elif kind == FAILED:
                     contexts[a].on_failed(b, c)
                     self._sockets.on_socket_failed(b, c)
+                elif kind == RESULT:
+                    contexts[a].on_result(b, c)
                 elif kind == AGAIN:
                     self.submit_soon()
         self._turned.set()
@@ -104,6 +108,22 @@ class Reaper:
             self._turned = Event()
         await self._turned.wait()
 
+    async def wait_anyway(self, done: Callable[[], bool], seconds: float) -> BaseException | None:
+        """Wait until ``done()``, for ``seconds`` at most, whatever is being cancelled meanwhile.
+
+        asyncio's own ``Task.cancel`` is not held back by a shielded scope.  Such a cancellation is
+        returned, for the caller to raise when buffers are no longer at stake.
+        """
+        cancelled = None
+        deadline = anyio.current_time() + seconds
+        while not done() and self.stopped is None and anyio.current_time() < deadline:
+            try:
+                with CancelScope(deadline=deadline, shield=True):
+                    await self.wait_turn()
+            except anyio.get_cancelled_exc_class() as exc:
+                cancelled = exc
+        return cancelled
+
     async def run(self) -> None:
         """Take a turn whenever the kernel has completions, until :meth:`stop`.
 
@@ -112,7 +132,7 @@ class Reaper:
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
-                while True:
+                while not self._stopping:
                     await anyio.wait_readable(self._native.wake_fd)
                     self.turn()
             except Exception as exc:
@@ -124,7 +144,7 @@ class Reaper:
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
-                while True:
+                while not self._stopping:
                     await self._wake.wait()
                     self._wake = Event()
                     self.turn()
@@ -135,7 +155,8 @@ class Reaper:
                 raise
 
     def stop(self) -> None:
-        """Stop both tasks."""
+        """Stop both tasks, also if they have not begun."""
+        self._stopping = True
         for scope in self._scopes:
             scope.cancel()
 

@@ -8,20 +8,20 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
 from . import _capabilities
 from ._capabilities import Capabilities
-from ._contexts import Context
+from ._contexts import Context, Lease
 from ._errors import DriverUnavailable
 from ._events import RingStatistics
-from ._lib import NativeRing
+from ._lib import NativeRing, map_address
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
@@ -37,12 +37,20 @@ DEFAULT_ENTRIES = 1024
 DEFAULT_THRESHOLD = 16 << 10
 # What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
 RESET_SECONDS = 1.0
-NEVER = sys.maxsize
+# Bytes of memory for small sends; sixteen slabs of it at most are one socket's.
+DEFAULT_STAGING = 8 << 20
+SLAB = 64 << 10
 
 _ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
 _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 # Buffers that the kernel still read when their ring was closed: freed memory would go out changed.
 _never_released: list[object] = []
+
+
+class Pool(Protocol):
+    """A pool of registered buffers."""
+
+    def find(self, address: int, /) -> Lease | None: ...
 
 
 class Ring:
@@ -63,11 +71,13 @@ class Ring:
         self._native = native
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
-        self._sockets = SocketTable(native, lambda: self._reaper.submit_soon())
+        self._sockets = SocketTable(native)
         self._reaper = Reaper(native, self._sockets)
+        self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
         self._process = os.getpid()
+        self._pools: list[Pool] = []
         self._closed = False
         self._final: RingStatistics | None = None
 
@@ -116,32 +126,54 @@ class Ring:
         if anyio.lowlevel.current_token() != self._loop:
             raise RuntimeError("the ring belongs to another event loop")
 
-    def new_context(self, *, tag: int, window: int, zero_copy: ZeroCopy | None, **sink: Any) -> Context:
+    def new_context(
+        self,
+        *,
+        tag: int,
+        window: int,
+        zero_copy: ZeroCopy | None,
+        on_failed: Callable[[int, int], None],
+    ) -> Context:
         """Make a tx context; ``zero_copy=None`` is the ring's own policy."""
-        policy = zero_copy or self._zero_copy
-        threshold = {"auto": self._threshold, "always": 0, "never": NEVER}[policy]
         return Context(
-            self._native, self._reaper, tag=tag, window=window, threshold=threshold, **sink
+            self._native,
+            self._reaper,
+            tag=tag,
+            window=window,
+            policy=zero_copy or self._zero_copy,
+            threshold=self._threshold,
+            on_failed=on_failed,
         )
+
+    def find_lease(self, pinned: Any) -> Lease | None:
+        """Return the pool buffer that pinned memory is of, if it is one's.
+
+        :raises BufferError: the buffer was given back.
+        """
+        address = map_address(pinned)
+        for pool in self._pools:
+            if (lease := pool.find(address)) is not None:
+                return lease
+        return None
 
     def _busy(self) -> bool:
         counters: Any = self._native.statistics()
         return bool(counters.queued or counters.in_flight or counters.held)
 
-    async def _drain(self, seconds: float) -> None:
-        """Wait until nothing is under way; after ``seconds`` reset what still holds buffers."""
+    async def _drain(self, seconds: float) -> BaseException | None:
+        """Wait until nothing is under way; after ``seconds`` reset what still holds buffers.
+
+        Returns a cancellation that came meanwhile.
+        """
         self._reaper.turn()
-        with anyio.move_on_after(seconds, shield=True):
-            while self._busy() and self._reaper.stopped is None:
-                await self._reaper.wait_turn()
-        if not self._busy():
-            return
-        for context in self._reaper.contexts:
-            context.reset(errno.ECONNABORTED)
-        self._reaper.turn()
-        with anyio.move_on_after(RESET_SECONDS, shield=True):
-            while self._busy() and self._reaper.stopped is None:
-                await self._reaper.wait_turn()
+        cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
+        if self._busy():
+            for context in self._reaper.contexts:
+                context.reset(errno.ECONNABORTED)
+            self._reaper.turn()
+            again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
+            cancelled = cancelled or again
+        return cancelled
 
     def _close(self) -> None:
         if self._process != os.getpid():
@@ -174,6 +206,7 @@ async def open_ring(
     driver: Driver = "auto",
     zero_copy: ZeroCopy = "auto",
     threshold: int = DEFAULT_THRESHOLD,
+    staging: int = DEFAULT_STAGING,
     entries: int = DEFAULT_ENTRIES,
     drain_timeout: float = 5.0,
 ) -> AsyncGenerator[Ring, None]:
@@ -184,7 +217,9 @@ async def open_ring(
         runs here, and ``ring.capabilities.unavailable`` says why the ones before it do not.
     :param zero_copy: ``"auto"`` zero-copies sends from ``threshold`` on, ``"always"`` every send
         that the socket can, ``"never"`` none.
-    :param threshold: bytes.
+    :param threshold: bytes; what is smaller is staged: written into memory of the ring, gathered
+        there with its neighbours, and sent from there, so that its own buffer is free at once.
+    :param staging: bytes of that memory, 0 for none.
     :param entries: requests that one submission can carry, 1 to 32768 (the kernel may take fewer).
     :param drain_timeout: seconds that the end of the scope waits for what is under way, cancelled
         or not.  What is still held then is reset, so that its buffers come back.
@@ -195,33 +230,44 @@ async def open_ring(
         raise ValueError(f"unknown driver {driver!r}")
     if zero_copy not in ("auto", "always", "never"):
         raise ValueError(f'zero_copy must be "auto", "always" or "never", not {zero_copy!r}')
-    if threshold < 0 or drain_timeout < 0:
-        raise ValueError("threshold and drain_timeout must not be negative")
+    if threshold < 0 or drain_timeout < 0 or staging < 0:
+        raise ValueError("threshold, staging and drain_timeout must not be negative")
     native, unavailable = _open_native(driver, entries)
-    ring = Ring(native, unavailable=unavailable, zero_copy=zero_copy, threshold=threshold)
+    try:
+        if staging:
+            native.stage(max(staging, SLAB))
+        ring = Ring(native, unavailable=unavailable, zero_copy=zero_copy, threshold=threshold)
+    except BaseException:
+        native.close()
+        raise
     _guard(ring)
     raised: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
-        tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
-        token = _ambient.set(ring)
-        try:
-            yield ring
-        except BaseException as exc:
-            # Kept from the task group, which would wrap it into an exception group.
-            raised = exc
-        finally:
-            _ambient.reset(token)
-            if ring._process == os.getpid():
-                await ring._drain(drain_timeout)
-            ring._reaper.stop()
-            ring._close()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
+            tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
+            token = _ambient.set(ring)
+            try:
+                yield ring
+            except BaseException as exc:
+                # Kept from the task group, which would wrap it into an exception group.
+                raised = exc
+            finally:
+                _ambient.reset(token)
+                try:
+                    if ring._process == os.getpid():
+                        raised = await ring._drain(drain_timeout) or raised
+                finally:
+                    ring._reaper.stop()
+    finally:
+        # Only now: until its task has ended the event loop polls the ring's descriptor.
+        ring._close()
     if raised is not None:
         raise raised
 
 
 def _open_native(driver: Driver, entries: int) -> tuple[NativeRing, dict[str, str]]:
-    """Open the driver that was asked for, or the best that runs, and say why none before it does."""
+    """Open the driver that was asked for, or the best that runs; say why those before it do not."""
     if driver != "auto":
         return NativeRing(driver=driver, entries=entries), {}
     unavailable: dict[str, str] = {}
@@ -255,11 +301,11 @@ def _disown() -> None:
         ring._thread = 0
 
 
-def _refuse_exec(event: str, arguments: tuple[Any, ...]) -> None:
+def _refuse_exec(event: str, _arguments: tuple[Any, ...]) -> None:
     """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
     if event == "os.exec":
         for ring in _open_rings:
             if ring._process == os.getpid() and ring._busy():
                 raise RuntimeError(
-                    "os.exec* with zero-copy sends under way would hang: leave the send groups first"
+                    "os.exec* would hang with zero-copy sends under way: leave the groups first"
                 )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream
+from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream, UDPSocket
 
 from ._errors import os_error
 from ._lib import NativeRing, socket_info
@@ -31,10 +31,11 @@ BROKEN_REMEMBERED = 4096
 class AttachedSocket:
     """A socket while the ring keeps a duplicate of it."""
 
-    __slots__ = ("datagram", "handle", "inode", "streams")
+    __slots__ = ("connected", "datagram", "handle", "inode", "streams")
 
-    def __init__(self, inode: int, handle: Any, *, datagram: bool) -> None:
+    def __init__(self, inode: int, handle: Any, *, datagram: bool, connected: bool) -> None:
         self.datagram = datagram
+        self.connected = connected
         self.inode = inode
         self.handle = handle
         self.streams: list[object] = []
@@ -43,9 +44,10 @@ class AttachedSocket:
 class SocketTable:
     """Finds, attaches and detaches the sockets of one ring."""
 
-    def __init__(self, native: NativeRing, turn_soon: Callable[[], None]) -> None:
+    def __init__(self, native: NativeRing) -> None:
         self._native = native
-        self._turn_soon = turn_soon
+        # Set by the ring: has a turn taken soon.
+        self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
         # A stream's own idea of its descriptor, and what it was when the stream was attached.
         self._by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
@@ -53,9 +55,10 @@ class SocketTable:
         self._by_ident: dict[int, AttachedSocket] = {}
         self._broken: dict[int, OSError] = {}
 
-    def attach(self, stream: Any) -> AttachedSocket:
+    def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
         """Return the attached socket of a stream, attaching it if it is not.
 
+        :param unconnected: a UDP socket needs no peer.
         :raises TypeError: the object is not a socket, or a stream of one.
         :raises anyio.ClosedResourceError: the stream is closed.
         :raises anyio.BrokenResourceError: an earlier send broke the socket, or it was reset.
@@ -67,10 +70,12 @@ class SocketTable:
             attached, fileno, fd = known
             if fileno() != fd:
                 raise anyio.ClosedResourceError
-            return attached
-        return self._attach(stream)
+            if attached.connected or unconnected:
+                return attached
+            raise _no_peer()
+        return self._attach(stream, unconnected)
 
-    def _attach(self, stream: Any) -> AttachedSocket:
+    def _attach(self, stream: Any, unconnected: bool) -> AttachedSocket:
         fileno = _descriptor_of(stream)
         fd = fileno()
         if fd < 0:
@@ -80,9 +85,10 @@ class SocketTable:
             raise TypeError(f"only stream and datagram sockets can be sent to, not {stream!r}")
         if (broken := self._broken.get(info.inode)) is not None:
             raise anyio.BrokenResourceError from broken
-        if not info.connected:
-            if info.type == socket.SOCK_DGRAM:
-                raise os_error(errno.EDESTADDRREQ, "the UDP socket has no peer, connect it first")
+        if not info.connected and info.type == socket.SOCK_DGRAM:
+            if not unconnected:
+                raise _no_peer()
+        elif not info.connected:
             raise anyio.BrokenResourceError from os_error(errno.ENOTCONN)
         attached = self._by_inode.get(info.inode)
         if attached is None:
@@ -95,11 +101,14 @@ class SocketTable:
                 # The kernel would answer EOPNOTSUPP for these.
                 can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
                 and info.protocol != IPPROTO_MPTCP,
+                local=info.local,
             )
-            attached = AttachedSocket(info.inode, handle, datagram=datagram)
+            attached = AttachedSocket(
+                info.inode, handle, datagram=datagram, connected=info.connected
+            )
             self._by_inode[info.inode] = self._by_ident[self._next] = attached
             # If the send is refused after all, that turn tells that the socket is idle.
-            self._turn_soon()
+            self.turn_soon()
         attached.streams.append(stream)
         self._by_stream[stream] = attached, fileno, fd
         return attached
@@ -119,17 +128,27 @@ class SocketTable:
         """A send failed: a stream is broken by that, a datagram socket is not."""
         attached = self._by_ident[ident]
         if self._native.socket_error(attached.handle):
-            while len(self._broken) >= BROKEN_REMEMBERED:
-                del self._broken[next(iter(self._broken))]
-            self._broken.setdefault(attached.inode, os_error(error))
+            self._remember_broken(attached, error)
 
     def on_socket_idle(self, ident: int) -> None:
         """Nothing refers to the socket any more."""
         attached = self._by_ident.pop(ident)
+        # A cancelled send that was cut short tells no failure.
+        if (error := self._native.socket_error(attached.handle)) != 0:
+            self._remember_broken(attached, error)
         del self._by_inode[attached.inode]
         for stream in attached.streams:
             del self._by_stream[stream]
         self._native.detach(attached.handle)
+
+    def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
+        while len(self._broken) >= BROKEN_REMEMBERED:
+            del self._broken[next(iter(self._broken))]
+        self._broken.setdefault(attached.inode, os_error(error))
+
+
+def _no_peer() -> OSError:
+    return os_error(errno.EDESTADDRREQ, "the UDP socket has no peer: connect it, or use send_to")
 
 
 def _descriptor_of(stream: Any) -> Callable[[], int]:
@@ -139,15 +158,15 @@ def _descriptor_of(stream: Any) -> Callable[[], int]:
     if plain is not None and type(plain).__module__ != "ssl":
         fileno: Callable[[], int] = plain.fileno
         return fileno
-    if isinstance(stream, SocketStream | ConnectedUDPSocket):
+    if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):
         raw: Any = stream.extra(SocketAttribute.raw_socket)
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
         # goes on giving the number for ever, so the transport is asked first.
         closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
         return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
     raise TypeError(
-        "stream must be an anyio SocketStream or ConnectedUDPSocket, a trio SocketStream or "
-        f"socket, or a socket.socket, not {type(stream).__name__}"
+        "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "
+        f"or a socket.socket, not {type(stream).__name__}"
     )
 
 

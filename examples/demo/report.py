@@ -92,7 +92,7 @@ def print_report(console: Console, results: list[Measured]) -> bool:
 
 def _table(results: list[Measured]) -> Table:
     # Made to fit into 80 columns.
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("way", no_wrap=True)
     for column in (
         "peers",

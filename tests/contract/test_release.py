@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import socket
@@ -14,14 +13,12 @@ import pytest
 import zc_anyio
 from tests.support.netns import Rig
 from tests.support.peers import (
-    MORE_THAN_FITS,
     ChildReader,
     Reader,
-    parked_pair,
     tcp_pair,
     wrap,
 )
-from tests.support.waiting import until_held, until_parked
+from tests.support.waiting import until, until_held
 
 SIZE = 64 << 10
 
@@ -172,9 +169,7 @@ async def test_leaving_waits_while_the_peer_reads_nothing(holding_driver: str) -
             await anyio.sleep(0.1)
             assert not left
             with Reader(peer) as reader:
-                with anyio.fail_after(10):
-                    while not left:
-                        await anyio.sleep(0.01)
+                await until(lambda: left)
                 client.shutdown(socket.SHUT_WR)
                 assert await reader.all() == bytes(1 << 20)
 
@@ -228,31 +223,3 @@ async def test_many_groups_at_once_on_one_ring(driver: str) -> None:
                 tg.start_soon(one, client, fill)
         for fill, reader in enumerate(readers):
             assert await reader.all() == bytes([fill]) * SIZE * 80
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("state", ["parked", "held"])
-async def test_a_second_cancellation_does_not_end_the_wait_for_the_buffers(
-    holding_driver: str, anyio_backend: tuple[str, dict], state: str
-) -> None:
-    # asyncio's own Task.cancel() interrupts whatever a task awaits, shielded by anyio or not.
-    if anyio_backend[0] != "asyncio":
-        pytest.skip("only asyncio has cancellation that no scope shields from")
-    data = bytearray(1 << 20 if state == "held" else MORE_THAN_FITS)
-
-    async def body() -> None:
-        async with zc_anyio.send_group(ring=ring, window=MORE_THAN_FITS) as group:
-            await group.send(client, data)
-            await anyio.sleep_forever()
-
-    with tcp_pair(stalled=True) if state == "held" else parked_pair() as (client, _peer):
-        async with zc_anyio.open_ring(driver=holding_driver) as ring:
-            task = asyncio.ensure_future(body())
-            await (until_held(ring, 1) if state == "held" else until_parked(ring))
-            for _ in range(3):
-                task.cancel()
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            with anyio.fail_after(2), pytest.raises(asyncio.CancelledError):
-                await task
-            data.append(1)

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 
 STREAM, DATAGRAM = 0, 1
 MORE, NOTIF, COPIED = 1, 2, 4
-RELEASED, FAILED, WINDOW, IDLE = 1, 2, 3, 4
-TURN, KICK, SENT_SHIFT = 1, 2, 2
+RELEASED, FAILED, WINDOW, IDLE, RESULT = 1, 2, 3, 4, 6
+TURN, KICK, STAGED, SENT_SHIFT = 1, 2, 4, 3
+MUTABLE, UNSTAGED, REPORT, FLUSH = 1, 2, 4, 8
+AUTO, ALWAYS, NEVER = 0, 1, 2
 
 GATHER_BYTES, GATHER_BUFFERS = 1 << 20, 128
 TURN_BYTES, TURN_SENDS = 256 << 10, 256
 DATAGRAMS_IN_FLIGHT = 64
 ROLL_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
+STAGE_SLAB, STAGE_SHARE = 64 << 10, 16
+COPIED_IN_A_ROW, COPY_REQUESTS, COPY_REQUESTS_MOST = 4, 32, 4096
 
 RETRIED = {errno.EAGAIN, errno.EINTR, errno.ECANCELED}
 FALLS_BACK = {errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP}
@@ -41,7 +45,11 @@ class Send:
     sock: Sock
     pieces: list[Piece]
     weight: int
-    mutable: bool
+    flags: int
+    content: bytes  # what its bytes were when it was called
+    slab: int | None = None  # of a staged run
+    count: int = 1  # sends of the program that this is: a staged run is many
+    ticket: int = 0
     done: int = 0
     error: int = 0
     owed: bool = True  # the queue still has to send bytes of it
@@ -59,6 +67,11 @@ class Send:
     def retired(self) -> bool:
         return not self.owed and not self.requests
 
+    @property
+    def settled(self) -> bool:
+        """It is of no concern to its generation: the caller's buffer is not read any more."""
+        return self.retired or (self.slab is not None and not self.owed)
+
 
 @dataclass(eq=False)
 class Gen:
@@ -66,12 +79,12 @@ class Gen:
     number: int
     flushed: bool = False
     bytes: int = 0
-    told: bool = False
+    total: int = 0  # sends of the program that joined
     sends: list[Send] = field(default_factory=list)
 
     @property
     def released(self) -> bool:
-        return self.flushed and all(send.retired for send in self.sends)
+        return self.flushed and all(send.settled for send in self.sends)
 
 
 @dataclass(eq=False)
@@ -79,6 +92,7 @@ class Ctx:
     id: int
     next_generation: int
     window: int
+    policy: int
     threshold: int
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
@@ -90,7 +104,7 @@ class Ctx:
 
     @property
     def unreleased(self) -> list[Send]:
-        return [send for gen in self.gens for send in gen.sends if not send.retired]
+        return [send for gen in self.gens for send in gen.sends if not send.settled]
 
     @property
     def unreleased_bytes(self) -> int:
@@ -104,6 +118,9 @@ class Sock:
     can_zero_copy: bool
     error: int = 0
     reset: bool = False
+    copied_in_a_row: int = 0
+    copy_left: int = 0
+    copy_next: int = 0
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)
     requests: list[Req] = field(default_factory=list)

@@ -43,7 +43,8 @@ class Queue:
 
     def __init__(self, kind: int = STREAM, max_requests: int = 100, **ctx: int) -> None:
         self.core = lib.zc_core_new(2**32 - 1, max_requests)
-        self.socks, self.ctxs = [], []
+        self.socks: list[Any] = []
+        self.ctxs: list[Any] = []
         self.sock, self.ctx = self.add_sock(kind), self.add_ctx(**ctx)
 
     def add_sock(self, kind: int = STREAM, zero_copy: bool = True) -> Any:

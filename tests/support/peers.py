@@ -24,7 +24,8 @@ from tests.support.waiting import LIMIT
 
 # More than a sending socket may hold, whatever it was set to: the limit is net.ipv4.tcp_wmem's.
 MORE_THAN_FITS = 24 << 20
-SMALL_BUFFER = 4096
+# Small, yet larger than a segment of loopback: with less than that TCP crawls once the peer reads.
+SMALL_BUFFER = 128 << 10
 # The kernel doubles what is asked for, and takes no more than net.core.wmem_max.
 LARGE_BUFFER = 4 << 20
 

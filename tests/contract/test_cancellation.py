@@ -1,0 +1,391 @@
+"""A group that is cancelled is left in bounded time, and what the caller can change is released."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+
+import anyio
+import pytest
+
+import zc_anyio
+from tests.support.backends import only_asyncio
+from tests.support.peers import (
+    MORE_THAN_FITS,
+    Reader,
+    parked_pair,
+    receive_exactly,
+    receive_to_end,
+    reset,
+    tcp_pair,
+    wrap,
+)
+from tests.support.waiting import until, until_held, until_idle, until_parked
+
+MIB = 1 << 20
+# Promised for peers that read nothing at all.
+BOUND = 2.0
+
+
+class Body:
+    """The body of a group in a task of its own, to be cancelled from outside."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self.left = anyio.Event()
+        self.entered = False
+        self.error: BaseException | None = None
+
+    async def run(
+        self, client: object, buffers: list[object], window: int, *, stay: bool, wait: bool
+    ) -> None:
+        with self.scope:
+            try:
+                async with zc_anyio.send_group(window=window) as group:
+                    self.entered = True
+                    for buffer in buffers:
+                        if wait:
+                            await group.send(client, buffer)
+                        else:
+                            group.send_nowait(client, buffer)
+                    if not wait:  # most of it has not been submitted
+                        self.scope.cancel()
+                    if stay:
+                        await anyio.sleep_forever()
+            except Exception as exc:
+                self.error = exc
+            finally:
+                self.left.set()
+
+
+@asynccontextmanager
+async def cancelled(
+    point: str, driver: str, make: Callable[[int], object]
+) -> AsyncIterator[tuple[zc_anyio.Ring, list[object], socket.socket, socket.socket, Body]]:
+    """Cancel a group whose peer never reads at one point of its life, and wait until it is left."""
+    size = 256 << 10 if point == "held" else MIB
+    count = 4 if point in ("held", "window") else 24
+    window = MIB if point == "window" else 2 * MORE_THAN_FITS
+    buffers = [make(size) for _ in range(count)]
+    with tcp_pair(stalled=True) if point == "held" else parked_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver, drain_timeout=1) as ring:  # type: ignore[arg-type]
+            descriptors = len(os.listdir("/proc/self/fd"))
+            body = Body()
+            async with anyio.create_task_group() as tg:
+                stay = point not in ("leaving", "window")
+                wait = point != "at once"
+                run = lambda: body.run(client, buffers, window, stay=stay, wait=wait)  # noqa: E731
+                tg.start_soon(run)
+                await until(lambda: body.entered)
+                if point == "held":
+                    await until_held(ring, count)
+                elif point == "leaving" or point == "parked":
+                    await until(lambda: ring.statistics().in_flight > 0)
+                    await anyio.sleep(0.02)
+                elif point == "window":
+                    await until_parked(ring)
+                body.scope.cancel()
+                with anyio.fail_after(BOUND):
+                    await body.left.wait()
+            assert body.error is None
+            yield ring, buffers, client, peer, body
+            with anyio.fail_after(BOUND):
+                await until_idle(ring)
+            # The ring's duplicate of the socket is gone with its last send.
+            assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+POINTS = ["at once", "parked", "held", "leaving", "window"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("point", POINTS)
+async def test_changeable_buffers_are_released_when_the_group_is_left(
+    driver: str, point: str
+) -> None:
+    if (driver, point) == ("copy", "held"):
+        pytest.skip("the copy driver holds nothing")
+    async with cancelled(point, driver, bytearray) as (ring, buffers, *_):
+        for buffer in buffers:
+            assert isinstance(buffer, bytearray)
+            buffer.append(1)
+        counters = ring.statistics()
+        assert (counters.queued, counters.in_flight, counters.held) == (0, 0, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("point", POINTS[:4])
+async def test_views_of_changeable_buffers_too(driver: str, point: str) -> None:
+    if (driver, point) == ("copy", "held"):
+        pytest.skip("the copy driver holds nothing")
+
+    def make(size: int) -> object:
+        owners.append(bytearray(size))
+        return memoryview(owners[-1]).toreadonly()
+
+    owners: list[bytearray] = []
+    async with cancelled(point, driver, make) as (_, buffers, *_):
+        buffers.clear()
+        for owner in owners:
+            owner.append(1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("end", ["read", "reset"])
+async def test_bytes_stay_with_the_ring_until_the_end(holding_driver: str, end: str) -> None:
+    async with cancelled("held", holding_driver, os.urandom) as (ring, buffers, client, peer, _):
+        assert ring.statistics().held == len(buffers)
+        # Referenced by the list, by `data` here, by the call, and by the ring.
+        data = buffers[0]
+        assert sys.getrefcount(data) == 4
+        if end == "read":
+            received = receive_exactly(peer, sum(len(part) for part in buffers))  # type: ignore[arg-type]
+            assert received == b"".join(buffers)  # type: ignore[arg-type]
+        else:
+            reset(peer)
+        await until_idle(ring)
+        assert sys.getrefcount(data) == 3
+
+
+@pytest.mark.anyio
+async def test_the_end_of_the_ring_resets_what_holds_on(holding_driver: str) -> None:
+    data = os.urandom(MIB)
+    with tcp_pair(stalled=True) as (client, peer):
+        with anyio.fail_after(BOUND), anyio.CancelScope() as scope:
+            # The end of the ring is waited for although everything around it is cancelled.
+            async with zc_anyio.open_ring(driver=holding_driver, drain_timeout=0.1) as ring:  # type: ignore[arg-type]
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, data)
+                    await until_held(ring, 1)
+                    scope.cancel()
+                    await anyio.sleep_forever()
+        assert ring.statistics().held == 0
+        assert sys.getrefcount(data) == 2
+        with pytest.raises(ConnectionResetError):
+            receive_to_end(peer)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", [bytearray, bytes])
+async def test_a_stream_cut_short_is_broken(driver: str, make: Callable[[int], object]) -> None:
+    with parked_pair() as (client, _peer):
+        stream = await wrap(client)
+        async with stream, zc_anyio.open_ring(driver=driver) as ring:  # type: ignore[arg-type]
+            with anyio.move_on_after(10) as scope:
+                async with zc_anyio.send_group(window=MORE_THAN_FITS) as group:
+                    await group.send(stream, make(MORE_THAN_FITS))
+                    await until_parked(ring)
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            await until_idle(ring)
+            async with zc_anyio.send_group() as group:
+                with pytest.raises(anyio.BrokenResourceError) as caught:
+                    await group.send(stream, b"after the hole")
+            assert isinstance(caught.value.__cause__, OSError)
+            with pytest.raises(anyio.BrokenResourceError), anyio.fail_after(BOUND):
+                while True:  # asyncio's transport reports what a write met at a later one
+                    await stream.send(b"after the hole")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", [bytearray, bytes])
+async def test_nothing_of_a_cancelled_send_leaves_that_had_not_begun(
+    driver: str, make: Callable[[int], object]
+) -> None:
+    first = os.urandom(3 * MIB)
+    with parked_pair() as (client, peer), Reader(peer) as reader:
+        peer.settimeout(None)
+        async with zc_anyio.open_ring(driver=driver) as ring:  # type: ignore[arg-type]
+            async with zc_anyio.send_group() as group:
+                group.send_nowait(client, first)
+                group.flush()  # what follows is queued behind it, in any case
+                with anyio.CancelScope() as scope:
+                    async with zc_anyio.send_group() as other:
+                        other.send_nowait(client, make(1000))
+                        scope.cancel()
+                        await anyio.sleep_forever()
+                assert scope.cancelled_caught
+            assert ring.statistics().failed == 1
+            # The stream is whole.
+            async with zc_anyio.send_group() as group:
+                await group.send(client, b"the next")
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == first + b"the next"
+
+
+@pytest.mark.anyio
+async def test_neighbours_in_the_same_request_go_on(driver: str) -> None:
+    first, second, third = os.urandom(3 * MIB), os.urandom(900_000), bytes(50_000)
+    scope = anyio.CancelScope()
+
+    async def cancelled_one() -> None:
+        with scope:
+            async with zc_anyio.send_group() as group:
+                await group.send(client, third)
+                await anyio.sleep_forever()
+
+    with parked_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver) as ring:  # type: ignore[arg-type]
+            async with zc_anyio.send_group() as group, anyio.create_task_group() as tg:
+                await group.send(client, first)
+                await until_parked(ring)
+                await group.send(client, second)
+                tg.start_soon(cancelled_one)
+                await until(lambda: ring.statistics().sends == 3)
+                # With the first one gone, the other two are gathered, and parked together.
+                received = receive_exactly(peer, len(first))
+                await until(lambda: ring.statistics().bytes_sent >= len(first))
+                scope.cancel()
+                await until(lambda: ring.statistics().failed == 1)
+                with Reader(peer) as reader:
+                    await group.flush().wait_released()
+                    client.shutdown(socket.SHUT_WR)
+                    received += await reader.all()
+    assert received == first + second
+
+
+@pytest.mark.anyio
+async def test_only_peers_that_hold_on_are_reset(holding_driver: str) -> None:
+    data = bytearray(os.urandom(MIB))
+    expected = bytes(data)
+    with ExitStack() as stack:
+        good = [stack.enter_context(tcp_pair()) for _ in range(3)]
+        bad = [stack.enter_context(tcp_pair(stalled=True)) for _ in range(2)]
+        readers = [stack.enter_context(Reader(peer)) for _, peer in good]
+        async with zc_anyio.open_ring(driver=holding_driver) as ring:  # type: ignore[arg-type]
+            with anyio.CancelScope() as scope:
+                async with zc_anyio.send_group() as group:
+                    await group.broadcast([client for client, _ in good + bad], data)
+                    await until_held(ring, 2)
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            data[:] = bytes(MIB)
+            data.append(1)
+            async with zc_anyio.send_group() as group:
+                for client, _ in good:
+                    await group.send(client, b"goes on")
+                for client, _ in bad:
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await group.send(client, b"does not")
+        for (client, _), reader in zip(good, readers, strict=True):
+            client.shutdown(socket.SHUT_WR)
+            assert await reader.all() == expected + b"goes on"
+
+
+@pytest.mark.anyio
+async def test_a_deadline_around_the_group(holding_driver: str) -> None:
+    data = bytearray(MIB)
+    with tcp_pair(stalled=True) as (client, _):
+        async with zc_anyio.open_ring(driver=holding_driver):  # type: ignore[arg-type]
+            with anyio.fail_after(BOUND), anyio.move_on_after(0.05) as scope:
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, data)
+            assert scope.cancelled_caught
+            data.append(1)
+
+
+@pytest.mark.anyio
+async def test_a_task_group_inside_is_cancelled_with_it(holding_driver: str) -> None:
+    buffers = [bytearray(MIB // 4) for _ in range(4)]
+
+    async def send(buffer: bytearray) -> None:
+        await group.send(client, buffer)
+        await anyio.sleep_forever()
+
+    with tcp_pair(stalled=True) as (client, _):
+        async with zc_anyio.open_ring(driver=holding_driver) as ring:  # type: ignore[arg-type]
+            with anyio.CancelScope() as scope:
+                async with zc_anyio.send_group() as group, anyio.create_task_group() as tg:
+                    for buffer in buffers:
+                        tg.start_soon(send, buffer)
+                    await until_held(ring, 4)
+                    scope.cancel()
+            for buffer in buffers:
+                buffer.append(1)
+
+
+@pytest.mark.anyio
+async def test_waiting_for_a_generation_can_be_cancelled(holding_driver: str) -> None:
+    data = bytearray(MIB)
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=holding_driver) as ring:  # type: ignore[arg-type]
+            async with zc_anyio.send_group() as group:
+                await group.send(client, data)
+                generation = group.flush()
+                with anyio.move_on_after(0.05) as scope:
+                    await generation.wait_released()
+                assert scope.cancelled_caught
+                assert not generation.is_released
+                await until_held(ring, 1)
+                receive_exactly(peer, MIB)
+                await generation.wait_released()
+
+
+@pytest.mark.anyio
+async def test_cancelled_before_the_group_is_entered(driver: str) -> None:
+    with tcp_pair() as (client, _):
+        async with zc_anyio.open_ring(driver=driver) as ring:  # type: ignore[arg-type]
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, bytearray(1000))
+                    await anyio.lowlevel.checkpoint()
+            assert scope.cancelled_caught
+            await until_idle(ring)
+
+
+@pytest.mark.anyio
+@only_asyncio
+@pytest.mark.parametrize("state", ["parked", "held"])
+async def test_a_second_cancellation_that_no_scope_shields_from(
+    holding_driver: str, state: str
+) -> None:
+    # asyncio's Task.cancel() interrupts whatever a task awaits, shielded by anyio or not.
+    data = bytearray(MIB if state == "held" else MORE_THAN_FITS)
+
+    async def body() -> None:
+        async with zc_anyio.send_group(ring=ring, window=MORE_THAN_FITS) as group:
+            await group.send(client, data)
+            await anyio.sleep_forever()
+
+    with tcp_pair(stalled=True) if state == "held" else parked_pair() as (client, _peer):
+        async with zc_anyio.open_ring(driver=holding_driver) as ring:  # type: ignore[arg-type]
+            task = asyncio.ensure_future(body())
+            await (until_held(ring, 1) if state == "held" else until_parked(ring))
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            with anyio.fail_after(BOUND), pytest.raises(asyncio.CancelledError):
+                await task
+            data.append(1)
+
+
+@pytest.mark.anyio
+@only_asyncio
+async def test_cancelling_the_end_of_a_ring_that_no_scope_shields_from(
+    holding_driver: str,
+) -> None:
+    data = os.urandom(MIB)
+
+    async def body() -> None:
+        async with zc_anyio.open_ring(driver=holding_driver, drain_timeout=0.2):  # type: ignore[arg-type]
+            async with zc_anyio.send_group() as group:
+                await group.send(client, data)
+                started.set()
+                await anyio.sleep_forever()
+
+    started = anyio.Event()
+    with tcp_pair(stalled=True) as (client, _peer):
+        task = asyncio.ensure_future(body())
+        await started.wait()
+        for _ in range(4):
+            task.cancel()
+            await asyncio.sleep(0.02)
+        with anyio.fail_after(BOUND), pytest.raises(asyncio.CancelledError):
+            await task
+    assert sys.getrefcount(data) == 2

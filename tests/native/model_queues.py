@@ -1,0 +1,387 @@
+"""The model's half about contexts, generations and queues; requests follow in model.py."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from tests.native.model_state import (
+    AUTO,
+    DATAGRAM,
+    FAILED,
+    FLUSH,
+    IDLE,
+    KICK,
+    MUTABLE,
+    RELEASED,
+    REPORT,
+    RESULT,
+    ROLL_SENDS,
+    ROLL_SHARE,
+    SENT_SHIFT,
+    STAGE_SHARE,
+    STAGE_SLAB,
+    STAGED,
+    STREAM,
+    TURN,
+    TURN_BYTES,
+    TURN_SENDS,
+    WINDOW,
+    Ctx,
+    Event,
+    Gen,
+    Piece,
+    Req,
+    Send,
+    Sock,
+)
+
+COUNTED = ["sends", "bytes_sent", "zero_copied", "copied", "staged", "failed"]
+COUNTED += ["generations_released"]
+
+
+class Queues:
+    def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
+        self.memory, self.max_requests = memory, max_requests
+        # Staging memory is `slabs` slabs of `memory`, from `base` on.
+        self.slabs, self.base, self.next_slab = slabs, base, 0
+        self.contexts: list[Ctx] = []
+        self.sockets: list[Sock] = []
+        self.requests: list[Req] = []
+        self.totals: Counter[str] = Counter()
+        self.denied = self.waiting_bytes = self.waiting_sends = 0
+        self.budget = -1
+        # What may be told now; failures and results are kept as their sends.
+        self.failures: list[Send] = []
+        self.results: list[Send] = []
+        self.windows: set[Ctx] = set()
+        self.idles: set[Sock] = set()
+        self.cancels: set[Req] = set()
+        self.broken: set[Sock] = set()
+
+    # --- what can be seen from outside
+
+    @property
+    def live_sends(self) -> Iterator[Send]:
+        return (send for s in self.sockets for send in s.accepted if not send.retired)
+
+    def stats(self) -> dict[str, int]:
+        live = list(self.live_sends)
+        flying = sum(send.count for send in live if send.flying)
+        queued = sum(send.count for send in live if send.owed and not send.flying)
+        counted = [*COUNTED, "requests", "completions", "strays"]
+        return {key: self.totals[key] for key in counted} | {
+            "queued": queued,
+            "in_flight": flying,
+            "held": sum(send.count for send in live) - queued - flying,
+            "generations_open": sum(not gen.released for c in self.contexts for gen in c.gens),
+            "contexts": len(self.contexts),
+            "sockets": len(self.sockets),
+        }
+
+    def ctx_stats(self, ctx: Ctx) -> dict[str, int]:
+        return {key: ctx.totals[key] for key in COUNTED} | {
+            "unreleased_sends": sum(send.count for send in ctx.unreleased),
+            "unreleased_bytes": ctx.unreleased_bytes,
+            "generations_open": sum(not gen.released for gen in ctx.gens),
+        }
+
+    def told(self, event: Event) -> None:
+        """Takes an event that the C tells; fails if it is not due."""
+        kind, a, b, c = event
+        if kind == FAILED:
+            # Those of one socket fail in the order of its queue, so the oldest is the one meant.
+            due = [s for s in self.failures if (s.gen.ctx.id, s.sock.id, s.error) == (a, b, c)]
+            assert due, f"no such failure is due: {event}"
+            self.failures.remove(due[0])
+        elif kind == RESULT:
+            due = [s for s in self.results if (s.gen.ctx.id, s.ticket, s.error) == (a, b, c)]
+            assert len(due) == 1, f"no such result is due: {event}"
+            self.results.remove(due[0])
+        elif kind == RELEASED:
+            (ctx,) = [ctx for ctx in self.contexts if ctx.id == a]
+            gens = [gen for gen in ctx.gens if gen.number == b]
+            assert len(gens) == 1, f"released twice, or never made: {event}"
+            assert gens[0].flushed, f"released while open: {event}"
+            assert all(send.settled for send in gens[0].sends), f"released too early: {event}"
+            untold = [s for s in self.failures + self.results if s.gen is gens[0]]
+            assert not untold, "released before its failures and results were told"
+            ctx.gens.remove(gens[0])
+        elif kind == WINDOW:
+            (ctx,) = [ctx for ctx in self.windows if ctx.id == a]
+            self.windows.remove(ctx)
+        else:
+            assert kind == IDLE
+            (sock,) = [sock for sock in self.idles if sock.id == a]
+            self.idles.remove(sock)
+
+    def untold(self) -> int:
+        gens = sum(gen.released for ctx in self.contexts for gen in ctx.gens)
+        return sum(map(len, (self.failures, self.results, self.windows, self.idles)), gens)
+
+    # --- contexts and sockets
+
+    def count(self, ctx: Ctx, key: str, amount: int = 1) -> None:
+        self.totals[key] += amount
+        ctx.totals[key] += amount
+
+    def allocate(self, amount: int) -> bool:
+        if 0 <= self.budget < amount:
+            self.budget = 0
+            return False
+        self.budget -= amount if self.budget > 0 else 0
+        return True
+
+    def open_gen(self, ctx: Ctx) -> Gen:
+        if not ctx.open:
+            ctx.gens.append(Gen(ctx, ctx.next_generation))
+            ctx.next_generation += 1
+        return ctx.gens[-1]
+
+    def end_gen(self, gen: Gen) -> None:
+        gen.flushed = True
+        if gen.released:
+            self.count(gen.ctx, "generations_released")
+
+    def roll(self, ctx: Ctx) -> None:
+        gen = ctx.open
+        if gen and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS):
+            self.end_gen(gen)
+
+    def flush(self, ctx: Ctx, even_empty: bool) -> int:
+        if not ctx.open:
+            if not even_empty:
+                return -errno.ENODATA
+            if not self.allocate(1):
+                return -errno.ENOMEM
+        gen = self.open_gen(ctx)
+        self.end_gen(gen)
+        return gen.number
+
+    def free_ctx(self, ctx: Ctx) -> int:
+        if ctx.gens:
+            return -errno.EBUSY
+        self.contexts.remove(ctx)
+        self.windows.discard(ctx)
+        return 0
+
+    def free_sock(self, sock: Sock) -> int:
+        if not sock.idle or any(send.sock is sock for send in self.failures):
+            return -errno.EBUSY
+        self.sockets.remove(sock)
+        self.idles.discard(sock)
+        self.broken.discard(sock)
+        return 0
+
+    def cancel(self, ctx: Ctx) -> None:
+        sends = ctx.unreleased
+        for send in sends:
+            send.cancelled = True
+        for sock in {send.sock for send in sends}:
+            self.sweep(sock)
+
+    def reset(self, ctx: Ctx, error: int, only_mutable: bool) -> int:
+        sends = [send for send in ctx.unreleased if send.flags & MUTABLE or not only_mutable]
+        for send in sends:
+            send.cancelled |= send.sock.kind == DATAGRAM
+        socks = {send.sock for send in sends}
+        for sock in socks:
+            if sock.kind == DATAGRAM:
+                self.sweep(sock)
+            else:
+                self.break_sock(sock, error, reset=True)
+        return len(socks)
+
+    # --- taking sends
+
+    def window_full(self, ctx: Ctx, size: int) -> bool:
+        used = ctx.unreleased_bytes
+        if used == 0 or used + size <= ctx.window:
+            return False
+        ctx.wanted = min(ctx.wanted or size or 1, size or 1)
+        return True
+
+    def send(self, ctx: Ctx, sock: Sock, pieces: list[Piece], flags: int) -> int:
+        size = sum(size for _, size in pieces)
+        if sock.kind == STREAM and size == 0:
+            return -errno.EINVAL
+        if sock.kind == DATAGRAM and size > 0xFFFF:
+            return -errno.EMSGSIZE
+        if sock.error:
+            return -errno.EPIPE
+        if self.window_full(ctx, size):
+            return -errno.EAGAIN
+        sent = -errno.ENOSPC
+        small = ctx.policy == AUTO and size < ctx.threshold and not flags & ~MUTABLE
+        if self.slabs and small and sock.kind == STREAM and len(pieces) == 1:
+            sent = self.stage(ctx, sock, pieces[0])
+        if sent == -errno.ENOSPC:
+            sent = self.enqueue(ctx, sock, pieces, size, flags)
+        self.roll(ctx)
+        return sent
+
+    def broadcast(
+        self, ctx: Ctx, socks: list[Sock], piece: Piece, flags: int
+    ) -> tuple[int, list[int]]:
+        if self.window_full(ctx, piece[1]):
+            return -errno.EAGAIN, []
+        sent, errors = -errno.EPIPE, []
+        for sock in socks:
+            if sock.error:
+                one = -errno.EPIPE
+            elif sock.kind == DATAGRAM and piece[1] > 0xFFFF:
+                one = -errno.EMSGSIZE
+            else:
+                one = self.enqueue(ctx, sock, [piece], piece[1] // len(socks) + 1, flags)
+            errors.append(-min(one, 0))
+            if one >= 0:
+                sent = one if sent < 0 else sent | one
+        self.roll(ctx)
+        return sent, errors
+
+    def enqueue(self, ctx: Ctx, sock: Sock, pieces: list[Piece], weight: int, flags: int) -> int:
+        if not self.allocate(1 + (len(pieces) > 1) + (ctx.open is None)):
+            return -errno.ENOMEM
+        content = b"".join(self.read(piece) for piece in pieces)
+        send = Send(self.open_gen(ctx), sock, pieces, weight, flags, content)
+        self.join(send)
+        self.grow(send, len(content), weight, 1)
+        send.ticket = ctx.totals["sends"]
+        return self.sent(send)
+
+    def read(self, piece: Piece) -> bytes:
+        return bytes(self.memory[piece[0] : sum(piece)])
+
+    def join(self, send: Send) -> None:
+        send.gen.sends.append(send)
+        send.sock.accepted.append(send)
+        send.sock.queue.append(send)
+        self.idles.discard(send.sock)
+
+    def grow(self, send: Send, size: int, weight: int, count: int) -> None:
+        send.gen.bytes += weight
+        send.gen.total += count
+        self.count(send.gen.ctx, "sends", count)
+        self.waiting_bytes += size
+        self.waiting_sends += count
+
+    def sent(self, send: Send) -> int:
+        sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
+        if self.waiting_bytes >= TURN_BYTES or self.waiting_sends >= TURN_SENDS:
+            return sent | TURN
+        return sent | KICK if self.waiting_sends == 1 else sent
+
+    # --- staging
+
+    def slabs_of(self, sock: Sock) -> list[int]:
+        # Until its failure is told, a run keeps its memory.
+        runs = [send for send in sock.accepted if send.slab is not None]
+        return [run.slab or 0 for run in runs if not run.retired or run in self.failures]
+
+    def stage(self, ctx: Ctx, sock: Sock, piece: Piece) -> int:
+        """Writes a small send into the last run of the queue, what does not fit into a new one."""
+        offset, size = piece
+        run = next((send for send in reversed(sock.accepted) if not send.retired), None)
+        if run and (run.slab is None or not run.owed or run.flying or run.cancelled):
+            run = None
+        if run and run.gen is not ctx.open:
+            run = None
+        first = min(size, STAGE_SLAB - run.size) if run else 0
+        rest = size - first
+        if rest:
+            taken = {slab for other in self.sockets for slab in self.slabs_of(other)}
+            turn = [(self.next_slab + n) % self.slabs for n in range(self.slabs)]
+            free = [slab for slab in turn if slab not in taken]
+            if rest > STAGE_SLAB or not free or len(self.slabs_of(sock)) >= STAGE_SHARE:
+                return -errno.ENOSPC
+            self.next_slab = free[0] + 1
+            if not self.allocate(1 + (ctx.open is None)):
+                return -errno.ENOMEM
+        if run and first:
+            self.write(run, (offset, first), 0 if rest else 1)
+        if rest:
+            start = (self.base + free[0] * STAGE_SLAB, 0)
+            run = Send(self.open_gen(ctx), sock, [start], 0, 0, b"", slab=free[0], count=0)
+            self.join(run)
+            self.write(run, (offset + first, rest), 1)
+        assert run
+        return self.sent(run)
+
+    def write(self, run: Send, piece: Piece, count: int) -> None:
+        (start, size), (_, more) = run.pieces[0], piece
+        run.pieces = [(start, size + more)]
+        run.content += self.read(piece)
+        run.weight += more
+        run.count += count
+        self.grow(run, more, more, count)
+
+    # --- leaving the queue, and the generation
+
+    def sweep(self, sock: Sock) -> None:
+        """Drops the cancelled sends of a queue; cancels the requests that cover one."""
+        for req in sock.in_flight:
+            if any(send.cancelled for send in req.sends):
+                self.cancels.add(req)
+        for send in list(sock.queue):
+            if send.cancelled and not send.flying:
+                if send.done:
+                    self.break_sock(sock, errno.ECANCELED)
+                    return
+                self.fail_send(send, errno.ECANCELED)
+
+    def break_sock(self, sock: Sock, error: int, reset: bool = False) -> None:
+        sock.error = sock.error or error
+        self.broken.add(sock)
+        if reset and not sock.reset:
+            sock.reset = True
+            for send in sock.accepted:
+                if not (send.owed or send.retired):
+                    self.note_failure(send, error)  # what is held is lost with the connection
+        self.cancels.update(sock.in_flight)
+        # What is in flight on a stream decides how much of the next send was taken: wait for it.
+        if sock.kind == DATAGRAM or not sock.in_flight:
+            for send in list(sock.queue):
+                self.fail_send(send, sock.error)
+
+    def note_failure(self, send: Send, error: int) -> None:
+        if not send.error and not send.settled:
+            send.error = error
+            self.count(send.gen.ctx, "failed", send.count)
+            if not send.cancelled:
+                self.failures.append(send)
+
+    def fail_send(self, send: Send, error: int) -> None:
+        self.note_failure(send, error)
+        self.leave_queue(send)
+
+    def leave_queue(self, send: Send) -> None:
+        send.owed = False
+        if send in send.sock.queue:
+            send.sock.queue.remove(send)
+        if send.flags & (REPORT | FLUSH):
+            self.results.append(send)
+        if send.flags & FLUSH and not send.error and not send.gen.flushed:
+            self.end_gen(send.gen)
+        if send.slab is not None:
+            self.settle(send)
+        if send.retired:
+            self.retire(send)
+
+    def retire(self, send: Send) -> None:
+        if send.slab is None:
+            self.settle(send)
+        if send.sock.idle:
+            self.idles.add(send.sock)
+
+    def settle(self, send: Send) -> None:
+        ctx = send.gen.ctx
+        if not send.error:
+            how = "staged" if send.slab is not None else "copied" if send.copied else "zero_copied"
+            self.count(ctx, how, send.count)
+        if send.gen.released:
+            self.count(ctx, "generations_released")
+        used = ctx.unreleased_bytes
+        if ctx.wanted and (used == 0 or used + ctx.wanted <= ctx.window):
+            ctx.wanted = 0
+            self.windows.add(ctx)

@@ -1,0 +1,89 @@
+"""Files as buffers: the kernel reads the page cache through a map, and Python no byte.
+
+A map is never read here, because reading past the end of a file that was truncated meanwhile would
+raise SIGBUS.  The kernel, which does the reading, answers EFAULT instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol, TypeAlias
+
+from ._errors import os_error
+
+__all__ = ["PIECE", "File", "map_piece", "open_part"]
+
+
+class HasDescriptor(Protocol):
+    """A binary file object."""
+
+    def fileno(self) -> int: ...
+
+
+File: TypeAlias = str | os.PathLike[str] | HasDescriptor | int
+
+# One map, and one send: small enough that a window takes several.
+PIECE = 4 << 20
+# Linux 5.14; Python's mmap module has no name for it.
+MADV_POPULATE_READ = 22
+
+
+@contextmanager
+def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int, int]]:
+    """Give the descriptor of a file, and how many bytes from ``offset`` on are to be sent.
+
+    :raises ValueError: the part is not within the file.
+    """
+    if offset < 0 or (count is not None and count < 0):
+        raise ValueError("offset and count must not be negative")
+    opened = None
+    if isinstance(file, int):
+        fd = file
+    elif isinstance(file, str | os.PathLike):
+        opened = fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        fd = file.fileno()
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise os_error(errno.EINVAL, "only regular files can be sent")
+        left = max(0, status.st_size - offset)
+        if count is not None and count > left:
+            raise ValueError(f"the file has {left} bytes from offset {offset} on, not {count}")
+        yield fd, left if count is None else count
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def map_piece(fd: int, offset: int, size: int) -> memoryview:
+    """Map a part of a file and have it read from the disk; it is unmapped with its last reference.
+
+    Blocks, so it is called in a worker thread.
+
+    :raises OSError: ``EIO``, the file was truncated.
+    """
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        mapped = mmap.mmap(
+            fd, offset + size - start, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
+        )
+    except ValueError as exc:
+        raise _truncated() from exc
+    try:
+        mapped.madvise(MADV_POPULATE_READ)
+    except OSError as exc:
+        if exc.errno == errno.EFAULT:
+            raise _truncated() from exc
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_WILLNEED)
+    return memoryview(mapped)[offset - start :]
+
+
+def _truncated() -> OSError:
+    return os_error(errno.EIO, "the file was truncated while it was sent")

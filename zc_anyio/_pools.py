@@ -1,0 +1,245 @@
+"""Pools of registered buffers: memory that the kernel has pinned once, instead of at each send.
+
+A buffer is handed out as a ``memoryview``, so that everything which reads or writes the buffer
+protocol works on it, and parts of it can be sent.  A send knows it again by its address.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal, TypeAlias
+
+import anyio
+
+from ._lib import from_buffer, map_address
+from ._ring import Ring, current_ring
+
+__all__ = ["BufferPool", "open_buffer_pool"]
+
+HugePages: TypeAlias = Literal["auto", "always", "never"]
+
+# asm-generic/mman-common.h; Python's mmap module has no name for it.
+MAP_HUGETLB = 0x40000
+PAGE = mmap.PAGESIZE
+HUGE_PAGE = 2 << 20
+# The kernel registers at most this much as one buffer.
+REGION_MOST = 1 << 30
+
+
+class _Slot:
+    """One buffer of a pool."""
+
+    __slots__ = ("__weakref__", "offset", "pool", "region", "uses", "view")
+
+    def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
+        self.pool = pool
+        self.region = region
+        self.offset = offset
+        # Generations that are not released and have a send of it.
+        self.uses = 0
+        # The view that was handed out; None: the buffer is free.
+        self.view: weakref.ref[memoryview] | None = None
+
+    def give_back(self) -> None:
+        """A generation that used the buffer was released."""
+        self.uses -= 1
+        if not self.uses:
+            self.pool._take_back(self)
+
+
+class _Region:
+    """Memory of a pool that is registered as one buffer, or could not be."""
+
+    def __init__(self, pool: BufferPool, count: int) -> None:
+        self.memory = _map(count * pool.stride, pool.huge_pages)
+        self.pinned: Any = from_buffer("char[]", self.memory)
+        self.address = map_address(self.pinned)
+        self.slots = [_Slot(pool, self, number * pool.stride) for number in range(count)]
+        self.refused: str | None = None
+        try:
+            pool._ring._native.register(self.pinned, len(self.memory))
+        except OSError as exc:
+            self.refused = str(exc)
+
+
+class BufferPool:
+    """Buffers of one size that are sent without being pinned anew; see :func:`open_buffer_pool`.
+
+    :ivar buffer_size: bytes of each buffer.
+    :ivar count: buffers, free and out.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        *,
+        buffer_size: int,
+        count: int,
+        huge_pages: HugePages,
+    ) -> None:
+        self.buffer_size = buffer_size
+        self.count = 0
+        self.huge_pages = huge_pages
+        unit = HUGE_PAGE if huge_pages == "always" or buffer_size >= HUGE_PAGE else PAGE
+        self.stride = -(-buffer_size // unit) * unit
+        self._ring = ring
+        self._regions: list[_Region] = []
+        self._closed = False
+        self._give, self._free = anyio.create_memory_object_stream[_Slot](math.inf)
+        self.grow(count)
+
+    def grow(self, count: int) -> None:
+        """Add buffers; those that wait in :meth:`acquire` get them first.
+
+        :raises OSError: no memory.
+        :raises anyio.ClosedResourceError: the pool is closed.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError
+        most = max(1, REGION_MOST // self.stride)
+        for first in range(0, count, most):
+            region = _Region(self, min(most, count - first))
+            self._regions.append(region)
+            self.count += len(region.slots)
+            for slot in region.slots:
+                self._give.send_nowait(slot)
+
+    @property
+    def unregistered(self) -> str | None:
+        """Why a part of the memory is not registered with the kernel, or ``None`` if all is.
+
+        The pool works all the same; each send then pins its buffer.
+        """
+        return next((region.refused for region in self._regions if region.refused), None)
+
+    @property
+    def free(self) -> int:
+        """Buffers that :meth:`acquire` would give at once."""
+        return self._free.statistics().current_buffer_used
+
+    async def acquire(self) -> memoryview:
+        """Wait for a free buffer, first come first served, and return it as a writable view.
+
+        It goes back to the pool by itself when the last generation that it was sent in is released,
+        or when it was dropped unsent; :meth:`release` gives it back earlier.  From then on using
+        the view raises ``ValueError``.  (A NumPy array or another export of it that is still there
+        cannot be revoked; sending that raises ``BufferError``.)
+
+        :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
+        """
+        try:
+            slot = await self._free.receive()
+        except anyio.EndOfStream:
+            raise anyio.ClosedResourceError from None
+        view = memoryview(slot.region.memory)[slot.offset : slot.offset + self.buffer_size]
+        slot.view = weakref.ref(view, lambda gone: self._dropped(slot, gone))
+        return view
+
+    def release(self, view: memoryview) -> None:
+        """Give back a buffer that was not sent after all.
+
+        :raises ValueError: it is no buffer of this pool that is out.
+        :raises BufferError: it is part of a send that is not released.
+        """
+        slot = self.find(map_address(from_buffer("char[]", view)))
+        if slot is None or slot.view is None or slot.view() is not view:
+            raise ValueError("not a buffer that this pool has given out")
+        if slot.uses:
+            raise BufferError("the buffer is being sent; it goes back by itself")
+        self._take_back(slot)
+
+    def find(self, address: int) -> _Slot | None:
+        """Return the buffer that lies at an address, if one of this pool does.
+
+        :raises BufferError: it was given back.
+        """
+        for region in self._regions:
+            if 0 <= address - region.address < len(region.memory):
+                slot = region.slots[(address - region.address) // self.stride]
+                if slot.view is None:
+                    raise BufferError("the buffer was given back to its pool")
+                return slot
+        return None
+
+    def _dropped(self, slot: _Slot, view: weakref.ref[memoryview]) -> None:
+        if slot.view is view and not slot.uses:
+            self._take_back(slot)
+
+    def _take_back(self, slot: _Slot) -> None:
+        view = slot.view() if slot.view is not None else None
+        slot.view = None
+        if view is not None:
+            with suppress(BufferError):
+                view.release()
+        if not self._closed:
+            self._give.send_nowait(slot)
+
+    def _close(self) -> None:
+        """Let go of the memory; what is still being sent stays mapped until it is released."""
+        self._closed = True
+        self._give.close()
+        self._free.close()
+        for region in self._regions:
+            for slot in region.slots:
+                if slot.view is not None and not slot.uses:
+                    self._take_back(slot)
+            if region.refused is None and not self._ring._closed:
+                self._ring._native.unregister(region.pinned)
+
+
+@asynccontextmanager
+async def open_buffer_pool(
+    *,
+    buffer_size: int,
+    count: int,
+    huge_pages: HugePages = "auto",
+    ring: Ring | None = None,
+) -> AsyncGenerator[BufferPool, None]:
+    """Open a pool of registered buffers for the length of a scope.
+
+    Leaving does not wait: buffers that are still being sent stay in memory until they are released.
+    Tasks that wait in :meth:`BufferPool.acquire` get :exc:`anyio.ClosedResourceError`, and so does
+    later use of the pool; views that are out and not being sent are revoked.
+
+    :param buffer_size: bytes of each buffer.
+    :param count: how many.
+    :param huge_pages: ``"auto"`` asks for transparent huge pages, ``"always"`` takes explicitly
+        reserved ones (``vm.nr_hugepages``), ``"never"`` takes none.
+    :param ring: default the ambient ring.
+    :raises RuntimeError: no ring is open.
+    :raises OSError: no memory, or no reserved huge pages.
+    :raises ValueError: an argument is out of its range.
+    """
+    if buffer_size <= 0 or count <= 0:
+        raise ValueError("buffer_size and count must be positive")
+    if buffer_size > REGION_MOST:
+        raise ValueError("a registered buffer has 1 GiB at most")
+    if huge_pages not in ("auto", "always", "never"):
+        raise ValueError(f'huge_pages must be "auto", "always" or "never", not {huge_pages!r}')
+    ring = ring or current_ring()
+    if ring is None:
+        raise RuntimeError("no ring is open: open one with open_ring(), or pass ring=")
+    ring.check_loop()
+    pool = BufferPool(ring, buffer_size=buffer_size, count=count, huge_pages=huge_pages)
+    ring._pools.append(pool)
+    try:
+        yield pool
+    finally:
+        ring._pools.remove(pool)
+        pool._close()
+
+
+def _map(size: int, huge_pages: str) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size, flags=flags | (MAP_HUGETLB if huge_pages == "always" else 0))
+    with suppress(OSError):
+        # A kernel without transparent huge pages answers EINVAL.
+        if huge_pages == "auto":
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        elif huge_pages == "never":
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory

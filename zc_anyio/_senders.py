@@ -1,0 +1,352 @@
+"""Sending over a tx context: what send groups and contexts by hand have in common."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from time import monotonic
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from anyio import Event
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from ._buffers import Buffer, Data, pin
+from ._contexts import Context, Generation
+from ._errors import os_error
+from ._events import GroupStatistics, Notification, SendFailure
+from ._files import PIECE, File, map_piece, open_part
+from ._lib import (
+    SEND_UNSTAGED,
+    SENT_KICK,
+    SENT_SHIFT,
+    SENT_STAGED,
+    SENT_TURN,
+    address_of,
+    broadcast,
+    from_buffer,
+    queue,
+    queue_to,
+    queue_vector,
+)
+from ._ring import Ring, ZeroCopy
+from ._sockets import AttachedSocket
+
+__all__ = ["DEFAULT_WINDOW", "Sender"]
+
+DEFAULT_WINDOW = 16 << 20
+# A task that never finds its window full gives the others a turn this often.
+YIELD_SECONDS = 0.001
+
+
+class Sender:
+    """Queues sends on one tx context of a ring."""
+
+    _ring: Ring
+    _context: Context
+
+    def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
+        self._failures: dict[object, SendFailure] = {}
+        # Streams whose failure a call has raised.
+        self._raised: set[object] = set()
+        self._ring = ring
+        self._core = ring._native.core
+        self._context = ring.new_context(
+            tag=tag, window=window, zero_copy=zero_copy, on_failed=self._on_failed
+        )
+        self._references = self._context.references
+        self._yield_at = 0.0
+
+    def _check(self) -> None:
+        """Raise unless sends are taken."""
+        raise NotImplementedError
+
+    async def send(self, stream: object, data: Data) -> None:
+        """Queue one send; the kernel may read ``data`` from now on, until it is released.
+
+        Waits while the window is full.  Cancellation is noticed there, and whenever a millisecond
+        has passed without yielding to other tasks; a call that was cancelled while it waited has
+        queued nothing.
+
+        :param stream: an anyio ``SocketStream`` or ``ConnectedUDPSocket``, a trio ``SocketStream``
+            or socket, or a connected ``socket.socket``.
+        :param data: a C-contiguous buffer, or a sequence of them to be gathered as one send.
+        :raises TypeError: ``data`` is a ``str``, or has no buffer; ``stream`` is no socket.
+        :raises BufferError: a buffer is not C-contiguous.
+        :raises anyio.ClosedResourceError: the stream is closed, or this object is.
+        :raises anyio.BrokenResourceError: an earlier send broke the socket; from its ``OSError``.
+        :raises OSError: a datagram that is too large (``EMSGSIZE``), a UDP socket without a peer.
+        """
+        while not self._queue(stream, data):
+            await self._wait_window()
+        if monotonic() >= self._yield_at:
+            await self._yield()
+
+    def send_nowait(self, stream: object, data: Data) -> None:
+        """Queue one send, or raise :exc:`anyio.WouldBlock` if the window is full.
+
+        Raises what :meth:`send` raises.
+        """
+        if not self._queue(stream, data):
+            raise anyio.WouldBlock
+
+    async def send_to(self, stream: object, data: Data, address: tuple[str, int]) -> None:
+        """Queue one datagram to an address, on a UDP socket that need not be connected.
+
+        :param address: ``(host, port)``, or IPv6's ``(host, port, flow, scope)``; the host numeric.
+        :raises ValueError: the host is no numeric address.
+
+        Raises what :meth:`send` raises.
+        """
+        packed = address_of(*address)
+        while not self._queue_to(stream, data, packed):
+            await self._wait_window()
+        if monotonic() >= self._yield_at:
+            await self._yield()
+
+    async def send_file(
+        self, stream: object, file: File, *, offset: int = 0, count: int | None = None
+    ) -> int:
+        """Queue a part of a file, page by page from the page cache, through no Python buffer.
+
+        The file is mapped, and the kernel reads the map.  Reading from the disk happens in a
+        worker thread.  Waits like :meth:`send`; a call that was cancelled may have queued a part.
+
+        :param file: a path, a binary file object (its position is neither used nor moved) or a
+            descriptor, which may be closed when this returns.
+        :param offset: where to begin, in bytes.
+        :param count: bytes; ``None`` is up to the end that the file has now.
+        :return: how many bytes were queued.
+        :raises ValueError: a negative offset or count, or the file is shorter than asked for.
+        :raises OSError: the file cannot be mapped; or it was truncated meanwhile, which breaks the
+            stream if the kernel had begun to send that part (then reported as a failed send).
+
+        Raises what :meth:`send` raises.
+        """
+        self._check()
+        with open_part(file, offset, count) as (fd, total):
+            for done in range(0, total, PIECE):
+                size = min(PIECE, total - done)
+                view = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
+                # Not the caller's memory, so nothing that cancelling would have to wait for.
+                pinned = from_buffer("char[]", view)
+                while not self._queue_pinned(stream, pinned, size, SEND_UNSTAGED):
+                    await self._wait_window()
+        await self._yield()
+        return total
+
+    async def broadcast(self, streams: Iterable[object], data: Buffer) -> None:
+        """Queue one buffer on many sockets, in one batch and held once.
+
+        The window takes a broadcast as a whole, and counts its buffer once.  A stream that is
+        closed or broken does not keep the others from their bytes: it is reported like a failed
+        send.
+
+        Raises what :meth:`send` raises for wrong input, then with nothing queued.
+        """
+        targets = list(streams)
+        while not self._queue_broadcast(targets, data):
+            await self._wait_window()
+        if monotonic() >= self._yield_at:
+            await self._yield()
+
+    def flush(self) -> Generation:
+        """End the open generation and push out what is queued.
+
+        With nothing sent since the last flush this ends an empty generation, which is released at
+        once.
+
+        :return: the generation, to be waited for or not.
+        """
+        self._check()
+        generation = self._context.flush(even_empty=True)
+        assert generation is not None
+        self._ring._reaper.turn()
+        return generation
+
+    @property
+    def notifications(self) -> MemoryObjectReceiveStream[Notification]:
+        """A channel of :class:`Notification`, one a generation, in order.
+
+        It begins with the generations released after the first use of this attribute, and ends when
+        the context is closed and all is released.  Close it, as any anyio stream.
+        """
+        return self._context.notifications
+
+    @property
+    def failures(self) -> list[SendFailure]:
+        """One entry for each socket on which a send failed so far."""
+        return list(self._failures.values())
+
+    def statistics(self) -> GroupStatistics:
+        """Return the counters of these sends, for as long as sends are taken."""
+        self._check()
+        counters = self._ring._native.context_statistics(self._context.handle)
+        return GroupStatistics(
+            sends=counters.sends,
+            bytes_sent=counters.bytes_sent,
+            zero_copied=counters.zero_copied,
+            copied=counters.copied,
+            staged=counters.staged,
+            failed=counters.failed,
+            unreleased_sends=counters.unreleased_sends,
+            unreleased_bytes=counters.unreleased_bytes,
+            generations_open=counters.generations_open,
+            generations_released=counters.generations_released,
+        )
+
+    def _on_failed(self, ident: int, error: int) -> None:
+        self._fail(self._ring._sockets.name(ident), os_error(error))
+
+    def _fail(self, stream: object, error: OSError) -> None:
+        self._failures.setdefault(stream, SendFailure(stream, error))
+
+    def _mark_raised(self, stream: object) -> None:
+        self._raised.add(stream)
+
+    # --- queueing; False is a full window ---
+
+    def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
+        self._check()
+        if type(data) is bytes:
+            return self._queue_pinned(stream, data, len(data), flags)
+        if not isinstance(data, list | tuple):
+            pinned, size, pin_flags = self._pin(cast("Buffer", data))
+            return self._queue_pinned(stream, pinned, size, flags | pin_flags)
+        pins, sizes, pin_flags = self._pin_all(data)
+        socket = self._ring._sockets.attach(stream)
+        if not socket.datagram and not any(sizes):
+            return True
+        sent = queue_vector(
+            self._core, self._context.handle, socket.handle, pins, sizes, flags | pin_flags
+        )
+        if sent < 0:
+            return self._refused(sent, socket)
+        self._queued(sent, pins)
+        return True
+
+    def _queue_pinned(self, stream: object, pinned: Any, size: int, flags: int) -> bool:
+        socket = self._ring._sockets.attach(stream)
+        if not size and not socket.datagram:
+            return True
+        sent = queue(self._core, self._context.handle, socket.handle, pinned, size, flags)
+        if sent < 0:
+            return self._refused(sent, socket)
+        self._queued(sent, pinned)
+        return True
+
+    def _pin(self, data: Buffer) -> tuple[Any, int, int]:
+        if type(data) is bytes:
+            return data, len(data), 0
+        pinned, size, flags = pin(data)
+        if self._ring._pools and self._ring.find_lease(pinned) is not None:
+            # The pool gives it to nobody before its release, so nothing has to wait for it; and it
+            # is registered, so it is not staged.
+            flags = SEND_UNSTAGED
+        return pinned, size, flags
+
+    def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int]:
+        pins: list[Any] = []
+        sizes: list[int] = []
+        flags = 0
+        for part in parts:
+            pinned, size, part_flags = self._pin(part)
+            pins.append(pinned)
+            sizes.append(size)
+            flags |= part_flags
+        return pins, sizes, flags
+
+    def _queue_to(self, stream: object, data: Data, address: bytes) -> bool:
+        self._check()
+        parts = data if isinstance(data, list | tuple) else [cast("Buffer", data)]
+        pins, sizes, flags = self._pin_all(parts)
+        socket = self._ring._sockets.attach(stream, unconnected=True)
+        if not socket.datagram:
+            raise TypeError("only a UDP socket can send to an address")
+        sent = queue_to(
+            self._core, self._context.handle, socket.handle, pins, sizes, flags, address
+        )
+        if sent < 0:
+            return self._refused(sent, socket)
+        self._queued(sent, pins)
+        return True
+
+    def _queue_broadcast(self, targets: list[object], data: Buffer) -> bool:
+        self._check()
+        pinned, size, flags = self._pin(data)
+        sockets: list[AttachedSocket] = []
+        for stream in targets:
+            try:
+                sockets.append(self._ring._sockets.attach(stream))
+            except anyio.BrokenResourceError as exc:
+                cause = exc.__cause__
+                self._fail(stream, cause if isinstance(cause, OSError) else os_error(errno.EPIPE))
+            except anyio.ClosedResourceError:
+                self._fail(stream, os_error(errno.EBADF, "the stream is closed"))
+        if not sockets or not size:
+            return True
+        sent, errors = broadcast(
+            self._core,
+            self._context.handle,
+            [socket.handle for socket in sockets],
+            pinned,
+            size,
+            flags,
+        )
+        if sent == -errno.EAGAIN:
+            return False
+        for socket, number in zip(sockets, errors, strict=True):
+            if number:
+                reason = self._ring._native.socket_error(socket.handle) or number
+                self._fail(socket.streams[0], os_error(reason))
+        if sent >= 0:
+            self._queued(sent, pinned)
+        return True
+
+    def _queued(self, sent: int, reference: object) -> None:
+        """Keep the reference of what was queued, and see to it that it leaves."""
+        if not sent & SENT_STAGED:
+            generation = sent >> SENT_SHIFT
+            try:
+                self._references[generation].append(reference)
+            except KeyError:
+                self._references[generation] = [reference]
+            if self._ring._pools:
+                self._lease(generation, reference)
+        if sent & SENT_TURN:
+            self._ring._reaper.turn()
+        elif sent & SENT_KICK:
+            self._ring._reaper.submit_soon()
+
+    def _lease(self, generation: int, reference: Any) -> None:
+        """Have the pool buffers among what was queued given back on the generation's release."""
+        leases = self._context.leases.setdefault(generation, [])
+        for pinned in reference if isinstance(reference, list) else [reference]:
+            if type(pinned) is not bytes and (lease := self._ring.find_lease(pinned)) is not None:
+                lease.uses += 1
+                leases.append(lease)
+
+    def _refused(self, result: int, socket: AttachedSocket) -> bool:
+        """Raise what a refusal means; ``False`` if it is a full window."""
+        if result == -errno.EAGAIN:
+            return False
+        if result == -errno.EPIPE:
+            self._raised.add(socket.streams[0])
+            raise self._ring._sockets.broken(socket)
+        raise os_error(-result)
+
+    # --- waiting ---
+
+    async def _yield(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._yield_at = monotonic() + YIELD_SECONDS
+
+    async def _wait_window(self) -> None:
+        opened = self._context.window_opened
+        if opened is None:
+            opened = self._context.window_opened = Event()
+        # What is queued must be on its way before anything can come back.
+        self._ring._reaper.turn()
+        await opened.wait()
