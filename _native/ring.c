@@ -136,8 +136,8 @@ int zc_ring_unregister(zc_ring *ring, char *memory)
     return -ENOENT;
 }
 
-/* Gives the ring staging memory.  Returns 1 if it is registered, 0 if it could not be. */
-int zc_ring_stage(zc_ring *ring, size_t size)
+/* Gives the ring staging memory.  Returns 1 if it is registered, 0 if it is not, or could not be. */
+int zc_ring_stage(zc_ring *ring, size_t size, int registered)
 {
     if (!ring || ring->stage_memory)
         return -EINVAL;
@@ -153,7 +153,7 @@ int zc_ring_stage(zc_ring *ring, size_t size)
     }
     ring->stage_memory = memory;
     ring->stage_size = size;
-    return zc_ring_register(ring, memory, size) >= 0;
+    return registered && zc_ring_register(ring, memory, size) >= 0;
 }
 
 /* Writes a struct sockaddr for a numeric address and returns its size; EINVAL: it is none. */

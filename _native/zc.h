@@ -144,7 +144,7 @@ int zc_ring_close(zc_ring *ring);
 zc_core *zc_ring_core(zc_ring *ring);
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events);
 uint64_t zc_ring_submits(const zc_ring *ring);
-int zc_ring_stage(zc_ring *ring, size_t size);
+int zc_ring_stage(zc_ring *ring, size_t size, int registered);
 int zc_ring_register(zc_ring *ring, char *memory, size_t size);
 int zc_ring_unregister(zc_ring *ring, char *memory);
 

@@ -213,9 +213,9 @@ class NativeRing:
         result: int = lib.zc_ring_submits(self._ring)
         return result
 
-    def stage(self, size: int) -> bool:
-        """Give the ring staging memory; return whether it could be registered with the kernel."""
-        return bool(check(lib.zc_ring_stage(self._ring, size), "staging memory"))
+    def stage(self, size: int, *, registered: bool) -> bool:
+        """Give the ring staging memory; return whether it is registered with the kernel."""
+        return bool(check(lib.zc_ring_stage(self._ring, size, registered), "staging memory"))
 
     def register(self, memory: Any, size: int) -> None:
         """Register memory with the kernel, so that it is not pinned anew at each send."""

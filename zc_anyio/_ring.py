@@ -235,7 +235,9 @@ async def open_ring(
     native, unavailable = _open_native(driver, entries)
     try:
         if staging:
-            native.stage(max(staging, SLAB))
+            limit = _capabilities.memlock_limit()
+            # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
+            native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
         ring = Ring(native, unavailable=unavailable, zero_copy=zero_copy, threshold=threshold)
     except BaseException:
         native.close()

@@ -21,6 +21,8 @@ from .sending import Measured
 from .sending import Progress as Report
 
 MIB = 1 << 20
+# The counters of a ring that are shown, and their headings.
+COUNTERS = {"zero_copied": "zero-\ncopied", "copied": "copied", "staged": "staged"}
 
 
 def differences(measured: Measured) -> list[str]:
@@ -94,27 +96,19 @@ def _table(results: list[Measured]) -> Table:
     # Made to fit into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("way", no_wrap=True)
-    for column in (
-        "peers",
-        "MiB",
-        "seconds",
-        "CPU s",
-        "zero-\ncopied",
-        "copied",
-        "peak\nMiB",
-    ):
+    for column in ("peers", "MiB", "time\ns", "CPU\ns", *COUNTERS.values(), "peak\nMiB"):
         table.add_column(column, justify="right", no_wrap=True)
     for measured in results:
         counters = measured.statistics
+        peak = measured.peak_memory
         table.add_row(
             measured.way,
             str(measured.connections),
             f"{measured.size / MIB:.1f}",
             f"{measured.seconds:.2f}",
             f"{measured.cpu_seconds:.2f}",
-            "-" if counters is None else str(counters.zero_copied),
-            "-" if counters is None else str(counters.copied),
-            "?" if measured.peak_memory is None else f"{measured.peak_memory / MIB:.1f}",
+            *("-" if counters is None else str(getattr(counters, name)) for name in COUNTERS),
+            "?" if peak is None else f"{peak / MIB:.0f}",
         )
     return table
 
@@ -122,10 +116,11 @@ def _table(results: list[Measured]) -> Table:
 def _explain(console: Console, results: list[Measured]) -> None:
     drivers = sorted({m.statistics.driver for m in results if m.statistics is not None})
     for line in (
-        f"driver: {', '.join(drivers)}.  zero-copied, copied: sends, by the kernel's own report.",
-        "Over loopback the kernel always copies: a Linux machine cannot receive its own "
-        "zero-copy data without copying it.  Part of that falls to the receiving process.",
-        "CPU s: this process, user and system.  peak MiB: resident in this process; the file is "
+        f"driver: {', '.join(drivers)}.  The counters count sends: zero-copied and copied by the "
+        "kernel's own report, staged if they were small and gathered.",
+        "Over loopback the kernel always copies: a Linux machine cannot receive its own zero-copy "
+        "data without copying it.  Part of that falls to the receiving process.",
+        "CPU: this process, user and system.  Peak: what was resident of this process; the file is "
         "mapped, so the pages of it that were sent count.",
     ):
         console.print(line, highlight=False)
