@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._lib import NativeRing
 
-__all__ = ["Capabilities"]
+__all__ = ["Capabilities", "System"]
 
 CAP_IPC_LOCK = 14
+SECCOMP_MODES = {"0": "none", "1": "strict", "2": "filter"}
 # Below this much lockable memory zero-copy sends meet the limit in ordinary use.
 SMALL_MEMLOCK = 8 << 20
 
@@ -50,16 +53,99 @@ class Capabilities:
     zero_copy_limited: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class System:
+    """What is set here that zero-copy sends depend on; ``None``: this system does not tell.
+
+    :ivar memlock_soft: RLIMIT_MEMLOCK in bytes; ``None`` also if it is unlimited.
+    :ivar memlock_hard: what the soft limit may be raised to; ``None`` also if it is unlimited.
+    :ivar cap_ipc_lock: the process has CAP_IPC_LOCK, so that the limit does not bind it.
+    :ivar transparent_huge_pages: ``"always"``, ``"madvise"`` or ``"never"``.
+    :ivar huge_page_size: bytes of an explicitly reserved huge page.
+    :ivar huge_pages_total: explicitly reserved huge pages.
+    :ivar huge_pages_free: how many of them are free.
+    :ivar optmem_max: net.core.optmem_max, which bounds the notifications of MSG_ZEROCOPY.
+    :ivar io_uring_disabled: kernel.io_uring_disabled: 0, nobody; 1, the unprivileged; 2, everybody.
+    :ivar seccomp: ``"none"``, ``"strict"`` or ``"filter"``.
+    """
+
+    kernel: str
+    machine: str
+    memlock_soft: int | None
+    memlock_hard: int | None
+    cap_ipc_lock: bool | None
+    transparent_huge_pages: str | None
+    huge_page_size: int | None
+    huge_pages_total: int | None
+    huge_pages_free: int | None
+    optmem_max: int | None
+    io_uring_disabled: int | None
+    seccomp: str | None
+
+
 def memlock_limit() -> int | None:
     """Return the limit on pinned memory in bytes, ``None`` if there is none for this process."""
-    import resource  # not everywhere, and importing this package must work everywhere
+    soft, _ = _memlock()
+    return None if _has_ipc_lock(_fields("/proc/self/status")) else soft
 
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1]
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if int(effective, 16) >> CAP_IPC_LOCK & 1 or soft == resource.RLIM_INFINITY:
-        return None
-    return soft
+
+def of_system() -> System:
+    """Read what the kernel is set to, and what this process may do."""
+    status, memory = _fields("/proc/self/status"), _fields("/proc/meminfo")
+    soft, hard = _memlock()
+    chosen = re.search(r"\[(\w+)\]", _text("/sys/kernel/mm/transparent_hugepage/enabled"))
+    kilobytes = _number(memory.get("Hugepagesize"))
+    name = platform.uname()
+    return System(
+        kernel=name.release,
+        machine=name.machine,
+        memlock_soft=soft,
+        memlock_hard=hard,
+        cap_ipc_lock=_has_ipc_lock(status),
+        transparent_huge_pages=chosen.group(1) if chosen else None,
+        huge_page_size=None if kilobytes is None else kilobytes << 10,
+        huge_pages_total=_number(memory.get("HugePages_Total")),
+        huge_pages_free=_number(memory.get("HugePages_Free")),
+        optmem_max=_number(_text("/proc/sys/net/core/optmem_max")),
+        io_uring_disabled=_number(_text("/proc/sys/kernel/io_uring_disabled")),
+        seccomp=SECCOMP_MODES.get(status.get("Seccomp", "")),
+    )
+
+
+def _memlock() -> tuple[int | None, int | None]:
+    try:
+        import resource  # not everywhere, and importing this package must work everywhere
+    except ImportError:  # pragma: no cover
+        return None, None
+    soft, hard = (
+        None if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    )
+    return soft, hard
+
+
+def _has_ipc_lock(status: dict[str, str]) -> bool | None:
+    effective = status.get("CapEff")
+    return None if effective is None else bool(int(effective, 16) >> CAP_IPC_LOCK & 1)
+
+
+def _text(path: str) -> str:
+    """Return what a file of the kernel's holds; nothing if it is not there."""
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _fields(path: str) -> dict[str, str]:
+    """Return the lines "name: value" of a file of the kernel's."""
+    parts = (line.partition(":") for line in _text(path).splitlines())
+    return {name: value.strip() for name, _, value in parts}
+
+
+def _number(text: str | None) -> int | None:
+    found = re.match(r"\d+", text or "")
+    return int(found.group()) if found else None
 
 
 def of_ring(native: NativeRing, unavailable: dict[str, str]) -> Capabilities:

@@ -73,7 +73,7 @@ class SendGroup(Sender):
                     await self._release()
             finally:
                 self._context.close()
-        unraised = [f for stream, f in self._failures.items() if stream not in self._raised]
+        unraised = [f for socket, f in self._failures.items() if socket not in self._raised]
         if unraised and not self._collect and exc is None:
             raise ExceptionGroup(
                 f"sends of a group failed on {len(unraised)} socket(s)",

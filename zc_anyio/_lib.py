@@ -132,19 +132,23 @@ def queue_to(
     address: bytes,
 ) -> int:
     """Queue several buffers as one datagram to an address."""
-    pointers = [from_buffer("char[]", part) for part in pinned]
+    pointers = _pointers(pinned)
     result: int = lib.zc_send_to(
         core, context, socket, pointers, sizes, len(sizes), flags, address, len(address)
     )
     return result
 
 
+def _pointers(pinned: Sequence[Any]) -> list[Any]:
+    # cffi takes bytes for `const char *` only as a direct argument.
+    return [from_buffer("char[]", part) if type(part) is bytes else part for part in pinned]
+
+
 def queue_vector(
     core: Any, context: Any, socket: Any, pinned: Sequence[Any], sizes: Sequence[int], flags: int
 ) -> int:
     """Queue several buffers as one send; the result is that of ``zc_send``."""
-    # cffi takes bytes for `const char *` only as a direct argument, so these become pointers here.
-    pointers = [from_buffer("char[]", part) for part in pinned]
+    pointers = _pointers(pinned)
     result: int = lib.zc_sendv(core, context, socket, pointers, sizes, len(sizes), flags)
     return result
 

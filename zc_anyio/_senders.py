@@ -49,7 +49,7 @@ class Sender:
 
     def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
         self._failures: dict[object, SendFailure] = {}
-        # Streams whose failure a call has raised.
+        # Sockets whose failure a call has raised, by identity as the failures are.
         self._raised: set[object] = set()
         self._ring = ring
         self._core = ring._native.core
@@ -201,10 +201,18 @@ class Sender:
         self._fail(self._ring._sockets.name(ident), os_error(error))
 
     def _fail(self, stream: object, error: OSError) -> None:
-        self._failures.setdefault(stream, SendFailure(stream, error))
+        identity = self._ring._sockets.identity(stream)
+        self._failures.setdefault(identity, SendFailure(stream, error))
 
     def _mark_raised(self, stream: object) -> None:
-        self._raised.add(stream)
+        self._raised.add(self._ring._sockets.identity(stream))
+
+    def _attach(self, stream: object, *, unconnected: bool = False) -> AttachedSocket:
+        try:
+            return self._ring._sockets.attach(stream, unconnected=unconnected)
+        except anyio.BrokenResourceError:
+            self._mark_raised(stream)
+            raise
 
     # --- queueing; False is a full window ---
 
@@ -216,7 +224,7 @@ class Sender:
             pinned, size, pin_flags = self._pin(cast("Buffer", data))
             return self._queue_pinned(stream, pinned, size, flags | pin_flags)
         pins, sizes, pin_flags = self._pin_all(data)
-        socket = self._ring._sockets.attach(stream)
+        socket = self._attach(stream)
         if not socket.datagram and not any(sizes):
             return True
         sent = queue_vector(
@@ -228,7 +236,7 @@ class Sender:
         return True
 
     def _queue_pinned(self, stream: object, pinned: Any, size: int, flags: int) -> bool:
-        socket = self._ring._sockets.attach(stream)
+        socket = self._attach(stream)
         if not size and not socket.datagram:
             return True
         sent = queue(self._core, self._context.handle, socket.handle, pinned, size, flags)
@@ -262,7 +270,7 @@ class Sender:
         self._check()
         parts = data if isinstance(data, list | tuple) else [cast("Buffer", data)]
         pins, sizes, flags = self._pin_all(parts)
-        socket = self._ring._sockets.attach(stream, unconnected=True)
+        socket = self._attach(stream, unconnected=True)
         if not socket.datagram:
             raise TypeError("only a UDP socket can send to an address")
         sent = queue_to(
@@ -333,7 +341,7 @@ class Sender:
         if result == -errno.EAGAIN:
             return False
         if result == -errno.EPIPE:
-            self._raised.add(socket.streams[0])
+            self._raised.add(socket.inode)
             raise self._ring._sockets.broken(socket)
         raise os_error(-result)
 

@@ -120,6 +120,16 @@ class SocketTable:
         error.__cause__ = self._broken.get(attached.inode) or os_error(number)
         return error
 
+    def identity(self, stream: Any) -> object:
+        """Return what all objects of one socket have in common; of a closed one, the object."""
+        known = self._by_stream.get(stream)
+        if known is not None:
+            return known[0].inode
+        try:
+            return socket_info(_descriptor_of(stream)()).inode
+        except (OSError, TypeError):
+            return stream
+
     def name(self, ident: int) -> object:
         """Return the stream by which a socket was attached."""
         return self._by_ident[ident].streams[0]

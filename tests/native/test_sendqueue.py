@@ -12,20 +12,32 @@ from typing import Any
 import pytest
 
 from tests.native.model_state import (
+    ALWAYS,
+    AUTO,
     COPIED,
+    COPIED_IN_A_ROW,
+    COPY_REQUESTS,
     DATAGRAM,
     DATAGRAMS_IN_FLIGHT,
     DENIED_REQUESTS,
     FAILED,
+    FLUSH,
     GATHER_BUFFERS,
     GATHER_BYTES,
     IDLE,
     KICK,
     MORE,
+    MUTABLE,
+    NEVER,
     NOTIF,
     RELEASED,
+    REPORT,
+    RESULT,
     ROLL_SENDS,
     SENT_SHIFT,
+    STAGE_SHARE,
+    STAGE_SLAB,
+    STAGED,
     STREAM,
     TURN,
     TURN_BYTES,
@@ -46,21 +58,36 @@ class Queue:
         self.socks: list[Any] = []
         self.ctxs: list[Any] = []
         self.sock, self.ctx = self.add_sock(kind), self.add_ctx(**ctx)
+        self.staging: Any = None
+
+    def stage(self, slabs: int) -> None:
+        self.staging = ffi.new("char[]", slabs * STAGE_SLAB)
+        assert lib.zc_core_stage(self.core, self.staging, slabs * STAGE_SLAB) == 0
+
+    def readable(self, view: Any) -> bytes:
+        """What the kernel would read for a request."""
+        addresses, sizes = ffi.new("uint64_t[1024]"), ffi.new("uint64_t[1024]")
+        count = lib.zc_request_vector(self.core, view.user_data, addresses, sizes, 1024)
+        assert count == view.buffers
+        found = zip(addresses[0:count], sizes[0:count], strict=True)
+        return b"".join(ffi.buffer(ffi.cast("char *", a), n)[:] for a, n in found)
 
     def add_sock(self, kind: int = STREAM, zero_copy: bool = True) -> Any:
         number = SOCK + len(self.socks)
         self.socks.append(lib.zc_sock_new(self.core, number, number, kind, zero_copy))
         return self.socks[-1]
 
-    def add_ctx(self, first: int = 0, window: int = 1 << 40, threshold: int = 0) -> Any:
+    def add_ctx(
+        self, first: int = 0, window: int = 1 << 40, threshold: int = 0, policy: int = AUTO
+    ) -> Any:
         number = CTX + len(self.ctxs)
-        self.ctxs.append(lib.zc_ctx_new(self.core, number, first, window, threshold))
+        self.ctxs.append(lib.zc_ctx_new(self.core, number, first, window, policy, threshold))
         return self.ctxs[-1]
 
-    def send(self, *sizes: int, ctx: Any = None, sock: Any = None, mutable: bool = False) -> int:
+    def send(self, *sizes: int, ctx: Any = None, sock: Any = None, flags: int = 0) -> int:
         data = [MEMORY] * len(sizes)
         where = (self.core, ctx or self.ctx, sock or self.sock)
-        sent: int = lib.zc_sendv(*where, data, sizes, len(sizes), mutable)
+        sent: int = lib.zc_sendv(*where, data, sizes, len(sizes), flags)
         return sent
 
     def take(self) -> Any:
@@ -342,6 +369,27 @@ def test_gathering_stops_at_a_number_of_buffers(q: Queue) -> None:
     q.finish()
 
 
+def test_a_send_of_which_nothing_fits_is_not_held(q: Queue) -> None:
+    q.send(*[1] * GATHER_BUFFERS)
+    q.send(1)
+    view = q.take()
+    assert (view.buffers, view.sends) == (GATHER_BUFFERS, 1)
+    q.result(view, GATHER_BUFFERS)
+    q.result(q.take(), 1, 0)
+    assert q.stats("held") == 1
+    q.notify(view)
+    q.finish()
+
+
+def test_a_datagram_goes_alone(udp: Queue) -> None:
+    udp.send(0, 5)
+    udp.send(1)
+    view = udp.take()
+    assert (view.bytes, view.buffers, view.sends) == (5, 1, 1)
+    udp.result(view, 5, 0)
+    udp.finish()
+
+
 def test_gathering_stops_at_a_number_of_bytes(q: Queue) -> None:
     for _ in range(3):
         q.send(*[1 << 15] * (GATHER_BYTES >> 16))  # half of it each
@@ -443,6 +491,40 @@ def test_without_memory_all_is_sent_plainly_for_a_while(
         kinds.append(view.zero_copy)
         q.result(view, 10, 0)
     assert kinds == [0] * DENIED_REQUESTS + [1]
+    q.finish()
+
+
+def test_what_was_denied_once_is_sent_plainly_whenever_it_comes_to_it(q: Queue) -> None:
+    udp = q.add_sock(DATAGRAM)
+    q.send(10)
+    first = q.take()
+    for _ in range(DENIED_REQUESTS):
+        q.send(10, sock=udp)
+    q.result(first, -errno.ENOMEM, 0)
+    for zero_copy in [0] * DENIED_REQUESTS + [0]:
+        view = q.take()
+        assert view.zero_copy == zero_copy
+        q.result(view, 10, 0)
+    assert view.socket == SOCK
+    q.finish()
+
+
+def test_a_socket_that_copies_each_time_is_sent_to_by_copying(q: Queue) -> None:
+    always, zero_copy = q.add_ctx(policy=ALWAYS), []
+    for number in range(COPIED_IN_A_ROW + COPY_REQUESTS + 1 + 2 * COPY_REQUESTS + 2):
+        probe = number == COPIED_IN_A_ROW + 3
+        q.send(10, ctx=always if probe else None)
+        view = q.take()
+        assert view.zero_copy or not probe
+        q.result(view, 10, MORE if view.zero_copy else 0)
+        last = len(zero_copy) > COPIED_IN_A_ROW + 3 * COPY_REQUESTS
+        if view.zero_copy:
+            q.notify(view, 0 if last else COPIED)
+        if not probe:
+            zero_copy.append(view.zero_copy)
+    assert zero_copy == (
+        [1] * COPIED_IN_A_ROW + [0] * COPY_REQUESTS + [1] + [0] * 2 * COPY_REQUESTS + [1]
+    )
     q.finish()
 
 
@@ -584,6 +666,16 @@ def test_a_cancelled_datagram_in_the_middle_is_passed_over(udp: Queue) -> None:
     udp.finish()
 
 
+def test_what_has_its_result_is_not_cancelled(q: Queue) -> None:
+    q.send(10)
+    view = q.take()
+    lib.zc_ctx_cancel(q.core, q.ctx)
+    q.result(view, 10)
+    assert q.cancels() == []
+    q.notify(view)
+    q.finish()
+
+
 def test_a_cancelled_datagram_is_not_tried_again(udp: Queue) -> None:
     udp.send(10)
     view = udp.take()
@@ -597,9 +689,9 @@ def test_a_cancelled_datagram_is_not_tried_again(udp: Queue) -> None:
 @pytest.mark.parametrize("only_mutable", [0, 1])
 def test_a_reset_breaks_what_holds(q: Queue, only_mutable: int) -> None:
     udp, second = q.add_sock(DATAGRAM), q.add_sock()
-    q.send(10, mutable=True)
+    q.send(10, flags=MUTABLE)
     q.send(10, sock=second)
-    q.send(10, sock=udp, mutable=True)
+    q.send(10, sock=udp, flags=MUTABLE)
     views = [q.take() for _ in range(3)]
     for view in views[:2]:
         q.result(view, 10)
@@ -697,6 +789,7 @@ def test_the_window(queues: list[Queue]) -> None:
     assert q.send(200) == -errno.EAGAIN
     assert q.send(40) >= 0
     view = q.take()
+    assert (view.bytes, view.sends) == (100, 2)
     q.result(view, 60)
     q.result(q.take(), 40, 0)
     assert q.events() == []
@@ -704,6 +797,21 @@ def test_the_window(queues: list[Queue]) -> None:
     assert (WINDOW, CTX, 0, 0) in q.events()
     assert q.send(200) >= 0  # more than the window, but alone
     assert q.send(1) == -errno.EAGAIN
+    q.finish()
+
+
+def test_the_window_is_told_when_the_smallest_refused_send_fits(queues: list[Queue]) -> None:
+    queues.append(q := Queue(DATAGRAM, window=100))
+    for size in (30, 30, 40):
+        q.send(size)
+    assert [q.send(60), q.send(50)] == [-errno.EAGAIN] * 2
+    views = [q.take() for _ in range(3)]
+    q.result(views[0], 30, 0)
+    assert (WINDOW, CTX, 0, 0) not in q.events()
+    q.result(views[1], 30, 0)
+    assert (WINDOW, CTX, 0, 0) in q.events()
+    q.result(views[2], 40, 0)
+    assert (WINDOW, CTX, 0, 0) not in q.events()
     q.finish()
 
 
@@ -764,6 +872,146 @@ def test_idle_is_withdrawn_by_a_new_send(q: Queue) -> None:
     q.finish()
 
 
+# --- reported sends, and the proposal's FLUSH
+
+
+@pytest.mark.parametrize("code", [10, -errno.EPIPE])
+def test_flush_acts_only_if_its_send_succeeds(q: Queue, code: int) -> None:
+    q.send(10, flags=REPORT)
+    q.send(20, flags=FLUSH)
+    assert lib.zc_ctx_ticket(q.ctx) == 2
+    q.result(q.take(), 10, 0)
+    assert q.events() == [(RESULT, CTX, 1, 0)]
+    view = q.take()
+    q.result(view, 20 if code > 0 else code)
+    if code > 0:
+        assert q.events() == [(RESULT, CTX, 2, 0)]
+        assert q.flush() == -errno.ENODATA
+        q.notify(view)
+        assert released(0) in q.events()
+    else:
+        assert q.events() == [failed(errno.EPIPE), (RESULT, CTX, 2, errno.EPIPE)]
+        q.notify(view)
+        assert q.flush() == 0
+    q.finish()
+
+
+# --- staging
+
+
+def small(queues: list[Queue], slabs: int, **ctx: int) -> Queue:
+    queues.append(q := Queue(threshold=1 << 17, **ctx))
+    q.stage(slabs)
+    return q
+
+
+def send_bytes(q: Queue, data: bytes, ctx: Any = None) -> int:
+    """The memory is overwritten at once, as the caller of a staged send may do."""
+    memory = ffi.new("char[]", data)
+    sent: int = lib.zc_send(q.core, ctx or q.ctx, q.sock, memory, len(data), 0)
+    ffi.buffer(memory)[:] = bytes(len(data) + 1)
+    return sent
+
+
+def test_small_sends_share_a_run(queues: list[Queue]) -> None:
+    q = small(queues, 2)
+    assert send_bytes(q, b"ab") == STAGED | KICK
+    assert send_bytes(q, b"cde") == STAGED
+    q.flush()
+    assert send_bytes(q, b"f") == STAGED | 1 << SENT_SHIFT  # its own generation, its own run
+    view = q.take()
+    assert (view.bytes, view.sends) == (6, 2)
+    assert q.readable(view) == b"abcdef"
+    assert q.stats("in_flight") == 3
+    q.result(view, 6)
+    assert q.events() == [released(0)]  # taken from a copy: no notification is waited for
+    assert (q.stats("staged"), q.stats("held")) == (3, 3)
+    q.notify(view)
+    q.finish()
+
+
+@pytest.mark.parametrize("short", [1, 3, 5])
+def test_a_run_that_was_sent_in_part_grows_on(queues: list[Queue], short: int) -> None:
+    q = small(queues, 1)
+    send_bytes(q, b"abcdef")
+    q.result(q.take(), short, 0)
+    assert send_bytes(q, b"gh") & STAGED
+    rest = q.take()
+    assert rest.sends == 1
+    assert q.readable(rest) == b"abcdefgh"[short:]
+    q.result(rest, rest.bytes, 0)
+    assert q.stats("staged") == 2
+    q.finish()
+
+
+def test_a_run_in_flight_does_not_grow(queues: list[Queue]) -> None:
+    q = small(queues, 2)
+    send_bytes(q, b"abc")
+    view = q.take()
+    assert send_bytes(q, b"def") & STAGED
+    assert q.readable(view) == b"abc"
+    q.result(view, 3, 0)
+    assert q.readable(q.take()) == b"def"
+
+
+def test_a_send_can_span_two_slabs(queues: list[Queue]) -> None:
+    q = small(queues, 2)
+    data = bytes(range(256)) * 256
+    send_bytes(q, data[:-3])
+    send_bytes(q, data)
+    view = q.take()
+    assert (view.bytes, view.sends, view.buffers) == (2 * len(data) - 3, 2, 1)
+    assert q.readable(view) == data[:-3] + data
+    q.result(view, view.bytes, 0)
+    assert q.stats("staged") == 2
+    q.finish()
+
+
+def test_a_slab_is_held_until_its_notification(queues: list[Queue]) -> None:
+    q = small(queues, 1)
+    send_bytes(q, b"abc")
+    view = q.take()
+    q.result(view, 3)
+    assert q.send(3) & STAGED == 0
+    assert q.readable(view) == b"abc"
+    q.notify(view)
+    assert send_bytes(q, b"ghi") & STAGED
+    q.finish()
+
+
+def test_a_socket_has_a_share_of_the_slabs(queues: list[Queue]) -> None:
+    q = small(queues, STAGE_SHARE + 1, window=1 << 30)
+    contexts = [q.ctx, q.add_ctx(threshold=1 << 17)]
+    staged = [send_bytes(q, b"a", contexts[i % 2]) & STAGED for i in range(STAGE_SHARE + 1)]
+    assert staged == [STAGED] * STAGE_SHARE + [0]
+    q.sock = q.add_sock()
+    assert send_bytes(q, b"b") & STAGED
+    q.finish()
+
+
+def test_runs_that_fail_give_their_slabs_back_when_told(queues: list[Queue]) -> None:
+    q = small(queues, 1)
+    send_bytes(q, b"ab")
+    send_bytes(q, b"cd")
+    lib.zc_sock_fail(q.core, q.sock, errno.EPIPE)
+    assert q.stats("failed") == 2
+    assert failed(errno.EPIPE) in q.events()
+    q.sock = q.add_sock()
+    assert send_bytes(q, b"ef") & STAGED
+    q.finish()
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+def test_staging_without_memory_leaves_no_trace(queues: list[Queue], budget: int) -> None:
+    q = small(queues, 1)
+    lib.zc_core_alloc_budget(q.core, budget)
+    assert send_bytes(q, b"ab") == -errno.ENOMEM
+    lib.zc_core_alloc_budget(q.core, -1)
+    assert q.flush() == -errno.ENODATA
+    assert send_bytes(q, b"ab") & STAGED
+    q.finish()
+
+
 # --- wrong input, and memory that runs out
 
 
@@ -808,7 +1056,8 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
     for made in (
         lib.zc_core_new(0, 0),
         lib.zc_core_new(0, 2**32 - 1),
-        lib.zc_ctx_new(core, 1, 0, 0, 0),
+        lib.zc_ctx_new(core, 1, 0, 0, AUTO, 0),
+        lib.zc_ctx_new(core, 1, 0, 1, NEVER + 1, 0),
         lib.zc_sock_new(core, 1, 1, 2, 1),
     ):
         assert made == null
@@ -819,7 +1068,7 @@ def test_memory_that_runs_out_leaves_no_trace(q: Queue) -> None:
     for budget in range(3):
         lib.zc_core_alloc_budget(q.core, budget)
         assert q.send(10, 10) == -errno.ENOMEM
-    assert lib.zc_ctx_new(q.core, 1, 0, 1, 0) == ffi.NULL
+    assert lib.zc_ctx_new(q.core, 1, 0, 1, AUTO, 0) == ffi.NULL
     assert lib.zc_sock_new(q.core, 1, 1, STREAM, 1) == ffi.NULL
     assert q.flush(even_empty=True) == -errno.ENOMEM
     assert q.stats("allocations") == 2  # the socket and the context

@@ -1,0 +1,242 @@
+"""Sending to see what it costs: a probe over loopback, and copying against zero copy to a peer."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+import anyio
+from anyio.abc import SocketStream
+
+from ._errors import DriverUnavailable
+from ._groups import send_group
+from ._pools import open_buffer_pool
+from ._ring import Driver, Ring, ZeroCopy, open_ring
+
+__all__ = ["Loopback", "Measured", "Measurement", "MeasurementFailed", "measure", "try_loopback"]
+
+PROBE_BYTES = 64 << 10
+PROBE_SECONDS = 5.0
+# Memory that a closed ring had pinned counts against the limit for a moment longer.
+AGAIN_SECONDS = 0.2
+
+SIZES = (64 << 10, 1 << 20)
+POLICIES: tuple[ZeroCopy, ...] = ("never", "always")
+ROUNDS = 5
+# More than a socket takes, so that it never runs dry; small enough to come back soon.
+WINDOW = 8 << 20
+CONNECT_SECONDS = 10.0
+# How long a peer may take nothing at all, or not acknowledge what a round has sent.
+STALLED_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """What became of one zero-copy send over loopback.
+
+    :ivar zero_copied: the kernel reported it as not copied.
+    :ivar copied: it was copied, as loopback does even with a send that was taken as zero-copy.
+    :ivar refused: the kernel did not take it as zero-copy, and it was sent again by copying.
+    :ivar registered_buffers: why a buffer could not be registered, or ``None`` if it could.
+    :ivar error: why there was no send to judge by, or ``None``.
+    """
+
+    bytes: int
+    zero_copied: bool
+    copied: bool
+    refused: bool
+    registered_buffers: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All rounds of one size of buffer, in one way.
+
+    :ivar zero_copy: ``"never"`` or ``"always"``.
+    :ivar sends: how many; ``zero_copied`` and ``copied`` of them, by the kernel's report.
+    :ivar seconds: from the first send of each round until the peer had acknowledged its last.
+    :ivar cpu_seconds: of this process, in user space and in the kernel.
+    """
+
+    buffer_size: int
+    zero_copy: ZeroCopy
+    sends: int
+    bytes: int
+    seconds: float
+    cpu_seconds: float
+    zero_copied: int
+    copied: int
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The rate at which bytes were acknowledged."""
+        return self.bytes / self.seconds
+
+    @property
+    def cpu_seconds_per_gigabyte(self) -> float:
+        """The CPU time of this process for each 10**9 bytes."""
+        return self.cpu_seconds / (self.bytes / 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Copying against zero copy to one peer."""
+
+    host: str
+    port: int
+    driver: str
+    results: tuple[Measured, ...]
+
+
+class MeasurementFailed(Exception):  # noqa: N818 - as anyio's exceptions are named
+    """A measurement that could not be made, and why."""
+
+
+async def try_loopback(driver: Driver) -> Loopback:
+    """Send one buffer over loopback by a driver that runs, and see what the kernel made of it."""
+    loopback = await _try_loopback(driver)
+    if loopback.refused:
+        await anyio.sleep(AGAIN_SECONDS)
+        return await _try_loopback(driver)
+    return loopback
+
+
+async def _try_loopback(driver: Driver) -> Loopback:
+    try:
+        with anyio.fail_after(PROBE_SECONDS), _loopback_pair() as (sender, receiver):
+            # Nothing but the probe: staging memory would count against the limit as well.
+            async with open_ring(driver=driver, zero_copy="always", staging=0) as ring:
+                async with open_buffer_pool(buffer_size=PROBE_BYTES, count=1) as pool:
+                    unregistered = pool.unregistered
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_receive, receiver, PROBE_BYTES)
+                    async with send_group(zero_copy="always") as group:
+                        await group.send(sender, bytes(PROBE_BYTES))
+                counters = ring.statistics()
+    except (OSError, DriverUnavailable) as exc:
+        return Loopback(PROBE_BYTES, False, False, False, None, str(exc) or type(exc).__name__)
+    except ExceptionGroup as exc:
+        return Loopback(PROBE_BYTES, False, False, False, None, _reason(exc))
+    return Loopback(
+        bytes=PROBE_BYTES,
+        zero_copied=counters.zero_copied > 0,
+        copied=counters.copied > 0,
+        # All of it fits the socket, so only a refusal needs a second request.
+        refused=driver != "copy" and counters.requests > counters.sends,
+        registered_buffers=unregistered,
+        error=None,
+    )
+
+
+@contextmanager
+def _loopback_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * PROBE_BYTES)
+        sender.connect(server.getsockname())
+        receiver, _ = server.accept()
+        with receiver:
+            sender.setblocking(False)
+            receiver.setblocking(False)
+            yield sender, receiver
+
+
+async def _receive(sock: socket.socket, size: int) -> None:
+    while size > 0:
+        await anyio.wait_readable(sock)
+        received = len(sock.recv(size))
+        if not received:
+            raise ConnectionError("the connection over loopback ended early")
+        size -= received
+
+
+async def measure(host: str, port: int, *, seconds: float) -> Measurement:
+    """Measure copying against zero copy to a TCP peer that discards what it gets.
+
+    The rounds of both ways alternate on one connection, so that both meet the same network.
+
+    :param seconds: how long it sends, all rounds together.
+    :raises MeasurementFailed: the peer cannot be reached, or does not take what is sent.
+    """
+    try:
+        with anyio.fail_after(CONNECT_SECONDS):
+            stream = await anyio.connect_tcp(host, port)
+    except TimeoutError:
+        raise MeasurementFailed(f"did not answer within {CONNECT_SECONDS:.0f} s") from None
+    except OSError as exc:
+        raise MeasurementFailed(f"cannot be connected to: {_reason(exc)}") from exc
+    each = seconds / (ROUNDS * len(SIZES) * len(POLICIES))
+    rounds: dict[tuple[int, ZeroCopy], list[Measured]] = {
+        (size, policy): [] for size in SIZES for policy in POLICIES
+    }
+    async with stream, open_ring(drain_timeout=1.0) as ring:
+        # Not counted: the connection finds its pace, and the buffers their pages.
+        await _round(ring, stream, SIZES[-1], "never", each)
+        for number in range(ROUNDS):
+            for size in SIZES:
+                # Neither way always follows the other.
+                for policy in POLICIES if number % 2 == 0 else reversed(POLICIES):
+                    rounds[size, policy].append(await _round(ring, stream, size, policy, each))
+        driver = ring.capabilities.driver
+    return Measurement(host, port, driver, tuple(_sum(parts) for parts in rounds.values()))
+
+
+async def _round(
+    ring: Ring, stream: SocketStream, size: int, policy: ZeroCopy, seconds: float
+) -> Measured:
+    # Nobody can change these, so that leaving a stalled peer waits for nothing.
+    data = bytes(size)
+    before = ring.statistics()
+    cpu, start = process_time(), perf_counter()
+    try:
+        with anyio.move_on_after(math.inf) as stalled:
+            async with send_group(ring=ring, zero_copy=policy, window=WINDOW) as group:
+                sending = True
+                while sending:
+                    stalled.deadline = anyio.current_time() + STALLED_SECONDS
+                    await group.send(stream, data)
+                    sending = perf_counter() - start < seconds
+    except ExceptionGroup as exc:
+        raise MeasurementFailed(f"broke the connection: {_reason(exc)}") from exc
+    except anyio.BrokenResourceError as exc:
+        raise MeasurementFailed(f"broke the connection: {_reason(exc)}") from exc
+    if stalled.cancelled_caught:
+        raise MeasurementFailed(f"took nothing for {STALLED_SECONDS:.0f} s")
+    elapsed, cpu = perf_counter() - start, process_time() - cpu
+    after = ring.statistics()
+    return Measured(
+        buffer_size=size,
+        zero_copy=policy,
+        sends=after.sends - before.sends,
+        bytes=after.bytes_sent - before.bytes_sent,
+        seconds=elapsed,
+        cpu_seconds=cpu,
+        zero_copied=after.zero_copied - before.zero_copied,
+        copied=after.copied - before.copied,
+    )
+
+
+def _sum(parts: list[Measured]) -> Measured:
+    return Measured(
+        buffer_size=parts[0].buffer_size,
+        zero_copy=parts[0].zero_copy,
+        sends=sum(part.sends for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        cpu_seconds=sum(part.cpu_seconds for part in parts),
+        zero_copied=sum(part.zero_copied for part in parts),
+        copied=sum(part.copied for part in parts),
+    )
+
+
+def _reason(exc: BaseException) -> str:
+    """Return what lies at the bottom of an exception."""
+    if isinstance(exc, BaseExceptionGroup):
+        return _reason(exc.exceptions[0])
+    if isinstance(exc.__cause__, BaseException):
+        return _reason(exc.__cause__)
+    return str(exc) or type(exc).__name__
