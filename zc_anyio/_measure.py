@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ ROUNDS = 5
 # More than a socket takes, so that it never runs dry; small enough to come back soon.
 WINDOW = 8 << 20
 CONNECT_SECONDS = 10.0
-# How long a peer may take nothing at all, or not acknowledge what a round has sent.
-STALLED_SECONDS = 10.0
+# A peer that takes less than a window in this time is given up.
+STALLED_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,10 @@ async def _try_loopback(driver: Driver) -> Loopback:
                     async with send_group(zero_copy="always") as group:
                         await group.send(sender, bytes(PROBE_BYTES))
                 counters = ring.statistics()
-    except (OSError, DriverUnavailable) as exc:
-        return Loopback(PROBE_BYTES, False, False, False, None, str(exc) or type(exc).__name__)
-    except ExceptionGroup as exc:
-        return Loopback(PROBE_BYTES, False, False, False, None, _reason(exc))
+    except TimeoutError:
+        return _untried(f"it took longer than {PROBE_SECONDS:.0f} s")
+    except (OSError, DriverUnavailable, anyio.BrokenResourceError, ExceptionGroup) as exc:
+        return _untried(_reason(exc))
     return Loopback(
         bytes=PROBE_BYTES,
         zero_copied=counters.zero_copied > 0,
@@ -130,6 +131,17 @@ async def _try_loopback(driver: Driver) -> Loopback:
         refused=driver != "copy" and counters.requests > counters.sends,
         registered_buffers=unregistered,
         error=None,
+    )
+
+
+def _untried(error: str) -> Loopback:
+    return Loopback(
+        bytes=PROBE_BYTES,
+        zero_copied=False,
+        copied=False,
+        refused=False,
+        registered_buffers=None,
+        error=error,
     )
 
 
@@ -173,23 +185,25 @@ async def measure(host: str, port: int, *, seconds: float) -> Measurement:
     rounds: dict[tuple[int, ZeroCopy], list[Measured]] = {
         (size, policy): [] for size in SIZES for policy in POLICIES
     }
+    # Not zeros, which could all be one page; and nobody can change them, so that giving up a
+    # stalled peer waits for nothing.
+    data = {size: os.urandom(size) for size in SIZES}
     async with stream, open_ring(drain_timeout=1.0) as ring:
-        # Not counted: the connection finds its pace, and the buffers their pages.
-        await _round(ring, stream, SIZES[-1], "never", each)
+        # Not counted: the connection finds its pace.
+        await _round(ring, stream, data[SIZES[-1]], "never", each)
         for number in range(ROUNDS):
             for size in SIZES:
                 # Neither way always follows the other.
                 for policy in POLICIES if number % 2 == 0 else reversed(POLICIES):
-                    rounds[size, policy].append(await _round(ring, stream, size, policy, each))
+                    measured = await _round(ring, stream, data[size], policy, each)
+                    rounds[size, policy].append(measured)
         driver = ring.capabilities.driver
     return Measurement(host, port, driver, tuple(_sum(parts) for parts in rounds.values()))
 
 
 async def _round(
-    ring: Ring, stream: SocketStream, size: int, policy: ZeroCopy, seconds: float
+    ring: Ring, stream: SocketStream, data: bytes, policy: ZeroCopy, seconds: float
 ) -> Measured:
-    # Nobody can change these, so that leaving a stalled peer waits for nothing.
-    data = bytes(size)
     before = ring.statistics()
     cpu, start = process_time(), perf_counter()
     try:
@@ -200,16 +214,14 @@ async def _round(
                     stalled.deadline = anyio.current_time() + STALLED_SECONDS
                     await group.send(stream, data)
                     sending = perf_counter() - start < seconds
-    except ExceptionGroup as exc:
-        raise MeasurementFailed(f"broke the connection: {_reason(exc)}") from exc
-    except anyio.BrokenResourceError as exc:
+    except (anyio.BrokenResourceError, ExceptionGroup) as exc:
         raise MeasurementFailed(f"broke the connection: {_reason(exc)}") from exc
     if stalled.cancelled_caught:
-        raise MeasurementFailed(f"took nothing for {STALLED_SECONDS:.0f} s")
+        raise MeasurementFailed(f"did not take what was sent within {STALLED_SECONDS:.0f} s")
     elapsed, cpu = perf_counter() - start, process_time() - cpu
     after = ring.statistics()
     return Measured(
-        buffer_size=size,
+        buffer_size=len(data),
         zero_copy=policy,
         sends=after.sends - before.sends,
         bytes=after.bytes_sent - before.bytes_sent,

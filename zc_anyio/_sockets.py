@@ -169,10 +169,12 @@ def _descriptor_of(stream: Any) -> Callable[[], int]:
         fileno: Callable[[], int] = plain.fileno
         return fileno
     if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):
-        raw: Any = stream.extra(SocketAttribute.raw_socket)
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
         # goes on giving the number for ever, so the transport is asked first.
         closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
+        if closing is not None and closing():
+            return lambda: -1
+        raw: Any = stream.extra(SocketAttribute.raw_socket)
         return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
     raise TypeError(
         "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "

@@ -64,7 +64,7 @@ budgets = st.sampled_from([-1] * 12 + [0, 1, 2, 3])
 results = st.sampled_from([1000] * 6 + [1, 100, 333, 500, 900, 999]) | st.sampled_from(
     [-error for error in AGAIN * 5 + DENIED * 2 + FATAL] + [0]
 )
-contexts = {
+contexts: dict[str, Any] = {
     "first": st.sampled_from([0, 2**32 - 1, 2**59]),
     "window": st.sampled_from([1, 200, 2000, 1 << 20, 1 << 24, 1 << 24]),
     "policy": st.sampled_from([AUTO, AUTO, ALWAYS, NEVER]),

@@ -510,7 +510,8 @@ def test_what_was_denied_once_is_sent_plainly_whenever_it_comes_to_it(q: Queue) 
 
 
 def test_a_socket_that_copies_each_time_is_sent_to_by_copying(q: Queue) -> None:
-    always, zero_copy = q.add_ctx(policy=ALWAYS), []
+    always = q.add_ctx(policy=ALWAYS)
+    zero_copy: list[int] = []
     for number in range(COPIED_IN_A_ROW + COPY_REQUESTS + 1 + 2 * COPY_REQUESTS + 2):
         probe = number == COPIED_IN_A_ROW + 3
         q.send(10, ctx=always if probe else None)
@@ -1080,6 +1081,30 @@ def test_memory_that_runs_out_leaves_no_trace(q: Queue) -> None:
     assert q.take().bytes == 20
 
 
+def test_a_datagram_to_an_address(q: Queue) -> None:
+    udp, address = q.add_sock(DATAGRAM), ffi.new("char[16]")
+
+    def send_to(sock: Any, to_size: int) -> int:
+        where, data = (q.core, q.ctx, sock), ([MEMORY, MEMORY], [10, 20], 2, 0)
+        sent: int = lib.zc_send_to(*where, *data, address, to_size)
+        return sent
+
+    assert send_to(q.sock, 16) == -errno.EINVAL
+    assert send_to(udp, 129) == -errno.EINVAL
+    before = q.stats("allocations")
+    for budget in range(4):
+        lib.zc_core_alloc_budget(q.core, budget)
+        assert send_to(udp, 16) == -errno.ENOMEM
+    assert q.stats("allocations") == before
+    lib.zc_core_alloc_budget(q.core, -1)
+    assert send_to(udp, 16) == KICK
+    view = q.take()
+    assert (view.bytes, view.buffers) == (30, 2)
+    q.result(view, 30)
+    q.notify(view)
+    q.finish()
+
+
 def test_a_core_in_use_can_be_freed(q: Queue) -> None:
     """As when its ring is gone; the fixture frees it and asks whether all memory was found."""
     udp, broken = q.add_sock(DATAGRAM), q.add_sock()
@@ -1092,3 +1117,13 @@ def test_a_core_in_use_can_be_freed(q: Queue) -> None:
     q.flush()
     q.send(10)
     lib.zc_ctx_cancel(q.core, q.ctx)
+
+
+def test_a_core_that_holds_staged_sends_can_be_freed(queues: list[Queue]) -> None:
+    q = small(queues, 4)
+    send_bytes(q, b"abc")
+    q.result(q.take(), 3)
+    q.flush()
+    assert q.events() == [released(0)]
+    send_bytes(q, b"def")
+    assert q.stats("held") == 1

@@ -1,0 +1,125 @@
+"""What ``python -m zc_anyio`` finds out; nothing here prints."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, get_args
+
+from ._capabilities import Capabilities, System, of_system
+from ._errors import DriverUnavailable
+from ._lib import NativeRing
+from ._measure import Loopback, Measurement, try_loopback
+from ._ring import DEFAULT_ENTRIES, DRIVERS, Driver, open_ring
+
+__all__ = ["DriverReport", "Report", "as_json", "survey"]
+
+# A ring is opened only where these are there.
+OPCODES = ("SEND", "SENDMSG", "SEND_ZC", "SENDMSG_ZC", "ASYNC_CANCEL")
+
+
+@dataclass(frozen=True, slots=True)
+class DriverReport:
+    """Whether a driver can run.
+
+    :ivar unavailable: why it cannot, or ``None``.
+    :ivar loopback: what became of a zero-copy send by it.
+    """
+
+    unavailable: str | None
+    loopback: Loopback | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What this machine and this process can do.
+
+    :ivar zero_copy: whether zero copy works, by the driver that ``"auto"`` takes.
+    :ivar verdict: the same as a sentence, with the reason.
+    :ivar capabilities: those of a ring that was opened with all defaults.
+    :ivar opcodes: of io_uring, whether each that is used is there; ``None``: not known, because
+        no ring could be made, or one of them is missing and the kernel was not asked which.
+    """
+
+    version: str | None
+    zero_copy: bool
+    verdict: str
+    system: System
+    capabilities: Capabilities | None
+    drivers: dict[str, DriverReport]
+    opcodes: dict[str, bool | None]
+    measurement: Measurement | None = None
+
+
+async def survey() -> Report:
+    """Try every driver, send over loopback by each, and read what the kernel is set to."""
+    system = of_system()
+    drivers: dict[str, DriverReport] = {}
+    for driver in get_args(Driver):
+        if driver in DRIVERS:
+            drivers[driver] = await _try(driver)
+    capabilities = None
+    try:
+        async with open_ring() as ring:
+            capabilities = ring.capabilities
+    except (DriverUnavailable, OSError):
+        pass  # the reasons are those of the drivers
+    works, verdict = _judge(capabilities, drivers)
+    known = drivers["io_uring"].unavailable is None
+    return Report(
+        version=_version(),
+        zero_copy=works,
+        verdict=verdict,
+        system=system,
+        capabilities=capabilities,
+        drivers=drivers,
+        opcodes=dict.fromkeys(OPCODES, True if known else None),
+    )
+
+
+async def _try(driver: Driver) -> DriverReport:
+    try:
+        NativeRing(driver=driver, entries=DEFAULT_ENTRIES).close()
+    except DriverUnavailable as exc:
+        return DriverReport(str(exc), None)
+    return DriverReport(None, await try_loopback(driver))
+
+
+def _judge(
+    capabilities: Capabilities | None, drivers: dict[str, DriverReport]
+) -> tuple[bool, str]:
+    if capabilities is None:
+        reasons = "; ".join(f"{name}: {report.unavailable}" for name, report in drivers.items())
+        return False, f"Nothing can be sent here: {reasons}."
+    driver = capabilities.driver
+    if driver == "copy":
+        return False, "Zero copy does not work here: only the copy driver runs."
+    loopback = drivers[driver].loopback
+    if loopback is not None and loopback.refused:
+        return False, (
+            f"Zero copy does not work here: {driver} runs, but the kernel refused to pin "
+            f"{loopback.bytes >> 10} KiB for a zero-copy send, see RLIMIT_MEMLOCK; "
+            "everything is copied."
+        )
+    instead = "" if driver == DRIVERS[0] else f", because {DRIVERS[0]} cannot run"
+    return True, f"Zero copy works here: {driver} carries the sends{instead}."
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the report as what ``json`` takes; measured rates are added to what was counted."""
+    whole = asdict(report)
+    if report.measurement is not None:
+        for entry, result in zip(
+            whole["measurement"]["results"], report.measurement.results, strict=True
+        ):
+            entry["bytes_per_second"] = result.bytes_per_second
+            entry["cpu_seconds_per_gigabyte"] = result.cpu_seconds_per_gigabyte
+    return whole
+
+
+def _version() -> str | None:
+    try:
+        return version("zc_anyio")
+    except PackageNotFoundError:  # run from the source tree
+        return None
