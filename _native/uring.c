@@ -33,6 +33,7 @@ static void reap(struct zc_ring *ring)
     }
     struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned count;
+    /* Until it is empty: one run of deferred task work may leave some, and signals no more of it. */
     do {
         /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
         count = io_uring_peek_batch_cqe(&ring->uring, cqes, REAP_BATCH);
@@ -40,7 +41,7 @@ static void reap(struct zc_ring *ring)
             if (cqes[i]->user_data != NOBODY)
                 zc_complete(ring->core, cqes[i]->user_data, cqes[i]->res, neutral_flags(cqes[i]));
         io_uring_cq_advance(&ring->uring, count);
-    } while (count == REAP_BATCH);
+    } while (count);
 }
 
 /* The registered buffer that a vector lies in whole, or -1. */

@@ -127,7 +127,8 @@ class Context:
 
     def on_result(self, ticket: int, error: int) -> None:
         """A reported send was taken by the kernel, or failed."""
-        result = self._results.pop(ticket)
+        # A turn may be taken, and tell this, before the sender has come to wait for it.
+        result = self._results.setdefault(ticket, _Result())
         result.error = error
         result.event.set()
 
@@ -177,11 +178,15 @@ class Context:
 
         Cancelling the wait does not cancel the send.
         """
-        result = self._results[self._native.ticket(self.handle)] = _Result()
-        self._reaper.turn()
-        while result.error is None:
-            self._check_ring()
-            await result.event.wait()
+        ticket = self._native.ticket(self.handle)
+        result = self._results.setdefault(ticket, _Result())
+        try:
+            self._reaper.turn()
+            while result.error is None:
+                self._check_ring()
+                await result.event.wait()
+        finally:
+            del self._results[ticket]
         return result.error
 
     def _check_ring(self) -> None:

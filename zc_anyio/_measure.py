@@ -42,7 +42,7 @@ class Loopback:
     :ivar zero_copied: the kernel reported it as not copied.
     :ivar copied: it was copied, as loopback does even with a send that was taken as zero-copy.
     :ivar refused: the kernel did not take it as zero-copy, and it was sent again by copying.
-    :ivar registered_buffers: why a buffer could not be registered, or ``None`` if it could.
+    :ivar unregistered: why a buffer could not be registered, or ``None`` if it could.
     :ivar error: why there was no send to judge by, or ``None``.
     """
 
@@ -50,7 +50,7 @@ class Loopback:
     zero_copied: bool
     copied: bool
     refused: bool
-    registered_buffers: str | None
+    unregistered: str | None
     error: str | None
 
 
@@ -129,7 +129,7 @@ async def _try_loopback(driver: Driver) -> Loopback:
         copied=counters.copied > 0,
         # All of it fits the socket, so only a refusal needs a second request.
         refused=driver != "copy" and counters.requests > counters.sends,
-        registered_buffers=unregistered,
+        unregistered=unregistered,
         error=None,
     )
 
@@ -140,7 +140,7 @@ def _untried(error: str) -> Loopback:
         zero_copied=False,
         copied=False,
         refused=False,
-        registered_buffers=None,
+        unregistered=None,
         error=error,
     )
 

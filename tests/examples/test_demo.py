@@ -81,13 +81,15 @@ def test_a_wrong_byte_ends_the_demonstration_with_status_1(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = bytearray(file.read_bytes())
-    broken[SIZE // 2] ^= 1
+    broken[SIZE // 3] ^= 1
     other = file.with_name("other")
     other.write_bytes(broken)
-    digest = Payload(other, SIZE).sha256(SIZE)
+    sent = 1 << 20
+    digest = Payload(other, sent).sha256(sent)
     monkeypatch.setattr(Payload, "sha256", lambda self, count: digest)
 
-    assert demo.main([str(file), "--connections", "2", "--slow", "0"]) == 1
+    arguments = [str(file), "--limit", "1", "--connections", "2", "--slow", "0"]
+    assert demo.main(arguments) == 1
 
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("DIFFERS") == 4

@@ -111,11 +111,14 @@ class Reader:
     """Reads a socket to its end, or reset, in a thread; ``chunk`` bytes at a time.
 
     Left while the connection is still open, it shuts the socket down so that the thread ends.
+
+    :param keep: whether to keep what is received.
     """
 
-    def __init__(self, sock: socket.socket, *, chunk: int = 1 << 20) -> None:
+    def __init__(self, sock: socket.socket, *, chunk: int = 1 << 20, keep: bool = True) -> None:
         self._socket = sock
         self._chunk = chunk
+        self._keep = keep
         self._received = bytearray()
         self.error: OSError | None = None
         self._thread = threading.Thread(target=self._read)
@@ -141,7 +144,8 @@ class Reader:
     def _read(self) -> None:
         try:
             while chunk := self._socket.recv(self._chunk):
-                self._received += chunk
+                if self._keep:
+                    self._received += chunk
         except OSError as exc:
             self.error = exc
 

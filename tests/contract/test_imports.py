@@ -1,0 +1,74 @@
+"""The package: order of its modules, what importing it needs, its public names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import zc_anyio
+
+PACKAGE = Path(zc_anyio.__file__).parent
+# Each imports only from those before it.
+ORDER = [
+    "_errors",
+    "_events",
+    "_lib",
+    "_capabilities",
+    "_buffers",
+    "_reaper",
+    "_sockets",
+    "_contexts",
+    "_ring",
+    "_groups",
+]
+
+
+def imported_here(tree: ast.AST) -> set[str]:
+    """Return the modules of the package that a module imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            if node.module is None:
+                found |= {alias.name for alias in node.names}
+            else:
+                found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zc_anyio"):
+            found.add((node.module or "").removeprefix("zc_anyio.").split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("zc_anyio.")}
+    return found
+
+
+def test_modules_import_only_what_stands_before_them() -> None:
+    seen: set[str] = set()
+    for name in ORDER:
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        allowed = seen | ({"_zc"} if name == "_lib" else set())
+        assert imported_here(tree) <= allowed, name
+        seen.add(name)
+
+
+def test_the_order_is_complete() -> None:
+    private = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"}
+    assert private == set(ORDER)
+
+
+def test_public_names() -> None:
+    for name in zc_anyio.__all__:
+        assert hasattr(zc_anyio, name), name
+    public = {name for name in vars(zc_anyio) if not name.startswith("_")}
+    assert public == set(zc_anyio.__all__)
+
+
+def test_importing_does_not_import_optional_packages() -> None:
+    script = (
+        "import sys, zc_anyio;"
+        "print([n for n in ('trio', 'uvloop', 'numpy', 'rich', 'asyncio', 'cffi', 'ssl') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "trio" not in done.stdout
+    assert "uvloop" not in done.stdout
+    assert "numpy" not in done.stdout
+    assert "cffi" not in done.stdout
