@@ -40,20 +40,21 @@ static int attach_copy(struct zc_ring *ring, struct zc_sock *sock)
 }
 
 /*
- * The kernel counts MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  Where the
- * option was off nobody can have sent; where it was on, the first notification tells, and until it
- * comes one request is zero-copied and the others are not.
+ * The kernel counts the MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  Where the
+ * option is off nobody can have sent, and where this ring switched it on earlier it remembers.  A
+ * socket on which somebody else did is sent to by copying: taking his notifications for ours would
+ * give a buffer back while the kernel reads it.
  */
 static int attach_zero_copy(struct zc_ring *ring, struct zc_sock *sock)
 {
     int was_on = 0, on = 1;
     socklen_t size = sizeof(was_on);
-    if (sock->can_zero_copy) {
-        if (getsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &was_on, &size) < 0 ||
-            setsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0)
-            sock->can_zero_copy = false;
-        sock->id_unknown = was_on;
-    }
+    if (sock->can_zero_copy &&
+        (getsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &was_on, &size) < 0 ||
+         (was_on && !sock->knows_next_id) ||
+         setsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0))
+        sock->can_zero_copy = false;
+    sock->knows_next_id = sock->can_zero_copy;
     return watch(ring, sock, EPOLL_CTL_ADD);
 }
 
@@ -67,14 +68,10 @@ static void detach(struct zc_ring *ring, int fd)
 static void notify(struct zc_core *core, struct zc_sock *sock, uint32_t low, uint32_t high,
                    bool copied)
 {
-    if (sock->id_unknown) {
-        sock->id_unknown = false;
-        sock->next_id = high + 1;
-    }
     for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
          l = next, next = l->next) {
         struct zc_req *req = container(l, struct zc_req, sock_link);
-        if (req->zero_copy && req->result_seen && (req->id_unknown || req->id - low <= high - low))
+        if (req->zero_copy && req->result_seen && req->id - low <= high - low)
             zc_complete(core, zc_request_user_data(core, req), 0,
                         ZC_NOTIF | (copied ? ZC_COPIED : 0));
     }
@@ -148,21 +145,14 @@ static int submit(struct zc_ring *ring)
     for (; (req = zc_build_request(core)); total++) {
         struct zc_sock *sock = req->sock;
         uint64_t user_data = zc_request_user_data(core, req);
-        if (sock->id_unknown && req->zero_copy) {
-            if (sock->learning)
-                req->zero_copy = false;
-            req->id_unknown = req->zero_copy;
-        }
         ring->submits++;
         ssize_t sent = send_now(ring, req);
         if (sent == -EAGAIN) {
             sock->blocked = true;
             watch(ring, sock, EPOLL_CTL_MOD);
         }
-        if (sent >= 0 && req->zero_copy) {
+        if (sent >= 0 && req->zero_copy)
             req->id = sock->next_id++;
-            sock->learning = true;
-        }
         zc_complete(core, user_data, (int32_t)sent, sent >= 0 && req->zero_copy ? ZC_MORE : 0);
     }
     return total;

@@ -103,6 +103,7 @@ struct zc_ctx {
     struct event window_event;
     uint64_t id, next_generation;
     int policy;
+    bool by_hand; /* generations do not roll */
     size_t window, threshold;
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
@@ -159,7 +160,6 @@ struct zc_req {
     uint32_t touched; /* so many of the first of them had bytes taken */
     size_t bytes;
     uint32_t id;      /* of MSG_ZEROCOPY */
-    bool id_unknown;
     bool zero_copy, result_seen, notif_seen, copied;
     struct msghdr msg;
     struct iovec iov[]; /* `buffers` of them, then `covered` */
@@ -180,7 +180,7 @@ struct zc_sock {
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
-    bool blocked, id_unknown, learning;
+    bool blocked, knows_next_id;
     uint32_t next_id;
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };

@@ -269,10 +269,12 @@ static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
 {
     if (!req->zero_copy || (error != ENOMEM && error != ENOBUFS && error != EOPNOTSUPP))
         return false;
-    if (error == EOPNOTSUPP)
+    if (error == EOPNOTSUPP) {
         req->sock->can_zero_copy = false;
-    else
+    } else {
         core->zero_copy_denied = DENIED_REQUESTS;
+        core->stats.refused++;
+    }
     for (uint32_t i = 0; i < req->sends; i++)
         req->covered[i]->force_copy = true;
     return true;

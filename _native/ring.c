@@ -215,14 +215,23 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
  * connection's, while requests are under way.
  */
 zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        int local)
+                        const struct zc_learned *learned)
 {
-    if (!ring)
+    if (!ring || !learned) {
+        errno = EINVAL;
         return NULL;
+    }
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (own < 0)
         return NULL;
     struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy);
+    if (sock) {
+        sock->copied_in_a_row = learned->copied_in_a_row;
+        sock->copy_left = learned->copy_left;
+        sock->copy_next = learned->copy_next;
+        sock->knows_next_id = learned->knows_next_id;
+        sock->next_id = learned->next_id;
+    }
     int err = !sock ? -ENOMEM : ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
     if (err < 0) {
         if (sock)
@@ -231,11 +240,21 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
         errno = -err;
         return NULL;
     }
-    /* One probe is enough for a peer on this machine. */
-    sock->copied_in_a_row = local ? COPIED_IN_A_ROW - 1 : 0;
     /* Idle until something is queued: a send that is refused must not leave its socket attached. */
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return sock;
+}
+
+/* What to give to zc_ring_attach when the socket comes again. */
+void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
+{
+    if (!sock || !out)
+        return;
+    out->copied_in_a_row = sock->copied_in_a_row;
+    out->copy_left = sock->copy_left;
+    out->copy_next = sock->copy_next;
+    out->knows_next_id = sock->knows_next_id;
+    out->next_id = sock->next_id;
 }
 
 int zc_ring_detach(zc_ring *ring, zc_sock *sock)

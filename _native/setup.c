@@ -6,12 +6,15 @@
  * SINGLE_ISSUER 6.0, DEFER_TASKRUN 6.1.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "ring.h"
 
+#define PROBED_OPCODES 256
+#define LEAST_ENTRIES 8u
 #define CQES_A_REQUEST 2u /* a result and a notification */
 
 static int set_up(struct zc_ring *ring, uint32_t entries, uint32_t flags)
@@ -38,28 +41,33 @@ static int set_up_negotiated(struct zc_ring *ring, uint32_t entries, int wake)
         IORING_SETUP_SUBMIT_ALL,
         0,
     };
-    if (wake == ZC_WAKE_EVENTFD)
-        return set_up(ring, entries,
-                      IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-                          IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_SUBMIT_ALL);
+    static const uint32_t by_eventfd[] = {IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+                                          IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_SUBMIT_ALL};
+    const uint32_t *flags = wake == ZC_WAKE_EVENTFD ? by_eventfd : by_ring_fd;
+    size_t choices = wake == ZC_WAKE_EVENTFD ? 1 : sizeof(by_ring_fd) / sizeof(*by_ring_fd);
     int err = -EINVAL;
-    for (size_t i = 0; err == -EINVAL && i < sizeof(by_ring_fd) / sizeof(*by_ring_fd); i++)
-        err = set_up(ring, entries, by_ring_fd[i]);
-    return err;
+    for (size_t i = 0; err == -EINVAL && i < choices; i++)
+        err = set_up(ring, entries, flags[i]);
+    /* The queues are charged to RLIMIT_MEMLOCK: with little of it a smaller ring has to do. */
+    return err == -ENOMEM && entries > LEAST_ENTRIES
+               ? set_up_negotiated(ring, entries / 2 > LEAST_ENTRIES ? entries / 2 : LEAST_ENTRIES,
+                                   wake)
+               : err;
 }
 
 static int probe_opcodes(struct zc_ring *ring)
 {
     static const int needed[] = {IORING_OP_SEND_ZC, IORING_OP_SENDMSG_ZC, IORING_OP_SENDMSG,
                                  IORING_OP_ASYNC_CANCEL};
-    struct io_uring_probe *probe = io_uring_get_probe_ring(&ring->uring);
+    struct io_uring_probe *probe =
+        calloc(1, sizeof(*probe) + PROBED_OPCODES * sizeof(struct io_uring_probe_op));
     if (!probe)
         return -ENOMEM;
-    int err = 0;
-    for (size_t i = 0; i < sizeof(needed) / sizeof(*needed); i++)
+    int err = io_uring_register_probe(&ring->uring, probe, PROBED_OPCODES);
+    for (size_t i = 0; err >= 0 && i < sizeof(needed) / sizeof(*needed); i++)
         if (!io_uring_opcode_supported(probe, needed[i]))
             err = -EOPNOTSUPP;
-    io_uring_free_probe(probe);
+    free(probe);
     return err;
 }
 

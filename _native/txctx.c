@@ -119,7 +119,8 @@ int zc_core_free(zc_core *core)
 
 void zc_core_stats(const zc_core *core, struct zc_stats *out)
 {
-    *out = core->stats;
+    if (core && out)
+        *out = core->stats;
 }
 
 void zc_core_alloc_budget(zc_core *core, int64_t allocations)
@@ -260,8 +261,18 @@ void zc_gen_flush(struct zc_core *core, struct zc_gen *gen)
 void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
 {
     struct zc_gen *gen = ctx->open;
-    if (gen && (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
+    if (gen && !ctx->by_hand &&
+        (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
         zc_gen_flush(core, gen);
+}
+
+/* The generations of this context end when its user says so, and never by themselves. */
+int zc_ctx_by_hand(zc_ctx *ctx)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->by_hand = true;
+    return 0;
 }
 
 /*

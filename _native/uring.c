@@ -68,6 +68,7 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
         if (region >= 0) {
             sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
             sqe->buf_index = (uint16_t)region;
+            ring->core->stats.registered++;
         }
     } else if (req->buffers == 1 && !req->msg.msg_name)
         io_uring_prep_send(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags);

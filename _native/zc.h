@@ -61,7 +61,7 @@ struct zc_stats {
     uint64_t sends, bytes_sent, zero_copied, copied, staged, failed;
     uint64_t queued, in_flight, held;
     uint64_t generations_open, generations_released;
-    uint64_t requests, completions, strays;
+    uint64_t requests, registered, refused, completions, strays;
     uint64_t contexts, sockets, allocations;
 };
 
@@ -96,6 +96,7 @@ int zc_events(zc_core *core, int64_t *out, int max_events);
 
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
                    int policy, size_t threshold);
+int zc_ctx_by_hand(zc_ctx *ctx);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
@@ -139,6 +140,13 @@ struct zc_socket_info {
     int domain, type, protocol, connected, local;
 };
 
+/* What is known of a socket from when it was attached before; all 0 if it never was. */
+struct zc_learned {
+    uint32_t copied_in_a_row, copy_left, copy_next;
+    int knows_next_id; /* of the driver msg_zerocopy */
+    uint32_t next_id;
+};
+
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
 int zc_ring_close(zc_ring *ring);
 zc_core *zc_ring_core(zc_ring *ring);
@@ -151,7 +159,8 @@ int zc_ring_unregister(zc_ring *ring, char *memory);
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
 zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        int local);
+                        const struct zc_learned *learned);
+void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 
 /* cdef end */

@@ -13,7 +13,7 @@ from tests.support.needs import missing, why_not
 from tests.support.netns import Rig, rig
 from tests.support.watch import Watch
 
-DRIVERS = ["io_uring"]
+DRIVERS = ["io_uring", "msg_zerocopy", "copy"]
 # The copy driver is done with a buffer as soon as the socket has taken it, so it never holds one.
 HOLDING_DRIVERS = [name for name in DRIVERS if name != "copy"]
 

@@ -18,9 +18,15 @@ else:
 
 from ._lib import SEND_MUTABLE, from_buffer
 
-__all__ = ["Buffer", "Data", "pin"]
+__all__ = ["Buffer", "Data", "exporter_of", "pin"]
 
 Data: TypeAlias = Buffer | Sequence[Buffer]
+
+
+def exporter_of(data: Buffer) -> object:
+    """Return the object whose memory a buffer is: of a view, what it is a view of."""
+    with memoryview(data) as view:
+        return view.obj
 
 
 def pin(data: Buffer) -> tuple[Any, int, int]:

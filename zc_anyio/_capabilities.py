@@ -14,8 +14,8 @@ __all__ = ["Capabilities", "System"]
 
 CAP_IPC_LOCK = 14
 SECCOMP_MODES = {"0": "none", "1": "strict", "2": "filter"}
-# Below this much lockable memory zero-copy sends meet the limit in ordinary use.
-SMALL_MEMLOCK = 8 << 20
+# The default window and staging together: with less, sends meet the limit in ordinary use.
+SMALL_MEMLOCK = 24 << 20
 
 # include/uapi/linux/io_uring.h
 SETUP_FLAGS = {
@@ -37,8 +37,11 @@ class Capabilities:
     :ivar driver: the driver that carries the sends.
     :ivar unavailable: why each better driver was passed over, by its name.
     :ivar setup_flags: flags the ring was set up with, after negotiation.
+    :ivar entries: requests that one submission can carry; fewer than were asked for when
+        RLIMIT_MEMLOCK has no room for more.  0 for the drivers without a ring.
     :ivar reports_usage: the kernel says of each send whether it was copied (6.2); without that
         ``statistics().zero_copied`` counts what was asked for.
+    :ivar staging_registered: the memory for small sends is registered with the kernel.
     :ivar memlock_limit: bytes of RLIMIT_MEMLOCK that bound what may be pinned; ``None``: no bound,
         or CAP_IPC_LOCK.
     :ivar zero_copy_limited: why zero-copy sends may go out by copying, or ``None``.
@@ -48,7 +51,9 @@ class Capabilities:
     driver: str
     unavailable: dict[str, str]
     setup_flags: tuple[str, ...]
+    entries: int
     reports_usage: bool
+    staging_registered: bool
     memlock_limit: int | None
     zero_copy_limited: str | None
 
@@ -164,7 +169,9 @@ def of_ring(native: NativeRing, unavailable: dict[str, str]) -> Capabilities:
         driver=native.driver,
         unavailable=unavailable,
         setup_flags=tuple(name for bit, name in SETUP_FLAGS.items() if native.setup_flags & bit),
+        entries=native.entries,
         reports_usage=native.reports_usage,
+        staging_registered=native.staging_registered,
         memlock_limit=limit,
         zero_copy_limited=limited,
     )

@@ -52,9 +52,7 @@ class Generation:
 
 
 class Lease(Protocol):
-    """A pool buffer that is out."""
-
-    uses: int
+    """What is told when a generation is released."""
 
     def give_back(self) -> None: ...
 
@@ -95,7 +93,8 @@ class Context:
         self.handle: Any = native.new_context(self.ident, window, policy, threshold)
         # What each generation keeps alive, from its first send until its release.
         self.references: dict[int, list[object]] = {}
-        # Pool buffers that each generation uses; they go back to their pool on its release.
+        # Pool buffers that each generation uses, which go back to their pool on its release, and
+        # files that have to be looked at then.
         self.leases: dict[int, list[Lease]] = {}
         self.window_opened: Event | None = None
         self._told = 0

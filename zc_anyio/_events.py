@@ -43,6 +43,10 @@ class RingStatistics:
     :ivar staged: sends whose bytes were first written into the ring's own memory.
     :ivar failed: sends that ended in an error or were cancelled.
     :ivar generations_open: generations not yet released.
+    :ivar requests: what the kernel was asked to send, neighbours gathered.
+    :ivar registered: requests that read from registered memory, a pool's or staging.
+    :ivar refused: zero-copy requests for which the kernel had no memory to pin (RLIMIT_MEMLOCK, or
+        net.core.optmem_max); their bytes were copied.
     :ivar submits: times the kernel was entered to submit.
     :ivar completions: completions of sends that came back, results and notifications.
     """
@@ -60,6 +64,8 @@ class RingStatistics:
     generations_open: int
     generations_released: int
     requests: int
+    registered: int
+    refused: int
     submits: int
     completions: int
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 from ._errors import os_error
 
-__all__ = ["PIECE", "File", "map_piece", "open_part"]
+__all__ = ["PIECE", "File", "Piece", "map_piece", "open_part", "truncated"]
 
 
 class HasDescriptor(Protocol):
@@ -61,8 +61,24 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int,
             os.close(opened)
 
 
-def map_piece(fd: int, offset: int, size: int) -> memoryview:
-    """Map a part of a file and have it read from the disk; it is unmapped with its last reference.
+class Piece:
+    """A map of a part of a file; it is unmapped with the last reference to ``view``.
+
+    :ivar view: the part.
+    """
+
+    def __init__(self, mapped: mmap.mmap, start: int, end: int) -> None:
+        self.view = memoryview(mapped)[start:]
+        self._mapped = mapped
+        self._end = end
+
+    def is_cut(self) -> bool:
+        """Whether the file ends before the part does by now."""
+        return self._mapped.size() < self._end
+
+
+def map_piece(fd: int, offset: int, size: int) -> Piece:
+    """Map a part of a file and have it read from the disk.
 
     Blocks, so it is called in a worker thread.
 
@@ -74,16 +90,17 @@ def map_piece(fd: int, offset: int, size: int) -> memoryview:
             fd, offset + size - start, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
         )
     except ValueError as exc:
-        raise _truncated() from exc
+        raise truncated() from exc
     try:
         mapped.madvise(MADV_POPULATE_READ)
     except OSError as exc:
         if exc.errno == errno.EFAULT:
-            raise _truncated() from exc
+            raise truncated() from exc
         with suppress(OSError):
             mapped.madvise(mmap.MADV_WILLNEED)
-    return memoryview(mapped)[offset - start :]
+    return Piece(mapped, offset - start, offset + size)
 
 
-def _truncated() -> OSError:
+def truncated() -> OSError:
+    """Return the error for a file that became shorter than what is sent of it."""
     return os_error(errno.EIO, "the file was truncated while it was sent")

@@ -64,6 +64,8 @@ class SendGroup(Sender):
     ) -> None:
         async with self._stack:
             self._left = True
+            if self._ring.is_foreign():
+                return
             if self._ring._closed:
                 raise RuntimeError("the ring was closed while a send group was open on it")
             try:

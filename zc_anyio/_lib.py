@@ -38,9 +38,11 @@ __all__ = [
     "NativeRing",
     "SocketInfo",
     "address_of",
+    "as_buffer",
     "broadcast",
     "from_buffer",
     "map_address",
+    "new_learned",
     "queue",
     "queue_to",
     "queue_vector",
@@ -108,9 +110,20 @@ def socket_info(fd: int) -> SocketInfo:
     )
 
 
+def new_learned(*, local: bool) -> Any:
+    """Return what is known of a new socket; of one to this machine, that one probe is enough."""
+    return ffi.new("struct zc_learned *", {"copied_in_a_row": 3 if local else 0})
+
+
 def map_address(pinned: Any) -> int:
     """Return where a pinned buffer lies in memory."""
     return int(ffi.cast("uintptr_t", pinned))
+
+
+def as_buffer(pinned: Any, offset: int, size: int) -> Any:
+    """Return an object that exports a part of pinned memory, and keeps it alive."""
+    part = from_buffer("char[]", memoryview(ffi.buffer(pinned))[offset : offset + size])
+    return ffi.buffer(part)
 
 
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
@@ -188,10 +201,12 @@ class NativeRing:
             step = ffi.string(info.failed_step).decode()
             raise DriverUnavailable(_why(step, -result)) from os_error(-result, step)
         self.driver = driver
+        self.staging_registered = False
         self._ring: Any = out[0]
         self.core: Any = lib.zc_ring_core(self._ring)
         self.wake_fd: int = info.wake_fd
         self.setup_flags: int = info.setup_flags
+        self.entries: int = info.sq_entries
         self.reports_usage = bool(info.report_usage)
         self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
@@ -219,7 +234,9 @@ class NativeRing:
 
     def stage(self, size: int, *, registered: bool) -> bool:
         """Give the ring staging memory; return whether it is registered with the kernel."""
-        return bool(check(lib.zc_ring_stage(self._ring, size, registered), "staging memory"))
+        result = check(lib.zc_ring_stage(self._ring, size, registered), "staging memory")
+        self.staging_registered = bool(result)
+        return self.staging_registered
 
     def register(self, memory: Any, size: int) -> None:
         """Register memory with the kernel, so that it is not pinned anew at each send."""
@@ -246,6 +263,14 @@ class NativeRing:
     def no_handle(self) -> Any:
         """A handle that the native part refuses."""
         return ffi.NULL
+
+    def by_hand(self, handle: Any) -> None:
+        """Have the generations of a context end only when they are flushed."""
+        check(lib.zc_ctx_by_hand(handle))
+
+    def orphan(self) -> None:
+        """Touch the ring no more: in a forked child its memory is not there."""
+        self._ring = self.core = ffi.NULL
 
     def free_context(self, handle: Any) -> None:
         """Free a context all of whose generations are released, and told."""
@@ -275,14 +300,23 @@ class NativeRing:
         return out
 
     def attach(
-        self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool, local: bool
+        self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool, learned: Any
     ) -> Any:
-        """Duplicate a descriptor into the ring and return the handle of its queue."""
+        """Duplicate a descriptor into the ring and return the handle of its queue.
+
+        :param learned: from :meth:`learned` when the socket was detached, or :func:`new_learned`.
+        """
         kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy, local)
+        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy, learned)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle
+
+    def learned(self, handle: Any) -> Any:
+        """Return what is worth to be known when the socket is attached again."""
+        out = ffi.new("struct zc_learned *")
+        lib.zc_sock_learned(handle, out)
+        return out
 
     def detach(self, handle: Any) -> None:
         """Close the duplicate of an idle socket."""
@@ -305,7 +339,7 @@ class NativeRing:
 def _why(step: str, number: int) -> str:
     if step == "SO_ZEROCOPY":
         return f"this kernel has no MSG_ZEROCOPY (Linux 4.14 is needed): {os_error(number)}"
-    if step == "probe":
+    if step == "probe" and number == errno.EOPNOTSUPP:
         return "this kernel's io_uring has no zero-copy send (Linux 6.1 is needed)"
     if number == errno.ENOSYS:
         return "this kernel has no io_uring"
@@ -315,5 +349,5 @@ def _why(step: str, number: int) -> str:
             "or by the sysctl kernel.io_uring_disabled"
         )
     if number == errno.ENOMEM:
-        return f"not enough memory for a ring ({step}); see RLIMIT_MEMLOCK on kernels before 5.12"
+        return f"not enough lockable memory even for a small ring ({step}): raise RLIMIT_MEMLOCK"
     return f"{step} failed: {os_error(number)}"

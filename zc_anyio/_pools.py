@@ -6,16 +6,17 @@ protocol works on it, and parts of it can be sent.  A send knows it again by its
 
 from __future__ import annotations
 
-import math
 import mmap
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
-from ._lib import from_buffer, map_address
+from ._lib import as_buffer, from_buffer, map_address
 from ._ring import Ring, current_ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
@@ -33,7 +34,7 @@ REGION_MOST = 1 << 30
 class _Slot:
     """One buffer of a pool."""
 
-    __slots__ = ("__weakref__", "offset", "pool", "region", "uses", "view")
+    __slots__ = ("exporter", "offset", "pool", "region", "uses", "view")
 
     def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
         self.pool = pool
@@ -41,14 +42,44 @@ class _Slot:
         self.offset = offset
         # Generations that are not released and have a send of it.
         self.uses = 0
-        # The view that was handed out; None: the buffer is free.
+        # What this handing-out exports; every view, slice and array of it keeps it alive.
+        self.exporter: weakref.ref[Any] | None = None
         self.view: weakref.ref[memoryview] | None = None
+
+    def hand_out(self, size: int) -> memoryview:
+        """Return a view of the buffer; when it and all made of it are gone, the buffer is free."""
+        exporter = as_buffer(self.region.pinned, self.offset, size)
+        view = memoryview(exporter)
+        self.exporter = weakref.ref(exporter, self._dropped)
+        self.view = weakref.ref(view)
+        return view
 
     def give_back(self) -> None:
         """A generation that used the buffer was released."""
         self.uses -= 1
         if not self.uses:
-            self.pool._take_back(self)
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Revoke the view and give the buffer to the next who waits."""
+        view = self.view() if self.view is not None else None
+        self.exporter = self.view = None
+        if view is not None:
+            with suppress(BufferError):
+                view.release()
+        self.pool._put(self)
+
+    def _dropped(self, exporter: weakref.ref[Any]) -> None:
+        if self.exporter is exporter and not self.uses:
+            self.take_back()
+
+
+class _Waiter:
+    __slots__ = ("event", "slot")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.slot: _Slot | None = None
 
 
 class _Region:
@@ -89,7 +120,8 @@ class BufferPool:
         self._ring = ring
         self._regions: list[_Region] = []
         self._closed = False
-        self._give, self._free = anyio.create_memory_object_stream[_Slot](math.inf)
+        self._free: deque[_Slot] = deque()
+        self._waiters: deque[_Waiter] = deque()
         self.grow(count)
 
     def grow(self, count: int) -> None:
@@ -106,7 +138,7 @@ class BufferPool:
             self._regions.append(region)
             self.count += len(region.slots)
             for slot in region.slots:
-                self._give.send_nowait(slot)
+                self._put(slot)
 
     @property
     def unregistered(self) -> str | None:
@@ -119,25 +151,37 @@ class BufferPool:
     @property
     def free(self) -> int:
         """Buffers that :meth:`acquire` would give at once."""
-        return self._free.statistics().current_buffer_used
+        return len(self._free)
 
     async def acquire(self) -> memoryview:
         """Wait for a free buffer, first come first served, and return it as a writable view.
 
         It goes back to the pool by itself when the last generation that it was sent in is released,
         or when it was dropped unsent; :meth:`release` gives it back earlier.  From then on using
-        the view raises ``ValueError``.  (A NumPy array or another export of it that is still there
-        cannot be revoked; sending that raises ``BufferError``.)
+        the view raises ``ValueError``.  Slices and arrays of it that are still there cannot be
+        revoked: sending a slice raises ``BufferError``, writing to one spoils the next owner's.
 
         :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
         """
+        await anyio.lowlevel.checkpoint()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._free:
+            return self._free.popleft().hand_out(self.buffer_size)
+        waiter = _Waiter()
+        self._waiters.append(waiter)
         try:
-            slot = await self._free.receive()
-        except anyio.EndOfStream:
-            raise anyio.ClosedResourceError from None
-        view = memoryview(slot.region.memory)[slot.offset : slot.offset + self.buffer_size]
-        slot.view = weakref.ref(view, lambda gone: self._dropped(slot, gone))
-        return view
+            await waiter.event.wait()
+        except BaseException:
+            # asyncio's own cancellation can come when the buffer was handed over already.
+            if waiter.slot is not None:
+                self._put(waiter.slot)
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+        if waiter.slot is None:
+            raise anyio.ClosedResourceError
+        return waiter.slot.hand_out(self.buffer_size)
 
     def release(self, view: memoryview) -> None:
         """Give back a buffer that was not sent after all.
@@ -145,48 +189,54 @@ class BufferPool:
         :raises ValueError: it is no buffer of this pool that is out.
         :raises BufferError: it is part of a send that is not released.
         """
-        slot = self.find(map_address(from_buffer("char[]", view)))
+        slot = self._slot_at(map_address(from_buffer("char[]", view)))
         if slot is None or slot.view is None or slot.view() is not view:
             raise ValueError("not a buffer that this pool has given out")
         if slot.uses:
             raise BufferError("the buffer is being sent; it goes back by itself")
-        self._take_back(slot)
+        slot.take_back()
 
-    def find(self, address: int) -> _Slot | None:
+    def find(self, address: int, exporter: object) -> _Slot | None:
         """Return the buffer that lies at an address, if one of this pool does.
 
+        :param exporter: whose memory the view at that address is, to tell an old one.
         :raises BufferError: it was given back.
         """
+        slot = self._slot_at(address)
+        if slot is None:
+            return None
+        current = slot.exporter() if slot.exporter is not None else None
+        if current is None or (type(exporter) is type(current) and exporter is not current):
+            raise BufferError("the buffer was given back to its pool")
+        return slot
+
+    def _slot_at(self, address: int) -> _Slot | None:
         for region in self._regions:
             if 0 <= address - region.address < len(region.memory):
-                slot = region.slots[(address - region.address) // self.stride]
-                if slot.view is None:
-                    raise BufferError("the buffer was given back to its pool")
-                return slot
+                return region.slots[(address - region.address) // self.stride]
         return None
 
-    def _dropped(self, slot: _Slot, view: weakref.ref[memoryview]) -> None:
-        if slot.view is view and not slot.uses:
-            self._take_back(slot)
-
-    def _take_back(self, slot: _Slot) -> None:
-        view = slot.view() if slot.view is not None else None
-        slot.view = None
-        if view is not None:
-            with suppress(BufferError):
-                view.release()
-        if not self._closed:
-            self._give.send_nowait(slot)
+    def _put(self, slot: _Slot) -> None:
+        """Give a free buffer to whoever waits longest."""
+        if self._closed:
+            return
+        if not self._waiters:
+            self._free.append(slot)
+            return
+        waiter = self._waiters.popleft()
+        waiter.slot = slot
+        waiter.event.set()
 
     def _close(self) -> None:
         """Let go of the memory; what is still being sent stays mapped until it is released."""
         self._closed = True
-        self._give.close()
-        self._free.close()
+        for waiter in self._waiters:
+            waiter.event.set()
+        self._free.clear()
         for region in self._regions:
             for slot in region.slots:
-                if slot.view is not None and not slot.uses:
-                    self._take_back(slot)
+                if slot.exporter is not None and not slot.uses:
+                    slot.take_back()
             if region.refused is None and not self._ring._closed:
                 self._ring._native.unregister(region.pinned)
 

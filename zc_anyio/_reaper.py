@@ -134,7 +134,8 @@ class Reaper:
             try:
                 while not self._stopping:
                     await anyio.wait_readable(self._native.wake_fd)
-                    self.turn()
+                    if not self._stopping:
+                        self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
@@ -147,16 +148,21 @@ class Reaper:
                 while not self._stopping:
                     await self._wake.wait()
                     self._wake = Event()
-                    self.turn()
+                    if not self._stopping:
+                        self.turn()
                     if self._wake.is_set():
                         await anyio.sleep(RETRY_SECONDS)
             except Exception as exc:
                 self._fail(exc)
                 raise
 
+    def stop_soon(self) -> None:
+        """Take no more turns in either task."""
+        self._stopping = True
+
     def stop(self) -> None:
         """Stop both tasks, also if they have not begun."""
-        self._stopping = True
+        self.stop_soon()
         for scope in self._scopes:
             scope.cancel()
 

@@ -47,10 +47,16 @@ _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 _never_released: list[object] = []
 
 
+class PoolLease(Lease, Protocol):
+    """A pool buffer that is out."""
+
+    uses: int
+
+
 class Pool(Protocol):
     """A pool of registered buffers."""
 
-    def find(self, address: int, /) -> Lease | None: ...
+    def find(self, address: int, exporter: object, /) -> PoolLease | None: ...
 
 
 class Ring:
@@ -62,12 +68,12 @@ class Ring:
     def __init__(
         self,
         native: NativeRing,
+        capabilities: Capabilities,
         *,
-        unavailable: dict[str, str],
         zero_copy: ZeroCopy,
         threshold: int,
     ) -> None:
-        self.capabilities: Capabilities = _capabilities.of_ring(native, unavailable)
+        self.capabilities: Capabilities = capabilities
         self._native = native
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
@@ -104,6 +110,8 @@ class Ring:
             generations_open=counters.generations_open,
             generations_released=counters.generations_released,
             requests=counters.requests,
+            registered=counters.registered,
+            refused=counters.refused,
             submits=self._native.submits,
             completions=counters.completions,
         )
@@ -112,13 +120,17 @@ class Ring:
         """Raise ``RuntimeError`` unless this is the ring's thread and process, and it is open."""
         if self._thread == threading.get_ident() and not self._closed:
             return
-        if os.getpid() != self._process:
+        if self.is_foreign():
             raise RuntimeError(
                 "the ring belongs to the process that this one was forked from; open another here"
             )
         if self._closed:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
+
+    def is_foreign(self) -> bool:
+        """Whether this is a forked child of the ring's process."""
+        return os.getpid() != self._process
 
     def check_loop(self) -> None:
         """Raise ``RuntimeError`` unless :meth:`check` passes and this is the ring's event loop."""
@@ -145,14 +157,14 @@ class Ring:
             on_failed=on_failed,
         )
 
-    def find_lease(self, pinned: Any) -> Lease | None:
+    def find_lease(self, pinned: Any, exporter: object) -> PoolLease | None:
         """Return the pool buffer that pinned memory is of, if it is one's.
 
         :raises BufferError: the buffer was given back.
         """
         address = map_address(pinned)
         for pool in self._pools:
-            if (lease := pool.find(address)) is not None:
+            if (lease := pool.find(address, exporter)) is not None:
                 return lease
         return None
 
@@ -176,7 +188,7 @@ class Ring:
         return cancelled
 
     def _close(self) -> None:
-        if self._process != os.getpid():
+        if self.is_foreign():
             return
         self._final = self.statistics()
         self._closed = True
@@ -185,7 +197,10 @@ class Ring:
         all_released = self._native.close()
         for context in contexts:
             context.disown()
-        if not all_released:
+        if all_released:
+            for context in contexts:
+                context.references.clear()
+        else:
             _never_released.extend(context.references for context in contexts)
             warnings.warn(
                 "a ring was closed while the kernel still read buffers; they stay in memory "
@@ -238,7 +253,8 @@ async def open_ring(
             limit = _capabilities.memlock_limit()
             # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
             native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
-        ring = Ring(native, unavailable=unavailable, zero_copy=zero_copy, threshold=threshold)
+        capabilities = _capabilities.of_ring(native, unavailable)
+        ring = Ring(native, capabilities, zero_copy=zero_copy, threshold=threshold)
     except BaseException:
         native.close()
         raise
@@ -257,7 +273,7 @@ async def open_ring(
             finally:
                 _ambient.reset(token)
                 try:
-                    if ring._process == os.getpid():
+                    if not ring.is_foreign():
                         raised = await ring._drain(drain_timeout) or raised
                 finally:
                     ring._reaper.stop()
@@ -301,13 +317,15 @@ def _disown() -> None:
     """In a forked child: no thread is the owner of the parent's rings."""
     for ring in _open_rings:
         ring._thread = 0
+        ring._native.orphan()
+        ring._reaper.stop_soon()
 
 
 def _refuse_exec(event: str, _arguments: tuple[Any, ...]) -> None:
     """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
     if event == "os.exec":
         for ring in _open_rings:
-            if ring._process == os.getpid() and ring._busy():
+            if not ring.is_foreign() and ring._busy():
                 raise RuntimeError(
                     "os.exec* would hang with zero-copy sends under way: leave the groups first"
                 )

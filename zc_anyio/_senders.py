@@ -13,11 +13,11 @@ import anyio.to_thread
 from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from ._buffers import Buffer, Data, pin
-from ._contexts import Context, Generation
+from ._buffers import Buffer, Data, exporter_of, pin
+from ._contexts import Context, Generation, Lease
 from ._errors import os_error
 from ._events import GroupStatistics, Notification, SendFailure
-from ._files import PIECE, File, map_piece, open_part
+from ._files import PIECE, File, Piece, map_piece, open_part, truncated
 from ._lib import (
     SEND_UNSTAGED,
     SENT_KICK,
@@ -39,6 +39,22 @@ __all__ = ["DEFAULT_WINDOW", "Sender"]
 DEFAULT_WINDOW = 16 << 20
 # A task that never finds its window full gives the others a turn this often.
 YIELD_SECONDS = 0.001
+
+
+class _FileLease:
+    """Looks at a file again when the kernel has done with a piece of it.
+
+    Past the end of a file that was cut within a page the kernel sends zeros, and no error.
+    """
+
+    def __init__(self, sender: Sender, stream: object, piece: Piece) -> None:
+        self._sender = sender
+        self._stream = stream
+        self._piece = piece
+
+    def give_back(self) -> None:
+        if self._piece.is_cut():
+            self._sender._fail(self._stream, truncated())
 
 
 class Sender:
@@ -129,10 +145,11 @@ class Sender:
         with open_part(file, offset, count) as (fd, total):
             for done in range(0, total, PIECE):
                 size = min(PIECE, total - done)
-                view = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
+                piece = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
                 # Not the caller's memory, so nothing that cancelling would have to wait for.
-                pinned = from_buffer("char[]", view)
-                while not self._queue_pinned(stream, pinned, size, SEND_UNSTAGED):
+                pinned = from_buffer("char[]", piece.view)
+                lease = _FileLease(self, stream, piece)
+                while not self._queue_pinned(stream, pinned, size, SEND_UNSTAGED, lease):
                     await self._wait_window()
         await self._yield()
         return total
@@ -235,7 +252,9 @@ class Sender:
         self._queued(sent, pins)
         return True
 
-    def _queue_pinned(self, stream: object, pinned: Any, size: int, flags: int) -> bool:
+    def _queue_pinned(
+        self, stream: object, pinned: Any, size: int, flags: int, lease: Lease | None = None
+    ) -> bool:
         socket = self._attach(stream)
         if not size and not socket.datagram:
             return True
@@ -243,13 +262,15 @@ class Sender:
         if sent < 0:
             return self._refused(sent, socket)
         self._queued(sent, pinned)
+        if lease is not None:
+            self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
         return True
 
     def _pin(self, data: Buffer) -> tuple[Any, int, int]:
         if type(data) is bytes:
             return data, len(data), 0
         pinned, size, flags = pin(data)
-        if self._ring._pools and self._ring.find_lease(pinned) is not None:
+        if self._ring._pools and self._ring.find_lease(pinned, exporter_of(data)) is not None:
             # The pool gives it to nobody before its release, so nothing has to wait for it; and it
             # is registered, so it is not staged.
             flags = SEND_UNSTAGED
@@ -332,7 +353,10 @@ class Sender:
         """Have the pool buffers among what was queued given back on the generation's release."""
         leases = self._context.leases.setdefault(generation, [])
         for pinned in reference if isinstance(reference, list) else [reference]:
-            if type(pinned) is not bytes and (lease := self._ring.find_lease(pinned)) is not None:
+            if (
+                type(pinned) is not bytes
+                and (lease := self._ring.find_lease(pinned, None)) is not None
+            ):
                 lease.uses += 1
                 leases.append(lease)
 

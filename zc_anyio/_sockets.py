@@ -18,14 +18,14 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream, UDPSocket
 
 from ._errors import os_error
-from ._lib import NativeRing, socket_info
+from ._lib import NativeRing, new_learned, socket_info
 
 __all__ = ["AttachedSocket", "SocketTable"]
 
 IPPROTO_MPTCP = 262
-# Sockets that a send has broken are remembered by inode number, which the kernel hands out in
-# turn from 32 bits; so many of the latest.
-BROKEN_REMEMBERED = 4096
+# Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
+# of the latest.
+SOCKETS_REMEMBERED = 4096
 
 
 class AttachedSocket:
@@ -54,6 +54,8 @@ class SocketTable:
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
         self._broken: dict[int, OSError] = {}
+        # What the native part knew of sockets when they were detached.
+        self._learned: dict[int, Any] = {}
 
     def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
         """Return the attached socket of a stream, attaching it if it is not.
@@ -101,7 +103,7 @@ class SocketTable:
                 # The kernel would answer EOPNOTSUPP for these.
                 can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
                 and info.protocol != IPPROTO_MPTCP,
-                local=info.local,
+                learned=self._learned.pop(info.inode, None) or new_learned(local=info.local),
             )
             attached = AttachedSocket(
                 info.inode, handle, datagram=datagram, connected=info.connected
@@ -146,15 +148,21 @@ class SocketTable:
         # A cancelled send that was cut short tells no failure.
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
+        _remember(self._learned, attached.inode, self._native.learned(attached.handle))
         del self._by_inode[attached.inode]
         for stream in attached.streams:
             del self._by_stream[stream]
         self._native.detach(attached.handle)
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
-        while len(self._broken) >= BROKEN_REMEMBERED:
-            del self._broken[next(iter(self._broken))]
-        self._broken.setdefault(attached.inode, os_error(error))
+        if attached.inode not in self._broken:
+            _remember(self._broken, attached.inode, os_error(error))
+
+
+def _remember(memory: dict[int, Any], inode: int, value: Any) -> None:
+    while len(memory) >= SOCKETS_REMEMBERED:
+        del memory[next(iter(memory))]
+    memory[inode] = value
 
 
 def _no_peer() -> OSError:
@@ -164,8 +172,9 @@ def _no_peer() -> OSError:
 def _descriptor_of(stream: Any) -> Callable[[], int]:
     """Return a function that gives a stream's descriptor, or -1 once it is closed."""
     plain = _plain_socket(stream)
+    ssl: Any = sys.modules.get("ssl")
     # The bytes of an SSLSocket must be encrypted first, and these would not be.
-    if plain is not None and type(plain).__module__ != "ssl":
+    if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
         fileno: Callable[[], int] = plain.fileno
         return fileno
     if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):

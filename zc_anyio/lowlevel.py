@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterable
 
 import anyio
+import anyio.lowlevel
 
 from ._buffers import Data
 from ._errors import os_error
@@ -52,6 +53,7 @@ class TxContext(Sender):
         self.tag = tag
         self._registered = True
         self._start(ring, tag=tag, window=window, zero_copy=None)
+        ring._native.by_hand(self._context.handle)
         # From the beginning, so that the first generation's notification is in it.
         self._notifications = self._context.notifications
 
@@ -72,8 +74,14 @@ class TxContext(Sender):
         if not flush:
             await super().send(stream, data)
             return
+        before = self._ring._native.ticket(self._context.handle)
         while not self._queue(stream, data, SEND_FLUSH):
             await self._wait_window()
+        if self._ring._native.ticket(self._context.handle) == before:
+            # Nothing to send always succeeds.
+            self.flush()
+            await anyio.lowlevel.checkpoint()
+            return
         if error := await self._context.wait_result():
             self._mark_raised(stream)
             raise anyio.BrokenResourceError from os_error(error)

@@ -110,7 +110,9 @@ async def test_parts_are_locked_and_given_back(driver: Any) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "nothing", [b"", bytearray(), memoryview(b""), [], (), [b"", bytearray()]], ids=repr
+    "nothing",
+    [b"", bytearray(), memoryview(b""), [], (), [b"", bytearray()]],
+    ids=["bytes", "bytearray", "memoryview", "list", "tuple", "list of nothing"],
 )
 async def test_nothing_to_send(driver: Any, nothing: Any) -> None:
     with tcp_pair() as (client, peer):

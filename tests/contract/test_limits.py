@@ -143,7 +143,8 @@ anyio.run(main)
 # --- memory, in a process of its own whose size nothing else changes ---
 
 GROWTH = """
-        import gc
+    from pathlib import Path
+    import gc
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -159,8 +160,7 @@ GROWTH = """
                 async with zc_anyio.send_group(window=1 << 20) as group:
                     for _ in range(sends):
                         await group.send(client, data[number % 3])
-                        if not number % 100:
-                            peer.recv(1 << 20, socket.MSG_TRUNC)
+                peer.recv(1 << 20, socket.MSG_TRUNC)
             gc.collect()
             counters = native.statistics()
             assert counters.sends == (first + groups) * sends

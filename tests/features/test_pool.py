@@ -1,0 +1,451 @@
+"""Pools of registered buffers: what is handed out, when it goes back, and what is refused."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+import zc_anyio
+from tests.support.confined import run_confined
+from tests.support.needs import missing, need_root
+from tests.support.peers import Reader, parked_pair, receive_exactly, tcp_pair
+from tests.support.waiting import LIMIT, until, until_held
+from zc_anyio import BufferPool, open_buffer_pool
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+SIZE = 64 << 10
+
+
+def address_of(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+# --- the memory ---
+
+
+async def test_memory_is_registered_or_the_pool_says_why_not(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=2) as pool:
+            if driver == "io_uring":
+                assert pool.unregistered is None
+            else:
+                assert pool.unregistered
+            assert (pool.buffer_size, pool.count, pool.free) == (SIZE, 2, 2)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(5000, 20_001)], ids=["whole", "slice"])
+async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
+    # Pages that the process has given up are still those of the registration: whoever sends by
+    # address sends the new ones.
+    libc = ctypes.CDLL(None)
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver="io_uring", zero_copy="always"),
+            open_buffer_pool(buffer_size=SIZE, count=2, huge_pages="never") as pool,
+        ):
+            view = await pool.acquire()
+            old = os.urandom(SIZE)
+            view[:] = old
+            address = address_of(view)
+            assert libc.madvise(ctypes.c_void_p(address), SIZE, mmap.MADV_DONTNEED) == 0
+            assert view == bytes(SIZE)
+            async with zc_anyio.send_group() as group:
+                await group.send(client, view[part])
+        assert receive_exactly(peer, len(old[part])) == old[part]
+
+
+def mapping_flags(address: int) -> set[str]:
+    """Return the VmFlags of the mapping that an address is in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError("not mapped")
+
+
+@contextmanager
+def reserved_huge_pages(count: int) -> Iterator[None]:
+    """Have so many huge pages reserved."""
+    need_root("reserving huge pages")
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    before = setting.read_text(encoding="ascii")
+    try:
+        setting.write_text(str(int(before) + count), encoding="ascii")
+        if int(setting.read_text(encoding="ascii")) < int(before) + count:
+            missing("huge pages cannot be reserved")
+        yield
+    except OSError as exc:
+        missing(f"huge pages cannot be reserved: {exc}")
+    finally:
+        setting.write_text(before, encoding="ascii")
+
+
+@pytest.mark.parametrize(("huge_pages", "flag"), [("auto", "hg"), ("never", "nh")])
+async def test_transparent_huge_pages(driver: str, huge_pages: Any, flag: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=40, huge_pages=huge_pages) as pool:
+            assert flag in mapping_flags(address_of(await pool.acquire()))
+
+
+async def test_reserved_huge_pages(driver: str) -> None:
+    with tcp_pair() as (client, peer), Reader(peer) as reader, reserved_huge_pages(2):
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=2, huge_pages="always") as pool:
+                assert (pool.unregistered is None) == (driver == "io_uring")
+                view = await pool.acquire()
+                assert "ht" in mapping_flags(address_of(view))
+                async with zc_anyio.send_group() as group:
+                    view[:] = b"h" * SIZE
+                    await group.send(client, view)
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == b"h" * SIZE
+
+
+async def test_no_reserved_huge_pages_is_an_error_and_not_another_kind(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        with pytest.raises(OSError):
+            async with open_buffer_pool(buffer_size=1 << 30, count=1000, huge_pages="always"):
+                pass
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"buffer_size": 0}, {"buffer_size": (1 << 30) + 1}, {"count": 0}, {"huge_pages": "some"}],
+    ids=str,
+)
+async def test_wrong_arguments(wrong: dict[str, Any]) -> None:
+    async with zc_anyio.open_ring():
+        with pytest.raises(ValueError):
+            async with open_buffer_pool(**{"buffer_size": SIZE, "count": 1, **wrong}):
+                pass
+
+
+async def test_without_a_ring() -> None:
+    with pytest.raises(RuntimeError, match="open_ring"):
+        async with open_buffer_pool(buffer_size=SIZE, count=1):
+            pass
+
+
+# --- sending ---
+
+
+async def test_numpy_arrays_slices_and_gathered_parts_are_sent(driver: str) -> None:
+    with tcp_pair() as (client, peer), Reader(peer) as reader:
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=2) as pool:
+                async with zc_anyio.send_group() as group:
+                    view = await pool.acquire()
+                    array = np.frombuffer(view, np.uint32)
+                    array[:] = np.arange(len(array))
+                    await group.send(client, array)
+                    await group.send(client, view[4:12])
+                    await group.send(client, [view[:4], b"between", view[-4:]])
+                    await group.send(client, view[100:100])
+                    expected = bytes(view)
+                    del array
+                await until(lambda: pool.free == 2)
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == (
+            expected + expected[4:12] + expected[:4] + b"between" + expected[-4:]
+        )
+
+
+async def test_a_buffer_goes_back_on_the_release_of_its_last_generation(
+    holding_driver: str,
+) -> None:
+    with tcp_pair(stalled=True) as (first, peer), tcp_pair() as (second, other), Reader(other):
+        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+            async with open_buffer_pool(buffer_size=1 << 20, count=2) as pool:
+                async with zc_anyio.send_group() as group:
+                    view = await pool.acquire()
+                    view[:] = bytes(1 << 20)
+                    await group.send(first, view)
+                    group.flush()
+                    await group.send(second, view[:SIZE])
+                    await group.flush().wait_released()
+                    await until_held(ring, 1)
+                    assert pool.free == 1
+                    view[0] = 0
+                    with pytest.raises(BufferError):
+                        pool.release(view)
+                    assert receive_exactly(peer, 1 << 20) == bytes(1 << 20)
+                    await until(lambda: pool.free == 2)
+                    with pytest.raises(ValueError):
+                        view[0] = 1
+                    with pytest.raises(ValueError):
+                        await group.send(second, view)
+            second.shutdown(socket.SHUT_WR)
+
+
+async def test_a_failed_send_gives_its_buffer_back(driver: str) -> None:
+    with tcp_pair() as (client, _):
+        client.shutdown(socket.SHUT_WR)
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+                async with zc_anyio.send_group(on_error="collect") as group:
+                    await group.send(client, await pool.acquire())
+                await until(lambda: pool.free == 1)
+
+
+async def test_a_cancelled_group_leaves_its_buffer_to_the_ring(holding_driver: str) -> None:
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+            async with open_buffer_pool(buffer_size=1 << 20, count=1) as pool:
+                with anyio.CancelScope() as scope:
+                    async with zc_anyio.send_group() as group:
+                        view = await pool.acquire()
+                        view[:] = b"c" * (1 << 20)
+                        await group.send(client, view)
+                        await until_held(ring, 1)
+                        scope.cancel()
+                assert pool.free == 0
+                assert receive_exactly(peer, 1 << 20) == b"c" * (1 << 20)
+                await until(lambda: pool.free == 1)
+
+
+# --- acquiring and giving back ---
+
+
+async def test_acquiring_is_first_come_first_served(driver: str) -> None:
+    order: list[int] = []
+
+    async def take(number: int) -> None:
+        view = await pool.acquire()
+        order.append(number)
+        await anyio.sleep(0)
+        pool.release(view)
+
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            async with anyio.create_task_group() as tg:
+                for number in range(10):
+                    tg.start_soon(take, number)
+                    await anyio.wait_all_tasks_blocked()
+                pool.release(view)
+                # Whoever comes last waits, although a buffer was just given back.
+                await take(10)
+            assert order == list(range(11))
+            assert pool.free == 1
+
+
+async def test_a_cancelled_acquire_takes_nothing(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(pool.acquire)
+                await anyio.wait_all_tasks_blocked()
+                tg.cancel_scope.cancel()
+                pool.release(view)
+            assert pool.free == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_that_is_cancelled_as_it_gets_a_buffer_takes_none() -> None:
+    import asyncio
+
+    async with zc_anyio.open_ring():
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            task = asyncio.create_task(pool.acquire())
+            await anyio.wait_all_tasks_blocked()
+            pool.release(view)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            gc.collect()
+            assert pool.free == 1
+
+
+async def test_what_was_released_cannot_be_used(driver: str) -> None:
+    with tcp_pair() as (client, _):
+        async with (
+            zc_anyio.open_ring(driver=driver),
+            open_buffer_pool(buffer_size=SIZE, count=1) as pool,
+            zc_anyio.send_group() as group,
+        ):
+            view = await pool.acquire()
+            part = view[:10]
+            array = np.frombuffer(view, np.uint8)
+            pool.release(view)
+            assert pool.free == 1
+            with pytest.raises(ValueError):
+                pool.release(view)
+            for taken_again in (False, True):
+                if taken_again:
+                    again = await pool.acquire()
+                with pytest.raises(ValueError):
+                    view[0] = 1
+                # An export cannot be taken away, but it can be known for what it is.
+                for stale in (view, part, array):
+                    with pytest.raises((ValueError, BufferError)):
+                        await group.send(client, stale)
+            assert group.statistics().sends == 0
+            pool.release(again)
+
+
+async def test_only_what_is_out_can_be_released(driver: str) -> None:
+    async with (
+        zc_anyio.open_ring(driver=driver),
+        open_buffer_pool(buffer_size=SIZE, count=1) as pool,
+        open_buffer_pool(buffer_size=SIZE, count=1) as other,
+    ):
+        foreign = await other.acquire()
+        view = await pool.acquire()
+        for wrong in (foreign, memoryview(bytearray(10)), view[:10]):
+            with pytest.raises(ValueError):
+                pool.release(wrong)
+        assert (pool.free, other.free) == (0, 0)
+
+
+async def test_a_buffer_dropped_unsent_goes_back(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            for _ in range(3):
+                with anyio.fail_after(LIMIT):
+                    view = await pool.acquire()
+                del view
+                gc.collect()
+                assert pool.free == 1
+
+
+@pytest.mark.parametrize("kind", ["slice", "array"])
+async def test_a_buffer_is_out_while_any_part_of_it_is_used(driver: str, kind: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            if kind == "slice":
+                part: Any = (await pool.acquire())[10:20]
+            else:
+                part = np.frombuffer(await pool.acquire(), np.uint8)[10:20]
+            gc.collect()
+            assert pool.free == 0
+            part[:] = 1
+            del part
+            gc.collect()
+            assert pool.free == 1
+
+
+# --- growing and closing ---
+
+
+async def test_growing_serves_those_who_wait(driver: str) -> None:
+    taken: list[memoryview] = []
+
+    async def take(pool: BufferPool) -> None:
+        taken.append(await pool.acquire())
+
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            async with anyio.create_task_group() as tg:
+                for _ in range(4):
+                    tg.start_soon(take, pool)
+                await anyio.wait_all_tasks_blocked()
+                assert len(taken) == 1
+                pool.grow(5)
+            assert (len(taken), pool.count, pool.free) == (4, 6, 2)
+            assert (pool.unregistered is None) == (driver == "io_uring")
+            assert len({address_of(view) for view in taken}) == 4
+            taken.clear()
+            assert pool.free == 6
+
+
+async def test_closing_wakes_those_who_wait_and_revokes_what_is_out(driver: str) -> None:
+    async def refused() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await pool.acquire()
+
+    async with zc_anyio.open_ring(driver=driver), anyio.create_task_group() as tg:
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            tg.start_soon(refused)
+            await anyio.wait_all_tasks_blocked()
+        await refused()
+        with pytest.raises(anyio.ClosedResourceError):
+            pool.grow(1)
+        with pytest.raises(ValueError):
+            view[0] = 1
+
+
+async def test_closing_with_sends_queued_and_held_lets_them_arrive(driver: str) -> None:
+    data = [os.urandom(1 << 20) for _ in range(3)]
+    with parked_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            async with open_buffer_pool(buffer_size=1 << 20, count=3) as pool:
+                for part in data:
+                    view = await pool.acquire()
+                    view[:] = part
+                    await group.send(client, view)
+                group.flush()
+            del view, pool
+            gc.collect()
+            for part in data:
+                received = await anyio.to_thread.run_sync(receive_exactly, peer, 1 << 20)
+                assert received == part
+
+
+# --- limits ---
+
+MEMLOCK = """
+async def main():
+    lockable(1 << 20)
+    drop_privileges()
+    left, right = socket.socketpair()
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    client.setblocking(False)
+    peer, _ = server.accept()
+    digest = hashlib.sha256()
+    def read():
+        while data := peer.recv(1 << 20):
+            digest.update(data)
+    thread = threading.Thread(target=read)
+    thread.start()
+    expected = hashlib.sha256()
+    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always") as ring:
+        async with zc_anyio.open_buffer_pool(buffer_size=1 << 20, count=4) as pool:
+            assert pool.unregistered, "registered"
+            assert sys.argv[1] != "io_uring" or "memory" in pool.unregistered.lower()
+            async with zc_anyio.send_group() as group:
+                for number in range(40):
+                    view = await pool.acquire()
+                    view[:] = os.urandom(1 << 20)
+                    expected.update(view)
+                    await group.send(client, view)
+                    group.flush()
+            with anyio.fail_after(10):
+                while pool.free != 4:
+                    await anyio.sleep(0.001)
+        counters = ring.statistics()
+        assert (counters.sends, counters.failed, counters.bytes_sent) == (40, 0, 40 << 20), counters
+        assert counters.copied + counters.zero_copied == 40, counters
+    client.close()
+    thread.join()
+    assert digest.digest() == expected.digest()
+    left.close(), right.close(), peer.close(), server.close()
+
+anyio.run(main)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_pool_works_where_its_memory_may_not_be_locked(driver: str) -> None:
+    need_root("dropping privileges")
+    assert run_confined(MEMLOCK, driver) == "done\n"
