@@ -30,8 +30,8 @@ class Generation:
 
     def __init__(self, context: Context, number: int) -> None:
         self._context = context
-        self.tag = context.tag
-        self.number = number
+        self.tag: int = context.tag
+        self.number: int = number
 
     def __repr__(self) -> str:
         state = "released" if self.is_released else "flushed"
@@ -89,7 +89,7 @@ class Context:
         self.on_failed = on_failed
         self._native = native
         self._reaper = reaper
-        self.ident = reaper.add(self)
+        self.ident: int = reaper.add(self)
         self.handle: Any = native.new_context(self.ident, window, policy, threshold)
         # What each generation keeps alive, from its first send until its release.
         self.references: dict[int, list[object]] = {}

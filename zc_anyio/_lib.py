@@ -200,14 +200,14 @@ class NativeRing:
         if result < 0:
             step = ffi.string(info.failed_step).decode()
             raise DriverUnavailable(_why(step, -result)) from os_error(-result, step)
-        self.driver = driver
-        self.staging_registered = False
+        self.driver: str = driver
+        self.staging_registered: bool = False
         self._ring: Any = out[0]
         self.core: Any = lib.zc_ring_core(self._ring)
         self.wake_fd: int = info.wake_fd
         self.setup_flags: int = info.setup_flags
         self.entries: int = info.sq_entries
-        self.reports_usage = bool(info.report_usage)
+        self.reports_usage: bool = bool(info.report_usage)
         self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._stats: Any = ffi.new("struct zc_stats *")

@@ -37,11 +37,11 @@ class _Slot:
     __slots__ = ("exporter", "offset", "pool", "region", "uses", "view")
 
     def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
-        self.pool = pool
-        self.region = region
-        self.offset = offset
+        self.pool: BufferPool = pool
+        self.region: _Region = region
+        self.offset: int = offset
         # Generations that are not released and have a send of it.
-        self.uses = 0
+        self.uses: int = 0
         # What this handing-out exports; every view, slice and array of it keeps it alive.
         self.exporter: weakref.ref[Any] | None = None
         self.view: weakref.ref[memoryview] | None = None
@@ -78,7 +78,7 @@ class _Waiter:
     __slots__ = ("event", "slot")
 
     def __init__(self) -> None:
-        self.event = anyio.Event()
+        self.event: anyio.Event = anyio.Event()
         self.slot: _Slot | None = None
 
 
@@ -86,10 +86,12 @@ class _Region:
     """Memory of a pool that is registered as one buffer, or could not be."""
 
     def __init__(self, pool: BufferPool, count: int) -> None:
-        self.memory = _map(count * pool.stride, pool.huge_pages)
+        self.memory: mmap.mmap = _map(count * pool.stride, pool.huge_pages)
         self.pinned: Any = from_buffer("char[]", self.memory)
-        self.address = map_address(self.pinned)
-        self.slots = [_Slot(pool, self, number * pool.stride) for number in range(count)]
+        self.address: int = map_address(self.pinned)
+        self.slots: list[_Slot] = [
+            _Slot(pool, self, number * pool.stride) for number in range(count)
+        ]
         self.refused: str | None = None
         try:
             pool._ring._native.register(self.pinned, len(self.memory))
@@ -112,11 +114,11 @@ class BufferPool:
         count: int,
         huge_pages: HugePages,
     ) -> None:
-        self.buffer_size = buffer_size
-        self.count = 0
-        self.huge_pages = huge_pages
+        self.buffer_size: int = buffer_size
+        self.count: int = 0
+        self.huge_pages: HugePages = huge_pages
         unit = HUGE_PAGE if huge_pages == "always" or buffer_size >= HUGE_PAGE else PAGE
-        self.stride = -(-buffer_size // unit) * unit
+        self.stride: int = -(-buffer_size // unit) * unit
         self._ring = ring
         self._regions: list[_Region] = []
         self._closed = False

@@ -54,7 +54,7 @@ sizes = st.integers(1, 300) | st.sampled_from(
     [1, 2, 50, 199, 200, 201, 0, 4096, 65535, 65536, 100_000, 300_000, 1_000_000]
 )
 some_sizes = st.lists(sizes, min_size=1, max_size=4)
-vectors = st.lists(st.integers(0, 40), min_size=1, max_size=6) | st.builds(
+vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6) | st.builds(
     lambda size, count: [size] * count, st.integers(1, 3), st.sampled_from([100, 127, 128, 300])
 )
 flags = st.sampled_from([0] * 6 + [MUTABLE] * 6 + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE])
