@@ -71,7 +71,7 @@ class SocketTable:
         if known is not None:
             attached, fileno, fd = known
             if fileno() != fd:
-                raise anyio.ClosedResourceError
+                raise _closed(stream)
             if attached.connected or unconnected:
                 return attached
             raise _no_peer()
@@ -81,7 +81,7 @@ class SocketTable:
         fileno = _descriptor_of(stream)
         fd = fileno()
         if fd < 0:
-            raise anyio.ClosedResourceError
+            raise _closed(stream)
         info = socket_info(fd)
         if info.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             raise TypeError(f"only stream and datagram sockets can be sent to, not {stream!r}")
@@ -163,6 +163,16 @@ def _remember(memory: dict[int, Any], inode: int, value: Any) -> None:
     while len(memory) >= SOCKETS_REMEMBERED:
         del memory[next(iter(memory))]
     memory[inode] = value
+
+
+def _closed(stream: Any) -> Exception:
+    """Return the exception for a stream without a descriptor."""
+    # asyncio closes the transport of a connection that was lost, though nobody closed the stream.
+    if getattr(stream, "_closed", True):
+        return anyio.ClosedResourceError()
+    broken = anyio.BrokenResourceError()
+    broken.__cause__ = os_error(errno.ENOTCONN, "the connection was lost")
+    return broken
 
 
 def _no_peer() -> OSError:

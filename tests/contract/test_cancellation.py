@@ -84,8 +84,7 @@ async def cancelled(
                 if point == "held":
                     await until_held(ring, count)
                 elif point == "leaving" or point == "parked":
-                    await until(lambda: ring.statistics().in_flight > 0)
-                    await anyio.sleep(0.02)
+                    await until_parked(ring)
                 elif point == "window":
                     await until_parked(ring)
                 body.scope.cancel()

@@ -118,7 +118,7 @@ async def test_one_entry_a_socket(driver: Any, on_error: Any) -> None:
                         for stream in streams:
                             await group.send(stream, bytes(MIB))
                     await group.send(good[0], b"to a peer that is there")
-                    await until(lambda: ring.statistics().in_flight >= 2)
+                    await until_parked(ring, 2)
                     reset(peer_one)
                     reset(peer_two)
             except ExceptionGroup as exc:
@@ -260,7 +260,7 @@ async def test_a_reused_descriptor_gets_nothing_of_what_was_meant_for_the_old(
             async with zc_anyio.send_group() as group:
                 for start in range(0, len(data), MIB):
                     await group.send(client, data[start : start + MIB])
-                await until(lambda: ring.statistics().in_flight)
+                await until_parked(ring)
                 client.close()
                 reused = other.dup()
                 assert reused.fileno() == number

@@ -12,7 +12,7 @@ import pytest
 
 import zc_anyio
 from tests.support.peers import Reader, parked_pair, tcp_pair, wrap
-from tests.support.waiting import until
+from tests.support.waiting import until_parked
 
 MIB = 1 << 20
 
@@ -100,7 +100,7 @@ async def test_sends_continue_after_the_kernel_took_a_part(driver: Any) -> None:
             async with zc_anyio.send_group() as group:
                 for part in data:
                     await group.send(client, part)
-                await until(lambda: ring.statistics().in_flight)
+                await until_parked(ring)
                 with Reader(peer, chunk=30_000) as reader:
                     await group.flush().wait_released()
                     client.shutdown(socket.SHUT_WR)

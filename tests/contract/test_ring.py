@@ -15,7 +15,14 @@ import pytest
 
 import zc_anyio
 from tests.support.peers import Reader, parked_pair, receive_exactly, tcp_pair
-from tests.support.waiting import until, until_blocking, until_held, until_idle, until_parked
+from tests.support.waiting import (
+    unsent,
+    until,
+    until_blocking,
+    until_held,
+    until_idle,
+    until_parked,
+)
 from tests.support.watch import Watch, descriptors
 
 MIB = 1 << 20
@@ -150,8 +157,7 @@ async def test_never_copies_and_always_copies_what_it_should(holding_driver: Any
                 async with zc_anyio.send_group(zero_copy=policy) as group:  # type: ignore[arg-type]
                     await group.send(client, bytearray(size))
                     group.flush()
-                    await until(lambda: ring.statistics().in_flight == 0)  # noqa: B023
-                    await until(lambda: ring.statistics().queued == 0)  # noqa: B023
+                    await until(lambda: unsent(ring) == 0)  # noqa: B023
                     assert (policy, size, ring.statistics().held) == (policy, size, held)
                     await anyio.to_thread.run_sync(receive_exactly, peer, 2 * MIB + size)
 
@@ -278,7 +284,7 @@ async def test_an_idle_ring_uses_no_processor_time(driver: Any) -> None:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
                 await group.send(client, bytes(MIB))
-                await until(lambda: ring.statistics().in_flight == 0)
+                await until(lambda: unsent(ring) == 0)
                 # A send is held meanwhile, or was copied: nothing is to be done either way.
                 before = os.times()
                 await anyio.sleep(0.3)

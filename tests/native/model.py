@@ -165,6 +165,7 @@ class Model(Queues):
             req.sock.can_zero_copy = False
         else:
             self.denied = DENIED_REQUESTS
+            self.totals["refused"] += 1
         for send in req.sends:
             send.force_copy = True
         return True

@@ -70,7 +70,7 @@ class Queues:
         live = list(self.live_sends)
         flying = sum(send.count for send in live if send.flying)
         queued = sum(send.count for send in live if send.owed and not send.flying)
-        counted = [*COUNTED, "requests", "completions", "strays"]
+        counted = [*COUNTED, "requests", "refused", "completions", "strays"]
         return {key: self.totals[key] for key in counted} | {
             "queued": queued,
             "in_flight": flying,
@@ -146,7 +146,11 @@ class Queues:
 
     def roll(self, ctx: Ctx) -> None:
         gen = ctx.open
-        if gen and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS):
+        if (
+            gen
+            and not ctx.by_hand
+            and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS)
+        ):
             self.end_gen(gen)
 
     def flush(self, ctx: Ctx, even_empty: bool) -> int:

@@ -94,6 +94,7 @@ class Ctx:
     window: int
     policy: int
     threshold: int
+    by_hand: bool = False
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)

@@ -76,6 +76,7 @@ contexts: dict[str, Any] = {
     "window": st.sampled_from([1, 200, 2000, 1 << 20, 1 << 24, 1 << 24]),
     "policy": st.sampled_from([AUTO, AUTO, ALWAYS, NEVER]),
     "threshold": st.sampled_from([0, 100, 1 << 17]),
+    "by_hand": st.sampled_from([False, False, True]),
 }
 
 
@@ -85,8 +86,11 @@ class Accounting(RuleBasedStateMachine):
         max_requests=st.sampled_from([1, 3, 200, 200, 200]),
         slabs=st.sampled_from([0, 1, 3, 20]),
         window=contexts["window"],
+        threshold=st.sampled_from([200, 400, 1 << 17]),
     )
-    def start(self, first_sequence: int, max_requests: int, slabs: int, window: int) -> None:
+    def start(
+        self, first_sequence: int, max_requests: int, slabs: int, window: int, threshold: int
+    ) -> None:
         self.core = lib.zc_core_new(first_sequence, max_requests)
         self.model = Model(VIEW, max_requests, slabs, len(CONTENT))
         if slabs:
@@ -100,8 +104,8 @@ class Accounting(RuleBasedStateMachine):
         self.contents: dict[Req, bytes] = {}
         self.taken: dict[Sock, list[bytes]] = {}
         self.asked: list[Req] = []  # cancellations that the driver was asked for
-        self.new_context(0, 1 << 24, ALWAYS, 0)
-        self.new_context(0, window, AUTO, 1 << 17 if slabs else 0)
+        self.new_context(0, 1 << 24, ALWAYS, 0, False)
+        self.new_context(0, window, AUTO, threshold if slabs else 0, False)
         for kind in (STREAM, STREAM, DATAGRAM):
             self.new_socket(kind, True)
 
@@ -126,9 +130,13 @@ class Accounting(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.model.contexts) < 4)
     @rule(**contexts)
-    def new_context(self, first: int, window: int, policy: int, threshold: int) -> None:
-        ctx = Ctx(self.next_id(), first, window, policy, threshold)
+    def new_context(
+        self, first: int, window: int, policy: int, threshold: int, by_hand: bool
+    ) -> None:
+        ctx = Ctx(self.next_id(), first, window, policy, threshold, by_hand)
         self.ctxs[ctx] = lib.zc_ctx_new(self.core, ctx.id, first, window, policy, threshold)
+        if by_hand:
+            assert lib.zc_ctx_by_hand(self.ctxs[ctx]) == 0
         self.model.contexts.append(ctx)
 
     @precondition(lambda self: len(self.model.sockets) < 8)
