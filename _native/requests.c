@@ -141,7 +141,10 @@ struct zc_req *zc_build_request(struct zc_core *core)
         if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
+        size_t before = req->bytes;
         whole = gather(req, send, buffers);
+        if (req->sends && req->bytes == before)
+            break; /* nothing of it fits: it is not held by this request */
         send->refs++;
         zc_send_set_state(core, send, SEND_IN_FLIGHT);
         req->covered[req->sends++] = send;

@@ -57,7 +57,7 @@ class Receiver:
                         self.wrong = f"the stream ended within frame {self.frames}"
                     return
                 filled += taken
-            if not (frame == self.frames + 1).all():
+            if not frame.min() == frame.max() == self.frames + 1:
                 self.wrong = f"frame {self.frames} is torn: {np.unique(frame)}"
                 return
             self.frames += 1

@@ -53,7 +53,7 @@ mostly = st.sampled_from([True, True, True, False])
 sizes = st.integers(1, 300) | st.sampled_from(
     [1, 2, 50, 199, 200, 201, 0, 4096, 65535, 65536, 100_000, 300_000, 1_000_000]
 )
-some_sizes = st.lists(sizes, min_size=1, max_size=4)
+some_sizes = st.lists(sizes, min_size=1, max_size=5)
 vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6) | st.builds(
     lambda size, count: [size] * count, st.integers(1, 3), st.sampled_from([100, 127, 128, 300])
 )
@@ -207,11 +207,11 @@ class Accounting(RuleBasedStateMachine):
 
     @rule(c=pick, s=pick, lengths=some_sizes, f=flags, b=budgets, take=taken)
     def send(self, c: int, s: int, lengths: list[int], f: int, b: int, take: int) -> None:
-        """Some sends to one socket, from one context after the other."""
+        """Some sends to one socket, of one context or of one after the other."""
         self.set_budget(b)
         for i, size in enumerate(lengths):
             piece = ((c * 31 + s + i * 1000) % (len(CONTENT) - size), size)
-            self.send_pieces(self.ctx(c + i), self.target(s), [piece], f)
+            self.send_pieces(self.ctx(c + i * (s % 3 == 0)), self.target(s), [piece], f)
         self.submit(take, 0)
 
     @rule(c=pick, s=pick, lengths=vectors, f=flags, b=budgets, take=taken)

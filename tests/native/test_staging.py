@@ -53,6 +53,7 @@ def test_a_run_in_flight_does_not_grow(queues: list[Queue]) -> None:
     view = q.take()
     assert send_bytes(q, b"def") & STAGED
     assert q.readable(view) == b"abc"
+    assert (q.stats("in_flight"), q.stats("queued")) == (1, 1)
     q.result(view, 3, 0)
     assert q.readable(q.take()) == b"def"
 

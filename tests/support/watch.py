@@ -45,7 +45,8 @@ class Watch:
             counters = ring.statistics()
             assert (counters.queued, counters.in_flight, counters.held) == (0, 0, 0), counters
             assert counters.generations_open == 0, counters
-            assert counters.sends == counters.zero_copied + counters.copied + counters.failed
+            ends = counters.zero_copied + counters.copied + counters.staged + counters.failed
+            assert counters.sends == ends, counters
         self.check_descriptors()
 
     def check_descriptors(self) -> None:
