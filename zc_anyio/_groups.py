@@ -36,6 +36,7 @@ class SendGroup(Sender):
         on_error: Literal["raise", "collect"],
         release_timeout: float | None,
     ) -> None:
+        super().__init__()
         self.tag: int = next(_tags) if tag is None else tag
         self._ring_argument = ring
         self._zero_copy = zero_copy

@@ -63,10 +63,12 @@ class Sender:
     _ring: Ring
     _context: Context
 
-    def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
+    def __init__(self) -> None:
         self._failures: dict[object, SendFailure] = {}
         # Sockets whose failure a call has raised, by identity as the failures are.
         self._raised: set[object] = set()
+
+    def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
         self._ring = ring
         self._core = ring._native.core
         self._context = ring.new_context(

@@ -50,6 +50,7 @@ class TxContext(Sender):
     """
 
     def __init__(self, ring: Ring, tag: int, window: int) -> None:
+        super().__init__()
         self.tag = tag
         self._registered = True
         self._start(ring, tag=tag, window=window, zero_copy=None)

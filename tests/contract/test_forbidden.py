@@ -148,7 +148,7 @@ def test_without_a_filter_the_same_program_takes_io_uring(backend: str) -> None:
         ("EPERM", "setup", "forbidden to this process: by a seccomp filter"),
         ("EPERM", "enter", "forbidden to this process: by a seccomp filter"),
         ("ENOSYS", "all", "this kernel has no io_uring"),
-        ("ENOMEM", "setup", "not enough memory for a ring"),
+        ("ENOMEM", "setup", "not enough lockable memory"),
     ],
 )
 def test_refused_at_set_up(name: str, calls: str, reason: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import socket
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 9_000_001
 GIBIBYTE = 1 << 30
+ODD = 4097
 
 
 @pytest.fixture(scope="module")
@@ -147,28 +149,36 @@ async def test_the_descriptor_and_the_file_may_go_while_it_is_held(
                 assert receive_exactly(peer, 1 << 20) == content[: 1 << 20]
 
 
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, str]]:
+    """A gibibyte with three specks of data, and what ``sendfile`` makes of its greater part."""
+    file = tmp_path_factory.mktemp("sparse") / "file"
+    with file.open("wb") as writing:
+        for offset in (4096, 123_456_789, GIBIBYTE - 1000):
+            writing.seek(offset)
+            writing.write(b"data" * 250)
+    with tcp_pair() as (client, peer), ChildReader(peer, chunk=1 << 20) as child:
+        client.setblocking(True)
+        with file.open("rb") as reading:
+            client.sendfile(reading, ODD, GIBIBYTE - 2 * ODD)
+        client.close()
+        size, digest = anyio.run(child.result)
+    yield file, size, digest
+    file.unlink()
+
+
 @pytest.mark.timeout(120)
 @one_backend
-async def test_a_sparse_gibibyte_on_asyncio(driver: str, tmp_path: Path) -> None:
-    sparse = tmp_path / "sparse"
-    with sparse.open("wb") as file:
-        for offset in (0, 123_456_789, GIBIBYTE - 1):
-            file.seek(offset)
-            file.write(b"data"[: GIBIBYTE - offset])
-    offset, count = 4097, GIBIBYTE - 5000
-    with tcp_pair() as (client, peer):
-        client.setblocking(True)
-        with ChildReader(peer, chunk=1 << 20) as child, sparse.open("rb") as file:
-            sent = await anyio.to_thread.run_sync(client.sendfile, file, offset, count)
-            client.close()
-            by_sendfile = await child.result()
-    assert sent == by_sendfile[0] == count
+async def test_a_sparse_gibibyte_as_sendfile_on_asyncio(
+    driver: str, sparse: tuple[Path, int, str]
+) -> None:
+    file, size, digest = sparse
+    assert size == GIBIBYTE - 2 * ODD
     with tcp_pair() as (client, peer), ChildReader(peer, chunk=1 << 20) as child:
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
-            assert await group.send_file(client, sparse, offset=offset, count=count) == count
+            assert await group.send_file(client, file, offset=ODD, count=size) == size
         client.close()
-        assert await child.result() == by_sendfile
-    sparse.unlink()
+        assert await child.result() == (size, digest)
 
 
 async def test_the_bytes_pass_through_no_python_object(
@@ -284,30 +294,49 @@ async def test_a_part_that_is_not_within_the_file(
             assert group.statistics().sends == 0
 
 
+async def test_a_fifo_is_refused_and_not_waited_for(driver: str, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    waited = False
+
+    def rescue() -> None:
+        nonlocal waited
+        waited = True
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+    timer = threading.Timer(LIMIT / 4, rescue)
+    timer.start()
+    with tcp_pair() as (client, _):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            with pytest.raises(OSError):
+                await group.send_file(client, fifo)
+    timer.cancel()
+    timer.join()
+    assert not waited
+
+
 @pytest.mark.parametrize(
-    "kind", ["missing", "directory", "fifo", "device", "pipe", "socket", "closed", "bytes", "text"]
+    "kind", ["missing", "directory", "device", "pipe", "socket", "closed", "bytes", "none"]
 )
 async def test_what_is_no_regular_file(driver: str, tmp_path: Path, path: Path, kind: str) -> None:
     with tcp_pair() as (client, peer):
         reading, writing = os.pipe()
-        fifo = tmp_path / "fifo"
-        os.mkfifo(fifo)
         closed = path.open("rb")
         closed.close()
-        file, error = {
+        cases: dict[str, tuple[Any, type[Exception]]] = {
             "missing": (tmp_path / "missing", FileNotFoundError),
             "directory": (tmp_path, OSError),
-            "fifo": (fifo, OSError),
             "device": ("/dev/zero", OSError),
             "pipe": (reading, OSError),
             "socket": (peer, OSError),
             "closed": (closed, ValueError),
             "bytes": (os.fsencode(path), TypeError),
-            "text": (None, TypeError),
-        }[kind]
+            "none": (None, TypeError),
+        }
+        file, error = cases[kind]
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
             with pytest.raises(error):
-                await group.send_file(client, file)  # type: ignore[arg-type]
+                await group.send_file(client, file)
             assert group.statistics().sends == 0
         os.close(reading)
         os.close(writing)

@@ -44,7 +44,7 @@ def run_confined(script: str, *arguments: str) -> str:
     script = (
         f"import sys; sys.path[:0] = {paths!r}\n"
         "import anyio, socket, threading, hashlib, zc_anyio\n"
-        "import anyio._backends._asyncio, encodings.idna\n"
+        "import anyio._backends._asyncio, encodings.idna, encodings.ascii, encodings.latin_1\n"
         + CONFINE
         + textwrap.dedent(script)
     )
