@@ -148,7 +148,7 @@ static int submit(struct zc_ring *ring)
         ring->submits++;
         ssize_t sent = send_now(ring, req);
         if (sent == -EAGAIN) {
-            sock->blocked = true;
+            zc_sock_block(sock);
             watch(ring, sock, EPOLL_CTL_MOD);
         }
         if (sent >= 0 && req->zero_copy)

@@ -208,6 +208,7 @@ void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint3
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
+void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
 struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
 void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);

@@ -97,6 +97,11 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
     return true;
 }
 
+static bool may_share(const struct zc_send *first, const struct zc_send *other)
+{
+    return !((first->flags | other->flags) & ZC_SEND_ALONE);
+}
+
 /*
  * Builds the next request of any socket, or returns NULL: nothing is ready, or memory or slots are
  * out (the socket then stays ready for the next turn).
@@ -114,7 +119,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     uint32_t buffers = send->buffers;
     if (sock->kind == ZC_STREAM)
         for (struct zc_send *s = zc_sock_next_send(sock, send);
-             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS &&
+             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS && may_share(send, s) &&
              wants_zero_copy(core, s) == zero_copy;
              s = zc_sock_next_send(sock, s)) {
             bytes += s->size;
@@ -139,6 +144,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
         if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
+                           !may_share(req->covered[0], send) ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
         size_t before = req->bytes;

@@ -144,8 +144,8 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
     char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return -errno;
-    /* Huge pages make a slab one fragment instead of sixteen; without them it works as well. */
-    (void)madvise(memory, size, MADV_HUGEPAGE);
+    /* See docs/design.md: a part of a registered huge page is charged to a socket's buffer whole. */
+    (void)madvise(memory, size, MADV_NOHUGEPAGE);
     int err = zc_core_stage(ring->core, memory, size);
     if (err < 0) {
         munmap(memory, size);

@@ -90,6 +90,13 @@ void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock)
         link_append(&core->ready, &sock->ready_link);
 }
 
+/* The socket takes no more until it is writable. */
+void zc_sock_block(struct zc_sock *sock)
+{
+    sock->blocked = true;
+    link_remove(&sock->ready_link);
+}
+
 /* The socket is writable again. */
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock)
 {

@@ -18,6 +18,7 @@
 #define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
+#define ZC_SEND_ALONE 16    /* a request of its own: only such reads from registered memory */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */

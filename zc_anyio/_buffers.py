@@ -16,7 +16,7 @@ if sys.version_info >= (3, 12):
 else:
     from typing_extensions import Buffer
 
-from ._lib import SEND_MUTABLE, from_buffer
+from ._lib import SEND_MUTABLE, from_buffer, map_address, pointer_to
 
 __all__ = ["Buffer", "Data", "exporter_of", "pin"]
 
@@ -29,11 +29,14 @@ def exporter_of(data: Buffer) -> object:
         return view.obj
 
 
-def pin(data: Buffer) -> tuple[Any, int, int]:
+def pin(data: Buffer) -> tuple[Any, int, int, object]:
     """Pin one buffer that is not ``bytes`` (those need nothing but a reference).
 
-    :return: the pin, which is both what the native part takes and the reference to keep; its size
-        in bytes; the flags of a send of it.
+    A ``memoryview`` is pinned by what it is a view of, never by an export of itself: CPython
+    crashes when a view that is exported becomes part of a reference cycle (gh-77894).
+
+    :return: what the native part takes; the size in bytes; the flags of a send of it; the reference
+        to keep.
     :raises TypeError: ``str``, or anything else without the buffer protocol.
     :raises BufferError: the buffer is not C-contiguous.
     """
@@ -41,7 +44,16 @@ def pin(data: Buffer) -> tuple[Any, int, int]:
         if not view.c_contiguous:
             raise BufferError("the buffer is not C-contiguous, so it cannot be sent as it lies")
         size = view.nbytes
-        # bytes cannot change, and so neither can a view of them; a read-only view of anything else
-        # says nothing about its owner.
-        flags = 0 if isinstance(view.obj, bytes) else SEND_MUTABLE
-    return from_buffer("char[]", data), size, flags
+        owner = view.obj
+    # bytes cannot change, and so neither can a view of them; a read-only view of anything else says
+    # nothing about its owner.
+    flags = 0 if isinstance(owner, bytes) else SEND_MUTABLE
+    pinned = from_buffer("char[]", data)
+    if type(data) is not memoryview:
+        return pinned, size, flags, pinned
+    try:
+        reference = owner if isinstance(owner, bytes) else from_buffer("char[]", owner)
+    except (BufferError, TypeError, ValueError):
+        # An owner that cannot be exported whole: an array of which the view is a contiguous part.
+        return pinned, size, flags, pinned
+    return pointer_to(map_address(pinned)), size, flags, reference

@@ -12,9 +12,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from ._errors import os_error
+from ._lib import from_buffer
 
 __all__ = ["PIECE", "File", "Piece", "map_piece", "open_part", "truncated"]
 
@@ -45,9 +46,13 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int,
     if isinstance(file, int):
         fd = file
     elif isinstance(file, str | os.PathLike):
-        opened = fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    else:
+        opened = fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    elif hasattr(file, "fileno"):
         fd = file.fileno()
+    else:
+        raise TypeError(
+            f"file must be a path, a binary file or a descriptor, not {type(file).__name__}"
+        )
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -62,13 +67,15 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int,
 
 
 class Piece:
-    """A map of a part of a file; it is unmapped with the last reference to ``view``.
+    """A map of a part of a file; it is unmapped when it, and ``reference``, are gone.
 
-    :ivar view: the part.
+    :ivar pointer: where the part begins.
+    :ivar reference: keeps it mapped.
     """
 
     def __init__(self, mapped: mmap.mmap, start: int, end: int) -> None:
-        self.view = memoryview(mapped)[start:]
+        self.reference: Any = from_buffer("char[]", mapped)
+        self.pointer: Any = self.reference + start
         self._mapped = mapped
         self._end = end
 

@@ -27,6 +27,7 @@ __all__ = [
     "POLICIES",
     "RELEASED",
     "RESULT",
+    "SEND_ALONE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
     "SEND_UNSTAGED",
@@ -43,6 +44,7 @@ __all__ = [
     "from_buffer",
     "map_address",
     "new_learned",
+    "pointer_to",
     "queue",
     "queue_to",
     "queue_vector",
@@ -64,6 +66,7 @@ AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
+SEND_ALONE: Final = _constant("ZC_SEND_ALONE")
 POLICIES: Final = {
     name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
 }
@@ -120,10 +123,14 @@ def map_address(pinned: Any) -> int:
     return int(ffi.cast("uintptr_t", pinned))
 
 
+def pointer_to(address: int) -> Any:
+    """Return an address as the native part takes it; whoever uses it keeps the memory alive."""
+    return ffi.cast("char *", address)
+
+
 def as_buffer(pinned: Any, offset: int, size: int) -> Any:
     """Return an object that exports a part of pinned memory, and keeps it alive."""
-    part = from_buffer("char[]", memoryview(ffi.buffer(pinned))[offset : offset + size])
-    return ffi.buffer(part)
+    return ffi.buffer(ffi.gc(pinned + offset, lambda _, _keep=pinned: None), size)
 
 
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:

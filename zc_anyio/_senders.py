@@ -19,6 +19,7 @@ from ._errors import os_error
 from ._events import GroupStatistics, Notification, SendFailure
 from ._files import PIECE, File, Piece, map_piece, open_part, truncated
 from ._lib import (
+    SEND_ALONE,
     SEND_UNSTAGED,
     SENT_KICK,
     SENT_SHIFT,
@@ -26,7 +27,6 @@ from ._lib import (
     SENT_TURN,
     address_of,
     broadcast,
-    from_buffer,
     queue,
     queue_to,
     queue_vector,
@@ -149,9 +149,10 @@ class Sender:
                 size = min(PIECE, total - done)
                 piece = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
                 # Not the caller's memory, so nothing that cancelling would have to wait for.
-                pinned = from_buffer("char[]", piece.view)
                 lease = _FileLease(self, stream, piece)
-                while not self._queue_pinned(stream, pinned, size, SEND_UNSTAGED, lease):
+                while not self._queue_pinned(
+                    stream, piece.pointer, size, SEND_UNSTAGED, piece.reference, lease
+                ):
                     await self._wait_window()
         await self._yield()
         return total
@@ -238,11 +239,11 @@ class Sender:
     def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
         self._check()
         if type(data) is bytes:
-            return self._queue_pinned(stream, data, len(data), flags)
+            return self._queue_pinned(stream, data, len(data), flags, data)
         if not isinstance(data, list | tuple):
-            pinned, size, pin_flags = self._pin(cast("Buffer", data))
-            return self._queue_pinned(stream, pinned, size, flags | pin_flags)
-        pins, sizes, pin_flags = self._pin_all(data)
+            pinned, size, pin_flags, reference = self._pin(cast("Buffer", data))
+            return self._queue_pinned(stream, pinned, size, flags | pin_flags, reference)
+        pins, sizes, pin_flags, references = self._pin_all(data)
         socket = self._attach(stream)
         if not socket.datagram and not any(sizes):
             return True
@@ -251,11 +252,17 @@ class Sender:
         )
         if sent < 0:
             return self._refused(sent, socket)
-        self._queued(sent, pins)
+        self._queued(sent, references)
         return True
 
     def _queue_pinned(
-        self, stream: object, pinned: Any, size: int, flags: int, lease: Lease | None = None
+        self,
+        stream: object,
+        pinned: Any,
+        size: int,
+        flags: int,
+        reference: object,
+        lease: Lease | None = None,
     ) -> bool:
         socket = self._attach(stream)
         if not size and not socket.datagram:
@@ -263,36 +270,38 @@ class Sender:
         sent = queue(self._core, self._context.handle, socket.handle, pinned, size, flags)
         if sent < 0:
             return self._refused(sent, socket)
-        self._queued(sent, pinned)
+        self._queued(sent, reference)
         if lease is not None:
             self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
         return True
 
-    def _pin(self, data: Buffer) -> tuple[Any, int, int]:
+    def _pin(self, data: Buffer) -> tuple[Any, int, int, object]:
         if type(data) is bytes:
-            return data, len(data), 0
-        pinned, size, flags = pin(data)
+            return data, len(data), 0, data
+        pinned, size, flags, reference = pin(data)
         if self._ring._pools and self._ring.find_lease(pinned, exporter_of(data)) is not None:
-            # The pool gives it to nobody before its release, so nothing has to wait for it; and it
-            # is registered, so it is not staged.
-            flags = SEND_UNSTAGED
-        return pinned, size, flags
+            # The pool gives it to nobody before its release, so nothing has to wait for it.  It is
+            # registered: staging it, or gathering it with others, would lose that.
+            flags = SEND_UNSTAGED | SEND_ALONE
+        return pinned, size, flags, reference
 
-    def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int]:
+    def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
         pins: list[Any] = []
         sizes: list[int] = []
         flags = 0
+        references: list[object] = []
         for part in parts:
-            pinned, size, part_flags = self._pin(part)
+            pinned, size, part_flags, reference = self._pin(part)
             pins.append(pinned)
             sizes.append(size)
             flags |= part_flags
-        return pins, sizes, flags
+            references.append(reference)
+        return pins, sizes, flags, references
 
     def _queue_to(self, stream: object, data: Data, address: bytes) -> bool:
         self._check()
         parts = data if isinstance(data, list | tuple) else [cast("Buffer", data)]
-        pins, sizes, flags = self._pin_all(parts)
+        pins, sizes, flags, references = self._pin_all(parts)
         socket = self._attach(stream, unconnected=True)
         if not socket.datagram:
             raise TypeError("only a UDP socket can send to an address")
@@ -301,12 +310,12 @@ class Sender:
         )
         if sent < 0:
             return self._refused(sent, socket)
-        self._queued(sent, pins)
+        self._queued(sent, references)
         return True
 
     def _queue_broadcast(self, targets: list[object], data: Buffer) -> bool:
         self._check()
-        pinned, size, flags = self._pin(data)
+        pinned, size, flags, reference = self._pin(data)
         sockets: list[AttachedSocket] = []
         for stream in targets:
             try:
@@ -333,7 +342,7 @@ class Sender:
                 reason = self._ring._native.socket_error(socket.handle) or number
                 self._fail(socket.streams[0], os_error(reason))
         if sent >= 0:
-            self._queued(sent, pinned)
+            self._queued(sent, reference)
         return True
 
     def _queued(self, sent: int, reference: object) -> None:

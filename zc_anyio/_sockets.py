@@ -26,6 +26,9 @@ IPPROTO_MPTCP = 262
 # Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
 # of the latest.
 SOCKETS_REMEMBERED = 4096
+# What the native part knew of sockets when they were detached, from whichever ring.  While two
+# rings have one attached, the second knows nothing of it.
+_learned: dict[int, Any] = {}
 
 
 class AttachedSocket:
@@ -54,8 +57,6 @@ class SocketTable:
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
         self._broken: dict[int, OSError] = {}
-        # What the native part knew of sockets when they were detached.
-        self._learned: dict[int, Any] = {}
 
     def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
         """Return the attached socket of a stream, attaching it if it is not.
@@ -73,6 +74,10 @@ class SocketTable:
             if fileno() != fd:
                 raise _closed(stream)
             if attached.connected or unconnected:
+                return attached
+            # A UDP socket may have been connected meanwhile.
+            attached.connected = socket_info(fd).connected
+            if attached.connected:
                 return attached
             raise _no_peer()
         return self._attach(stream, unconnected)
@@ -103,7 +108,7 @@ class SocketTable:
                 # The kernel would answer EOPNOTSUPP for these.
                 can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
                 and info.protocol != IPPROTO_MPTCP,
-                learned=self._learned.pop(info.inode, None) or new_learned(local=info.local),
+                learned=_learned.pop(info.inode, None) or new_learned(local=info.local),
             )
             attached = AttachedSocket(
                 info.inode, handle, datagram=datagram, connected=info.connected
@@ -148,7 +153,7 @@ class SocketTable:
         # A cancelled send that was cut short tells no failure.
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
-        _remember(self._learned, attached.inode, self._native.learned(attached.handle))
+        _remember(_learned, attached.inode, self._native.learned(attached.handle))
         del self._by_inode[attached.inode]
         for stream in attached.streams:
             del self._by_stream[stream]

@@ -50,8 +50,10 @@ DENIED = [errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP]
 AGAIN = [errno.EAGAIN, errno.EINTR, errno.ECANCELED]
 pick = st.integers(0, 1 << 16)
 mostly = st.sampled_from([True, True, True, False])
-sizes = st.integers(1, 300) | st.sampled_from(
-    [1, 2, 50, 199, 200, 201, 0, 4096, 65535, 65536, 100_000, 300_000, 1_000_000]
+sizes = (
+    st.sampled_from([7, 50, 59])
+    | st.integers(1, 300)
+    | st.sampled_from([1, 2, 50, 199, 200, 201, 0, 4096, 65535, 65536, 100_000, 300_000, 1_000_000])
 )
 some_sizes = st.lists(sizes, min_size=1, max_size=5)
 vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6) | st.builds(
@@ -84,9 +86,9 @@ class Accounting(RuleBasedStateMachine):
     @initialize(
         first_sequence=st.sampled_from([0, 2**32 - 2, 2**32 - 1]),
         max_requests=st.sampled_from([1, 3, 200, 200, 200]),
-        slabs=st.sampled_from([0, 1, 3, 20]),
+        slabs=st.sampled_from([0, 1, 3, 20, 20]),
         window=contexts["window"],
-        threshold=st.sampled_from([200, 400, 1 << 17]),
+        threshold=st.sampled_from([60, 60, 400, 1 << 17]),
     )
     def start(
         self, first_sequence: int, max_requests: int, slabs: int, window: int, threshold: int
@@ -104,7 +106,7 @@ class Accounting(RuleBasedStateMachine):
         self.contents: dict[Req, bytes] = {}
         self.taken: dict[Sock, list[bytes]] = {}
         self.asked: list[Req] = []  # cancellations that the driver was asked for
-        self.new_context(0, 1 << 24, ALWAYS, 0, False)
+        self.new_context(0, 1 << 24, AUTO if slabs else ALWAYS, threshold, False)
         self.new_context(0, window, AUTO, threshold if slabs else 0, False)
         for kind in (STREAM, STREAM, DATAGRAM):
             self.new_socket(kind, True)
