@@ -109,6 +109,7 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
+int zc_core_reset(zc_core *core, int error);
 int zc_sock_error(const zc_sock *sock);
 
 int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,

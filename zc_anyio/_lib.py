@@ -296,6 +296,10 @@ class NativeRing:
         """Reset every connection that still holds a send of a context."""
         check(lib.zc_ctx_reset(self.core, handle, error, only_mutable))
 
+    def reset_all(self, error: int) -> None:
+        """Reset every connection that anything of this ring is under way on."""
+        check(lib.zc_core_reset(self.core, error))
+
     def unreleased(self, handle: Any, *, only_mutable: bool = False) -> int:
         """Return how many sends of a context are not retired."""
         return check(lib.zc_ctx_unreleased(handle, only_mutable))

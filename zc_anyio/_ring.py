@@ -180,8 +180,7 @@ class Ring:
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
-            for context in self._reaper.contexts:
-                context.reset(errno.ECONNABORTED)
+            self._native.reset_all(errno.ECONNABORTED)
             self._reaper.turn()
             again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
             cancelled = cancelled or again

@@ -1,0 +1,359 @@
+"""What only the driver ``msg_zerocopy`` has: the error queue, its ids, and room for notifications.
+
+That its ids wrap at 32 bits cannot be tried here: a socket would have to send four thousand million
+times first, and nothing sets the kernel's counter.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+import zc_anyio
+from tests.support.backends import one_backend
+from tests.support.confined import run_confined
+from tests.support.needs import missing, need_root, why_not
+from tests.support.netns import RECEIVER, SINK, Rig, rig
+from tests.support.peers import LARGE_BUFFER, Reader, receive_exactly, reset, tcp_pair
+from tests.support.waiting import LIMIT, until, until_held, until_idle
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+SO_ZEROCOPY = 60
+MSG_ZEROCOPY = 0x4000000
+SO_EE_ORIGIN_ZEROCOPY = 5
+# struct sock_extended_err: errno, origin, type, code, padding, info (lowest id), data (highest).
+EXTENDED_ERROR = struct.Struct("=IBBBxII")
+DRIVER = "msg_zerocopy"
+
+
+@pytest.fixture(autouse=True)
+def runs_here() -> None:
+    if (reason := why_not(DRIVER)) is not None:
+        missing(f"the driver {DRIVER} cannot run: {reason}")
+
+
+def errors(sock: socket.socket, flags: int = 0) -> list[tuple[int, int]]:
+    """Take the ranges of ids that wait in a socket's error queue."""
+    ranges: list[tuple[int, int]] = []
+    while True:
+        try:
+            _, ancillary, _, _ = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE | flags)
+        except BlockingIOError:
+            return ranges
+        for _, _, data in ancillary:
+            _, origin, _, _, low, high = EXTENDED_ERROR.unpack_from(data)
+            assert origin == SO_EE_ORIGIN_ZEROCOPY
+            ranges.append((low, high))
+        if flags & socket.MSG_PEEK:
+            return ranges
+
+
+def polled(sock: socket.socket) -> int:
+    """Return what a poll of the socket for nothing reports all the same."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    events = poll.poll(0)
+    return events[0][1] if events else 0
+
+
+# --- notifications ---
+
+
+async def test_sends_that_nobody_receives_are_zero_copied(namespaces: Rig) -> None:
+    with namespaces.to_sink() as sink:
+        async with zc_anyio.open_ring(driver=DRIVER) as ring:
+            async with zc_anyio.send_group() as group:
+                for _ in range(200):
+                    await group.send(sink, bytearray(20_000))
+            counters = ring.statistics()
+            assert (counters.zero_copied, counters.copied) == (200, 0)
+            assert counters.completions == 2 * counters.requests - retries(counters)
+        assert polled(sink) == 0
+
+
+def retries(counters: zc_anyio.RingStatistics) -> int:
+    """Return how many requests found no room, and were made again."""
+    return counters.requests - counters.sends
+
+
+async def test_ranges_of_several_sends() -> None:
+    # While the event loop is kept from running, the kernel makes one range of all.
+    count, size = 8, 200_000
+    buffers = [bytearray(os.urandom(size)) for _ in range(count)]
+    expected = b"".join(buffers)
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                generations = []
+                for buffer in buffers:
+                    await group.send(client, buffer)
+                    generations.append(group.flush())
+                held = ring.statistics().held
+                assert held > 2
+                received = receive_exactly(peer, count * size)
+                ranges = errors(client, socket.MSG_PEEK)
+                assert ranges
+                assert ranges[0][1] - ranges[0][0] >= 2
+                for number, (generation, buffer) in enumerate(
+                    zip(generations, buffers, strict=True)
+                ):
+                    await generation.wait_released()
+                    buffer.append(number)
+            counters = ring.statistics()
+            assert (counters.sends, counters.failed) == (count, 0)
+            assert counters.completions == 2 * counters.requests
+    assert received == expected
+
+
+@one_backend
+async def test_ids_out_of_order_on_asyncio() -> None:
+    # Datagrams to the receiver wait in the device; one to the sink is done with at once.
+    with (
+        rig("8mbit") as namespaces,
+        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
+        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
+    ):
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGE_BUFFER)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
+        receiver.bind((RECEIVER, 0))
+        receiver.settimeout(LIMIT)
+        sender.setblocking(False)
+        slow = [bytearray(os.urandom(30_000)) for _ in range(20)]
+        sent = {bytes(data) for data in slow}
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                with group.notifications as notifications:
+                    for data in slow:
+                        await group.send_to(sender, data, receiver.getsockname())
+                    first = group.flush()
+                    await group.send_to(sender, bytearray(30_000), (SINK, 9))
+                    second = group.flush()
+                    await second.wait_released()
+                    assert not first.is_released
+                    assert ring.statistics().held > 0
+                    await first.wait_released()
+                    for data in slow:
+                        data[:] = bytes(30_000)
+                    # In the order of their numbers all the same.
+                    assert [(await notifications.receive()).generation for _ in range(2)] == [0, 1]
+            counters = ring.statistics()
+            assert (counters.sends, counters.failed, counters.copied) == (21, 0, 20)
+        assert {receiver.recv(1 << 16) for _ in slow} == sent
+
+
+async def test_a_socket_that_comes_again(namespaces: Rig) -> None:
+    # Its ids go on where they were when it was idle.
+    expected = b""
+    zero_copied = 0
+    with namespaces.connection() as (client, peer), Reader(peer) as reader:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            for _ in range(6):
+                buffers = [bytearray(os.urandom(50_000)) for _ in range(4)]
+                expected += b"".join(buffers)
+                async with zc_anyio.send_group() as group:
+                    for buffer in buffers:
+                        await group.send(client, buffer)
+                for buffer in buffers:
+                    buffer[:] = bytes(50_000)
+                await until_idle(ring)
+                counters = ring.statistics()
+                assert counters.completions - counters.requests > zero_copied
+                zero_copied = counters.completions - counters.requests
+                assert polled(client) == 0
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == expected
+
+
+@pytest.mark.parametrize("theirs", ["taken", "waiting", "outstanding"])
+async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
+    namespaces: Rig, theirs: str
+) -> None:
+    # Notifications of those must not be taken for ours.
+    own = [os.urandom(300_000) for _ in range(3)]
+    buffers = [bytearray(os.urandom(200_000)) for _ in range(5)]
+    expected = b"".join(own + buffers)  # type: ignore[arg-type]
+    with namespaces.connection() as (client, peer), Reader(peer) as reader:
+        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        for data in own:
+            assert client.send(data, MSG_ZEROCOPY) == len(data)
+        if theirs != "outstanding":
+            await until(lambda: reader.size == 900_000)
+            await until(lambda: [high for _, high in errors(client, socket.MSG_PEEK)] == [2])
+        if theirs == "taken":
+            assert errors(client) == [(0, 2)]
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            for buffer in buffers:
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, buffer)
+                buffer[:] = bytes(len(buffer))
+            counters = ring.statistics()
+            assert counters.zero_copied + counters.copied == 5
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == expected
+
+
+async def test_a_reset_gives_every_buffer_back() -> None:
+    data = bytearray(1 << 20)
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group(on_error="collect") as group:
+                await group.send(client, data)
+                await until_held(ring, 1)
+                reset(peer)
+                await group.flush().wait_released()
+                await group.send(client, b"x")
+                await group.flush().wait_released()
+            assert [failure.error.errno for failure in group.failures] in (
+                [errno.ECONNRESET],
+                [errno.EPIPE],
+            )
+        data.append(1)
+
+
+# --- no room for notifications ---
+
+
+async def test_few_notifications_may_be_due(namespaces: Rig) -> None:
+    # Since Linux 6.8 each namespace has the setting; before that there is none in a namespace.
+    def restrict() -> None:
+        try:
+            Path("/proc/sys/net/core/optmem_max").write_text("4096", encoding="ascii")
+        except OSError as exc:
+            missing(f"net.core.optmem_max cannot be set for a network namespace: {exc}")
+
+    namespaces.sender.run(restrict)
+    count, size = 200, 20_000
+    buffers = [bytearray(os.urandom(size)) for _ in range(count)]
+    expected = b"".join(buffers)
+    with namespaces.connection() as (client, peer), Reader(peer) as reader:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                for buffer in buffers:
+                    # Each its own request, so that more are due than may be.
+                    await group.send(client, buffer)
+                    group.flush()
+            for buffer in buffers:
+                buffer[:] = bytes(size)
+            counters = ring.statistics()
+            assert (counters.sends, counters.failed) == (count, 0)
+            assert counters.refused > 0
+            # Some were zero-copied all the same.
+            assert counters.completions > counters.requests
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == expected
+
+
+MEMLOCK = """
+import encodings.ascii  # read when privileges are gone, and then perhaps out of reach
+
+async def main():
+    lockable(128 << 10)
+    drop_privileges()
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    client.setblocking(False)
+    peer, _ = server.accept()
+    received = bytearray()
+    def read():
+        while data := peer.recv(1 << 20):
+            received.extend(data)
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    expected = b""
+    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always") as ring:
+        assert ring.capabilities.zero_copy_limited
+        for size in (1 << 20, 50_000, 2 << 20, 10):
+            data = os.urandom(size)
+            expected += data
+            async with zc_anyio.send_group() as group:
+                await group.send(client, data)
+        counters = ring.statistics()
+        assert (counters.sends, counters.copied, counters.failed) == (4, 4, 0), counters
+        assert counters.refused > 0, counters
+    client.close()
+    thread.join(20)
+    assert received == expected
+    peer.close(), server.close()
+
+anyio.run(main)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("holder", ["msg_zerocopy", "io_uring"])
+async def test_little_memory_may_be_locked(holder: str) -> None:
+    need_root("dropping privileges")
+    if (reason := why_not(holder)) is not None:
+        missing(reason)
+    assert run_confined(MEMLOCK, holder) == "done\n"
+
+
+# --- other users of the socket, and of the processor ---
+
+
+async def test_an_idle_loop_with_a_held_send_does_not_spin() -> None:
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                await group.send(client, bytes(1 << 20))
+                await until_held(ring, 1)
+                assert await processor_share() < 0.3
+                # Room for more, and notifications, and then nothing again.
+                receive_exactly(peer, 1 << 20)
+                await group.flush().wait_released()
+                assert await processor_share() < 0.3
+                peer.send(b"for the program")
+                assert await processor_share() < 0.3
+
+
+async def processor_share() -> float:
+    """Return the share of the processor that a second part of doing nothing takes."""
+    start, used = time.monotonic(), time.process_time()
+    await anyio.sleep(0.2)
+    return (time.process_time() - used) / (time.monotonic() - start)
+
+
+async def test_a_reader_of_the_program_s_own_is_not_woken_for_ever() -> None:
+    woken = 0
+    received = b""
+
+    async def read() -> None:
+        nonlocal woken, received
+        while len(received) < 5:
+            await anyio.wait_readable(client)
+            woken += 1
+            try:
+                received += client.recv(100)
+            except BlockingIOError:
+                await anyio.sleep(0)
+
+    with tcp_pair() as (client, peer), Reader(peer, keep=False) as reader:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(read)
+                async with zc_anyio.send_group() as group:
+                    for _ in range(20):
+                        await group.send(client, bytearray(100_000))
+                        await group.flush().wait_released()
+                await until_idle(ring)
+                notifications = ring.statistics().completions - ring.statistics().requests
+                await anyio.sleep(0.05)
+                before = woken
+                await anyio.sleep(0.2)
+                # An unread error queue would have woken it thousands of times.
+                assert woken == before
+                assert woken <= 4 * notifications
+                peer.send(b"hello")
+            assert received == b"hello"
+        assert reader.error is None
+        client.shutdown(socket.SHUT_WR)
