@@ -212,14 +212,13 @@ struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *se
  */
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset)
 {
+    bool news = !sock->error || (reset && !sock->reset);
     sock->error = sock->error ? sock->error : error;
-    if (reset && !sock->reset) {
-        sock->reset = true;
-        for (struct link *l = sock->sends.next; l != &sock->sends; l = l->next)
-            if (container(l, struct zc_send, sock_link)->state == SEND_HELD)
-                note_failure(core, container(l, struct zc_send, sock_link), error);
-    }
-    if (link_alone(&sock->broken_link))
+    sock->reset = sock->reset || reset;
+    for (struct link *l = sock->sends.next; sock->reset && l != &sock->sends; l = l->next)
+        if (container(l, struct zc_send, sock_link)->state == SEND_HELD)
+            note_failure(core, container(l, struct zc_send, sock_link), error);
+    if (news && link_alone(&sock->broken_link))
         link_append(&core->broken, &sock->broken_link);
     link_remove(&sock->ready_link);
     for (struct link *r = sock->requests.next; r != &sock->requests; r = r->next) {

@@ -186,7 +186,8 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
                    int policy, size_t threshold)
 {
-    if (!core || window == 0 || policy < ZC_POLICY_AUTO || policy > ZC_POLICY_NEVER)
+    if (!core || window == 0 || policy < ZC_POLICY_AUTO || policy > ZC_POLICY_NEVER ||
+        first_generation > (uint64_t)INT64_MAX >> ZC_SENT_SHIFT)
         return NULL;
     struct zc_ctx *ctx = zc_alloc(core, sizeof(*ctx));
     if (!ctx)

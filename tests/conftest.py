@@ -45,8 +45,8 @@ def holding_driver(request: pytest.FixtureRequest) -> str:
 def descriptors_of_the_process() -> None:
     """Have what is opened once and kept, as uvloop's pipe for signals, opened before the tests."""
     for backend in BACKENDS:
-        name, options = backend.values[0]
-        anyio.run(anyio.sleep, 0, backend=name, backend_options=options)
+        values: Any = backend.values[0]
+        anyio.run(anyio.sleep, 0, backend=values[0], backend_options=values[1])
 
 
 @pytest.fixture(autouse=True)

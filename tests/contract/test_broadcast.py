@@ -27,7 +27,7 @@ async def test_dead_peers_do_not_end_it_for_the_others(driver: Any, on_error: An
     with ExitStack() as stack:
         good = [stack.enter_context(tcp_pair()) for _ in range(20)]
         readers = [stack.enter_context(Reader(peer)) for _, peer in good]
-        closed, closed_peer = stack.enter_context(tcp_pair())
+        closed, _ = stack.enter_context(tcp_pair())
         aclosed, _ = stack.enter_context(tcp_pair())
         gone, gone_peer = stack.enter_context(tcp_pair())
         dying, dying_peer = stack.enter_context(parked_pair())

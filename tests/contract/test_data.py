@@ -80,7 +80,14 @@ async def test_buffers(driver: Any, kind: str) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("make", [list, tuple])
 async def test_a_sequence_is_one_send(driver: Any, make: Callable[[Any], Any]) -> None:
-    parts = [b"a", bytearray(b""), os.urandom(70_000), memoryview(b"xyz")[1:], b"", array.array("B")]
+    parts = [
+        b"a",
+        bytearray(b""),
+        os.urandom(70_000),
+        memoryview(b"xyz")[1:],
+        b"",
+        array.array("B"),
+    ]
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:

@@ -225,9 +225,7 @@ async def test_release_timeout_of_zero_resets_at_once(holding_driver: Any) -> No
 @pytest.mark.anyio
 @pytest.mark.parametrize("state", ["parked", "held"])
 @pytest.mark.parametrize("kind", ["anyio", "socket"])
-async def test_what_was_accepted_goes_out_after_closing(
-    driver: Any, state: str, kind: str
-) -> None:
+async def test_what_was_accepted_goes_out_after_closing(driver: Any, state: str, kind: str) -> None:
     data = [os.urandom(MIB // 4) for _ in range(4 if state == "held" else 40)]
     with tcp_pair(stalled=True) if state == "held" else parked_pair() as (client, peer):
         stream: Any = client if kind == "socket" else await wrap(client)

@@ -127,7 +127,10 @@ async def test_generations_are_released_in_any_order_and_told_in_theirs(
                 told.append(notification.generation)
 
     with tcp_pair(stalled=True) as (slow, slow_peer), tcp_pair() as (fast, fast_peer):
-        async with zc_anyio.open_ring(driver=holding_driver) as ring, anyio.create_task_group() as tg:
+        async with (
+            zc_anyio.open_ring(driver=holding_driver) as ring,
+            anyio.create_task_group() as tg,
+        ):
             async with zc_anyio.send_group() as group:
                 notifications = group.notifications
                 assert notifications is group.notifications

@@ -95,7 +95,9 @@ async def test_each_thread_may_have_a_ring(driver: Any) -> None:
 
 @pytest.mark.anyio
 @one_backend
-async def test_another_event_loop_of_the_same_thread_which_plain_asyncio_allows(driver: Any) -> None:
+async def test_another_loop_of_the_same_thread_which_plain_asyncio_allows(
+    driver: Any,
+) -> None:
     async def other_loop() -> None:
         with pytest.raises(RuntimeError, match="another event loop"):
             async with zc_anyio.send_group(ring=ring):
@@ -126,7 +128,7 @@ async def test_another_event_loop_later(driver: Any) -> None:
             pass
 
 
-def test_a_forked_child(anyio_backend: tuple[str, dict[str, Any]], driver: str) -> None:
+def test_a_forked_child(anyio_backend: tuple[str, dict[str, Any]], driver: Any) -> None:
     output = run(
         """
         async def main():
@@ -168,7 +170,7 @@ def test_a_forked_child(anyio_backend: tuple[str, dict[str, Any]], driver: str) 
 
 
 def test_a_forked_child_that_leaves_by_an_exception(
-    anyio_backend: tuple[str, dict[str, Any]], driver: str
+    anyio_backend: tuple[str, dict[str, Any]], driver: Any
 ) -> None:
     # The child unwinds through the scopes of the parent's ring, and must not touch it.
     output = run(
@@ -201,7 +203,7 @@ def test_a_forked_child_that_leaves_by_an_exception(
     assert output.splitlines() == ["child", "parent"]
 
 
-def test_a_ring_in_a_forked_child(driver: str) -> None:
+def test_a_ring_in_a_forked_child(driver: Any) -> None:
     output = run(
         """
         async def send(word):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.confined import IO_URING_SETUP, run_confined
+from tests.support.confined import run_confined
 from tests.support.needs import SANITIZED, missing, need_root, why_not
 
 LIMITED = """
@@ -54,7 +54,7 @@ LIMITED = """
 """
 
 
-def test_little_lockable_memory(driver: str) -> None:
+def test_little_lockable_memory(driver: Any) -> None:
     need_root("dropping privileges")
     reason, limit, counters = run_confined(LIMITED, driver).splitlines()
     if driver != "copy":
@@ -65,7 +65,7 @@ def test_little_lockable_memory(driver: str) -> None:
     assert counters == "400 0 400 0"
 
 
-def test_the_limit_does_not_bind_who_may_lock_memory(driver: str) -> None:
+def test_the_limit_does_not_bind_who_may_lock_memory(driver: Any) -> None:
     need_root("CAP_IPC_LOCK")
     if driver == "copy":
         pytest.skip("the copy driver locks nothing")
@@ -85,13 +85,19 @@ def test_the_limit_does_not_bind_who_may_lock_memory(driver: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(errno.EPERM, "forbidden"), (errno.ENOSYS, "has no io_uring"), (errno.EMFILE, "EMFILE|open files")],
+    [
+        (errno.EPERM, "forbidden"),
+        (errno.ENOSYS, "has no io_uring"),
+        (errno.EMFILE, "open files"),
+    ],
     ids=["EPERM", "ENOSYS", "EMFILE"],
 )
 def test_no_io_uring(number: int, reason: str) -> None:
     output = run_confined(
         """
-        forbid(int(sys.argv[1]), int(sys.argv[2]))
+        from tests.support.seccomp import CALLS, forbid
+
+        forbid(int(sys.argv[1]), [CALLS["setup"]])
 
         async def main():
             before = len(os.listdir("/proc/self/fd"))
@@ -104,10 +110,9 @@ def test_no_io_uring(number: int, reason: str) -> None:
 
         anyio.run(main)
         """,
-        str(IO_URING_SETUP),
         str(number),
     )
-    assert any(part in output for part in reason.split("|")), output
+    assert reason in output
 
 
 def test_importing_elsewhere_than_on_linux() -> None:
@@ -181,7 +186,7 @@ GROWTH = """
 """
 
 
-def growth(backend: tuple[str, dict[str, Any]], driver: str, groups: int, sends: int) -> int:
+def growth(backend: tuple[str, dict[str, Any]], driver: Any, groups: int, sends: int) -> int:
     """Return by how many bytes a process grows over so many groups, after a fifth of that."""
     grown = int(run_confined(GROWTH, repr(backend), driver, str(groups), str(sends)))
     return 0 if SANITIZED else grown
@@ -194,13 +199,11 @@ def test_memory_over_100000_groups_with_one_loop_and_driver_since_it_takes_long(
     assert growth(("asyncio", {"use_uvloop": True}), "io_uring", 100_000, 1) < 5 << 20
 
 
-def test_memory_over_10000_groups(
-    driver: str, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
+def test_memory_over_10000_groups(driver: Any, anyio_backend: tuple[str, dict[str, Any]]) -> None:
     assert growth(anyio_backend, driver, 10_000, 1) < 5 << 20
 
 
 def test_memory_over_100_groups_of_1000_sends(
-    driver: str, anyio_backend: tuple[str, dict[str, Any]]
+    driver: Any, anyio_backend: tuple[str, dict[str, Any]]
 ) -> None:
     assert growth(anyio_backend, driver, 100, 1000) < 5 << 20

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 from contextlib import ExitStack
+from typing import Any
 
 import anyio
 import pytest
@@ -25,7 +26,7 @@ SIZE = 64 << 10
 
 @pytest.mark.anyio
 @pytest.mark.timeout(120)
-async def test_buffers_overwritten_after_100_groups_to_a_slow_reader(driver: str) -> None:
+async def test_buffers_overwritten_after_100_groups_to_a_slow_reader(driver: Any) -> None:
     sent = hashlib.sha256()
     buffers = [bytearray(SIZE) for _ in range(64)]
     with tcp_pair(receive_buffer=128 << 10) as (client, peer):
@@ -45,7 +46,7 @@ async def test_buffers_overwritten_after_100_groups_to_a_slow_reader(driver: str
 
 
 async def overwritten(
-    rig: Rig, driver: str, *, wait: bool
+    rig: Rig, driver: Any, *, wait: bool
 ) -> tuple[bytes, bytes, zc_anyio.RingStatistics]:
     """Send over a slow link and overwrite, having waited for the release or not."""
     buffers = [bytearray(os.urandom(SIZE)) for _ in range(24)]
@@ -65,7 +66,7 @@ async def overwritten(
 
 
 @pytest.mark.anyio
-async def test_overwriting_without_waiting_corrupts(namespaces: Rig, holding_driver: str) -> None:
+async def test_overwriting_without_waiting_corrupts(namespaces: Rig, holding_driver: Any) -> None:
     received, expected, _ = await overwritten(namespaces, holding_driver, wait=False)
     assert len(received) == len(expected)
     assert received != expected
@@ -74,7 +75,7 @@ async def test_overwriting_without_waiting_corrupts(namespaces: Rig, holding_dri
 
 
 @pytest.mark.anyio
-async def test_overwriting_after_waiting_does_not(namespaces: Rig, driver: str) -> None:
+async def test_overwriting_after_waiting_does_not(namespaces: Rig, driver: Any) -> None:
     received, expected, _ = await overwritten(namespaces, driver, wait=True)
     assert received == expected
 
@@ -82,7 +83,7 @@ async def test_overwriting_after_waiting_does_not(namespaces: Rig, driver: str) 
 @pytest.mark.anyio
 @pytest.mark.parametrize("leave", ["end", "exception"])
 async def test_overwriting_after_leaving_does_not_corrupt(
-    namespaces: Rig, driver: str, leave: str
+    namespaces: Rig, driver: Any, leave: str
 ) -> None:
     expected = b""
     with namespaces.connection() as (client, peer), Reader(peer) as reader:
@@ -107,7 +108,7 @@ async def test_overwriting_after_leaving_does_not_corrupt(
 
 @pytest.mark.anyio
 async def test_what_a_device_drops_unread_is_counted_as_zero_copied(
-    namespaces: Rig, holding_driver: str
+    namespaces: Rig, holding_driver: Any
 ) -> None:
     # A receiver on the same machine makes the kernel copy on arrival, and it reports that; the sink
     # frees the pages untouched.
@@ -123,7 +124,7 @@ async def test_what_a_device_drops_unread_is_counted_as_zero_copied(
 
 @pytest.mark.anyio
 async def test_the_same_counted_as_copied_when_zero_copy_is_never(
-    namespaces: Rig, driver: str
+    namespaces: Rig, driver: Any
 ) -> None:
     with namespaces.to_sink() as sink:
         async with zc_anyio.open_ring(driver=driver, zero_copy="never") as ring:
@@ -135,7 +136,7 @@ async def test_the_same_counted_as_copied_when_zero_copy_is_never(
 
 
 @pytest.mark.anyio
-async def test_buffers_are_locked_until_released(holding_driver: str) -> None:
+async def test_buffers_are_locked_until_released(holding_driver: Any) -> None:
     data = bytearray(1 << 20)
     with tcp_pair(stalled=True) as (client, peer):
         async with zc_anyio.open_ring(driver=holding_driver) as ring:
@@ -152,7 +153,7 @@ async def test_buffers_are_locked_until_released(holding_driver: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_leaving_waits_while_the_peer_reads_nothing(holding_driver: str) -> None:
+async def test_leaving_waits_while_the_peer_reads_nothing(holding_driver: Any) -> None:
     data = bytearray(1 << 20)
     left = False
 
@@ -164,7 +165,10 @@ async def test_leaving_waits_while_the_peer_reads_nothing(holding_driver: str) -
         data.append(1)
 
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=holding_driver) as ring, anyio.create_task_group() as tg:
+        async with (
+            zc_anyio.open_ring(driver=holding_driver) as ring,
+            anyio.create_task_group() as tg,
+        ):
             tg.start_soon(leave)
             await until_held(ring, 1)
             await anyio.sleep(0.1)
@@ -176,7 +180,7 @@ async def test_leaving_waits_while_the_peer_reads_nothing(holding_driver: str) -
 
 
 @pytest.mark.anyio
-async def test_an_exception_of_the_body_comes_out_as_it_was(driver: str) -> None:
+async def test_an_exception_of_the_body_comes_out_as_it_was(driver: Any) -> None:
     error = LookupError("of the body")
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         # The group opens the ring: neither may wrap the exception into a group.
@@ -196,7 +200,7 @@ async def test_an_exception_of_the_body_comes_out_as_it_was(driver: str) -> None
 
 
 @pytest.mark.anyio
-async def test_an_exception_group_of_the_body_comes_out_as_it_was(driver: str) -> None:
+async def test_an_exception_group_of_the_body_comes_out_as_it_was(driver: Any) -> None:
     error = ExceptionGroup("of the body", [ValueError(), KeyError()])
     with pytest.raises(ExceptionGroup) as caught:
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group():
@@ -205,7 +209,7 @@ async def test_an_exception_group_of_the_body_comes_out_as_it_was(driver: str) -
 
 
 @pytest.mark.anyio
-async def test_many_groups_at_once_on_one_ring(driver: str) -> None:
+async def test_many_groups_at_once_on_one_ring(driver: Any) -> None:
     async def one(client: socket.socket, fill: int) -> None:
         for _ in range(10):
             buffers = [bytearray([fill]) * SIZE for _ in range(8)]

@@ -157,7 +157,7 @@ async def test_never_copies_and_always_copies_what_it_should(holding_driver: Any
                 async with zc_anyio.send_group(zero_copy=policy) as group:  # type: ignore[arg-type]
                     await group.send(client, bytearray(size))
                     group.flush()
-                    await until(lambda: unsent(ring) == 0)  # noqa: B023
+                    await until(lambda: unsent(ring) == 0)
                     assert (policy, size, ring.statistics().held) == (policy, size, held)
                     await anyio.to_thread.run_sync(receive_exactly, peer, 2 * MIB + size)
 
@@ -201,7 +201,11 @@ async def test_a_completion_queue_that_overflows(holding_driver: Any) -> None:
         pairs = [stack.enter_context(tcp_pair(stalled=True)) for _ in data]
         before = descriptors()
         async with zc_anyio.open_ring(driver=holding_driver, entries=1) as ring:
-            (number,) = (n for n, what in descriptors().items() if what == "anon_inode:[io_uring]" and n not in before)
+            (number,) = (
+                n
+                for n, what in descriptors().items()
+                if what == "anon_inode:[io_uring]" and n not in before
+            )
             async with zc_anyio.send_group() as group:
                 for (client, _), buffer in zip(pairs, data, strict=True):
                     client.send(bytes(MIB))

@@ -6,17 +6,16 @@ import errno
 import os
 import socket
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import pytest
 
 import zc_anyio
+from tests.features.receivers import Collector
 from tests.support.backends import TRIO, one_backend
 from tests.support.netns import RECEIVER, Rig
 from tests.support.peers import LARGE_BUFFER, tcp_pair
@@ -59,35 +58,6 @@ def refused() -> Iterator[tuple[socket.socket, Any]]:
         sender.connect(address)
         gone.close()
         yield sender, address
-
-
-class Collector:
-    """Takes datagrams in a thread until an empty one comes."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.received: list[bytes] = []
-        self._socket = sock
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while data := self._socket.recv(1 << 16):
-            self.received.append(data)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._thread.is_alive() and exc is not None:
-            with socket.socket(self._socket.family, socket.SOCK_DGRAM) as waker:
-                waker.sendto(b"", self._socket.getsockname())
-        self._thread.join(LIMIT)
-        assert not self._thread.is_alive()
 
 
 # --- what arrives ---

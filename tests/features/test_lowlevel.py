@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.features.pacing import PacedReader
+from tests.features.receivers import PacedReader
 from tests.support.backends import one_backend
 from tests.support.netns import Rig
 from tests.support.peers import Reader, parked_pair, receive_exactly, tcp_pair

@@ -335,10 +335,11 @@ class Queues:
                 self.fail_send(send, errno.ECANCELED)
 
     def break_sock(self, sock: Sock, error: int, reset: bool = False) -> None:
+        if not sock.error or (reset and not sock.reset):
+            self.broken.add(sock)
         sock.error = sock.error or error
-        self.broken.add(sock)
-        if reset and not sock.reset:
-            sock.reset = True
+        sock.reset = sock.reset or reset
+        if sock.reset:
             for send in sock.accepted:
                 if not (send.owed or send.retired):
                     self.note_failure(send, error)  # what is held is lost with the connection

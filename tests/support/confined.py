@@ -11,7 +11,7 @@ import zc_anyio
 
 # Put before a script; each line is a restriction that the script may choose by calling it.
 CONFINE = '''
-import ctypes, os, resource, struct, sys
+import os, resource, sys
 
 def drop_privileges():
     """Become nobody: no CAP_IPC_LOCK, and an own account of locked memory."""
@@ -21,20 +21,7 @@ def drop_privileges():
 
 def lockable(size):
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, size))
-
-def forbid(call, number):
-    """Have a seccomp filter answer one system call with an errno."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    load, equal, give, allow = 0x20, 0x15, 0x06, 0x7fff0000
-    program = struct.pack("HBBI" * 4, load, 0, 0, 0, equal, 0, 1, call,
-                          give, 0, 0, 0x00050000 | number, give, 0, 0, allow)
-    text = ctypes.create_string_buffer(program)
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(text)))
-    PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
-    assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-    assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0) == 0, ctypes.get_errno()
 '''
-IO_URING_SETUP = 425  # the same number on every architecture
 
 
 def run_confined(script: str, *arguments: str) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -134,10 +134,8 @@ class Reader:
         traceback: TracebackType | None,
     ) -> None:
         if self._thread.is_alive():
-            try:
+            with suppress(OSError):  # not connected any more
                 self._socket.shutdown(socket.SHUT_RD)
-            except OSError:  # not connected any more
-                pass
         self._thread.join(LIMIT)
         assert not self._thread.is_alive()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,9 @@ import zc_anyio
 def descriptors() -> dict[int, str]:
     """Return the open descriptors of this process, and what each one is."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = str(Path(f"/proc/self/fd/{name}").readlink())
-        except FileNotFoundError:  # the listing's own
-            continue
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            found[int(path.name)] = str(path.readlink())
     return found
 
 

@@ -189,7 +189,7 @@ async def test_tls_and_listeners_are_refused(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
         with pytest.raises(TypeError):
             await group.send(listeners[0], b"data")
-        one, two = trio.testing.memory_stream_pair()
+        one, _ = trio.testing.memory_stream_pair()
         with pytest.raises(TypeError):
             await group.send(one, b"data")
     for served in listeners:
