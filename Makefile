@@ -3,7 +3,15 @@
 
 PYTHON ?= $(shell scripts/find_python '>=3.11')
 VERSIONS ?= 3.12 3.13
-ASAN_TESTS ?= tests/native tests/contract
+# The accounting, and what drives every line of the drivers; all of it takes several times longer.
+ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order.py \
+	tests/contract/test_cancellation.py tests/contract/test_sockets.py \
+	tests/contract/test_broadcast.py tests/features/test_lowlevel.py \
+	tests/features/test_staging.py tests/features/test_datagrams.py
+# What another Python could break; empty for all.
+VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
+	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
+	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -59,7 +67,8 @@ wheel: dist/.built ## Build the wheel into dist/
 test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
 	@for version in $(VERSIONS); do \
 		if python=$$(scripts/find_python $$version); then \
-			scripts/test_wheel_on "$$python" .venvs/$$version || exit 1; \
+			PYTEST_ARGS="$(VERSION_TESTS) $(PYTEST_ARGS)" \
+				scripts/test_wheel_on "$$python" .venvs/$$version || exit 1; \
 		else \
 			echo "test-versions: there is no Python $$version here"; \
 		fi; \

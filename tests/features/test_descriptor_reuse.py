@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 import anyio
@@ -14,7 +13,6 @@ import pytest
 import zc_anyio
 from tests.support.peers import (
     Reader,
-    at_end,
     parked_pair,
     receive_to_end,
     tcp_pair,
@@ -27,17 +25,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 SIZE = 1 << 20
 
 
-@contextmanager
-def on_number(number: int) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Make another connection whose sending socket has a certain descriptor number."""
-    with tcp_pair() as (client, peer):
-        assert client.fileno() != number
-        with pytest.raises(OSError):
-            os.fstat(number)  # it is free
-        with socket.socket(fileno=os.dup2(client.fileno(), number, inheritable=False)) as again:
-            client.close()
-            again.setblocking(False)
-            yield again, peer
+def reuse(number: int, other: socket.socket) -> socket.socket:
+    """Move a connection to a descriptor number that was closed."""
+    with pytest.raises(OSError):
+        os.fstat(number)
+    moved = socket.socket(fileno=os.dup2(other.fileno(), number, inheritable=False))
+    other.close()
+    moved.setblocking(False)
+    return moved
 
 
 @pytest.mark.parametrize("when", ["queued", "parked", "held"])
@@ -46,10 +41,10 @@ async def test_bytes_stay_with_their_connection(
 ) -> None:
     parts = [bytes([number]) * SIZE for number in range(3)]
     make = tcp_pair(stalled=True) if when == "held" else parked_pair()
-    with make as (client, peer):
+    with make as (client, peer), tcp_pair() as (spare, other_peer):
         number = client.fileno()
         async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
-            async with zc_anyio.send_group() as group:
+            async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                 for part in parts:
                     group.send_nowait(client, part)
                 if when == "parked":
@@ -58,7 +53,7 @@ async def test_bytes_stay_with_their_connection(
                 elif when == "held" and driver != "copy":
                     await until(lambda: ring.statistics().held > 0)
                 client.close()
-                with on_number(number) as (other, other_peer), Reader(peer) as reader:
+                with reuse(number, spare) as other, Reader(peer) as reader:
                     with pytest.raises(anyio.ClosedResourceError):
                         await group.send(client, b"to the old one")
                     await group.send(other, b"to the new one")
@@ -77,15 +72,18 @@ async def test_the_new_connection_may_be_sent_to_at_once(
     driver: str, number_of_groups: int
 ) -> None:
     # Nothing lets the event loop turn between the sends, so both wait in their queues.
-    with parked_pair() as (client, peer):
+    with parked_pair() as (client, peer), tcp_pair() as (spare, other_peer):
         number = client.fileno()
         async with zc_anyio.open_ring(driver=driver):
-            async with zc_anyio.send_group() as first, zc_anyio.send_group() as second:
+            async with (
+                zc_anyio.send_group(release_timeout=LIMIT) as first,
+                zc_anyio.send_group(release_timeout=LIMIT) as second,
+            ):
                 group = (first, second)[number_of_groups - 1]
                 first.send_nowait(client, b"old" * SIZE)
                 first.send_nowait(client, b"small")
                 client.close()
-                with on_number(number) as (other, other_peer):
+                with reuse(number, spare) as other:
                     group.send_nowait(other, b"new" * SIZE)
                     group.send_nowait(other, b"tiny")
                     with Reader(peer) as reader, Reader(other_peer) as other_reader:
@@ -103,7 +101,7 @@ async def test_a_reset_meets_the_old_connection_only(
 ) -> None:
     pair = tcp_pair(stalled=True) if state == "held" else parked_pair()
     data = bytearray(b"o" * SIZE)
-    with pair as (client, peer), ExitStack() as stack:
+    with pair as (client, peer), tcp_pair() as (spare, other_peer), ExitStack() as stack:
         number = client.fileno()
         async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
             with anyio.CancelScope() as scope:
@@ -114,13 +112,13 @@ async def test_a_reset_meets_the_old_connection_only(
                     group.flush()
                     await until(lambda: ring.statistics().submits > 0)
                     client.close()
-                    other, other_peer = stack.enter_context(on_number(number))
+                    other = stack.enter_context(reuse(number, spare))
                     if after == "cancelled":
                         scope.cancel()
             data.append(1)
             assert ring.statistics().held == 0
             with Reader(other_peer) as reader:
-                async with zc_anyio.send_group() as group:
+                async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                     await group.send(other, b"n" * SIZE)
                 other.shutdown(socket.SHUT_WR)
                 assert await reader.all() == b"n" * SIZE
@@ -135,18 +133,18 @@ async def test_a_reset_meets_the_old_connection_only(
 
 async def test_a_closed_stream_of_anyio(driver: str) -> None:
     # asyncio shuts a connection down before it closes it, so what is queued may fail, and be told.
-    with parked_pair() as (client, peer):
+    with parked_pair() as (client, peer), tcp_pair() as (spare, other_peer):
         stream = await wrap(client)
         number = client.fileno()
         async with zc_anyio.open_ring(driver=driver):
-            async with zc_anyio.send_group(on_error="collect") as group:
+            async with zc_anyio.send_group(on_error="collect", release_timeout=LIMIT) as group:
                 await group.send(stream, b"o" * SIZE)
                 group.flush()
                 await stream.aclose()
                 with pytest.raises(anyio.ClosedResourceError):
                     await group.send(stream, b"late")
                 await until(lambda: not is_open(number))
-                with on_number(number) as (other, other_peer), Reader(peer) as reader:
+                with reuse(number, spare) as other, Reader(peer) as reader:
                     await group.send(other, b"n" * SIZE)
                     with Reader(other_peer) as other_reader:
                         await group.flush().wait_released()
@@ -170,25 +168,25 @@ async def test_two_objects_of_one_socket_share_one_queue(driver: str) -> None:
         twin.setblocking(False)
         expected = b""
         async with zc_anyio.open_ring(driver=driver):
-            async with zc_anyio.send_group() as group:
+            async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                 for number in range(200):
                     data = b"%d," % number * (3000 if number % 3 else 1)
                     expected += data
-                    await group.send((client, twin)[number % 2], data)
+                    await group.send((client, twin)[number > 100 or number % 2], data)
                     if number == 100:
                         client.close()
-                        client = twin
                 with Reader(peer) as reader:
                     await group.flush().wait_released()
-                    assert not at_end(peer)
+                    await group.send(twin, b"not the end")
+                    await group.flush().wait_released()
                     twin.shutdown(socket.SHUT_WR)
-                    assert await reader.all() == expected
+                    assert await reader.all() == expected + b"not the end"
 
 
 async def test_an_idle_ring_keeps_no_connection_open(driver: str) -> None:
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
-            async with zc_anyio.send_group() as group:
+            async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                 await group.send(client, b"d" * SIZE)
                 await group.flush().wait_released()
                 client.close()

@@ -85,7 +85,7 @@ async def test_parts_of_a_file(driver: str, over: str, path: Path, content: byte
         (17, 0),
     ]
     expected = b""
-    with (unix_pair() if over == "unix" else tcp_pair()) as (client, peer), Reader(peer) as reader:
+    with unix_pair() if over == "unix" else tcp_pair() as (client, peer), Reader(peer) as reader:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
                 for offset, count in parts:
@@ -225,7 +225,10 @@ async def test_truncated_while_pieces_of_it_wait(
         async with zc_anyio.open_ring(driver=driver) as ring:
             reader = Reader(peer)
             with a_failure(errno.EIO, errno.EFAULT):
-                async with zc_anyio.send_group(window=4 << 20) as group, anyio.create_task_group() as tg:
+                async with (
+                    zc_anyio.send_group(window=4 << 20) as group,
+                    anyio.create_task_group() as tg,
+                ):
                     tg.start_soon(cut_when_parked, ring, cut, end, reader)
                     await send_until_broken(group, client, cut)
             with pytest.raises(anyio.BrokenResourceError):
@@ -264,9 +267,7 @@ async def test_truncated_within_its_only_page(driver: str, tmp_path: Path) -> No
                     await until_parked(ring)
                     await group.send_file(client, small)
                     os.truncate(small, 10)
-                    received = await anyio.to_thread.run_sync(
-                        receive_exactly, peer, (1 << 20) + 10
-                    )
+                    received = await anyio.to_thread.run_sync(receive_exactly, peer, (1 << 20) + 10)
     assert received == bytes(1 << 20) + b"s" * 10
 
 
@@ -372,7 +373,10 @@ async def test_cancelled_midway(driver: str, path: Path, content: bytes) -> None
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             with anyio.fail_after(LIMIT), anyio.CancelScope() as scope:
-                async with zc_anyio.send_group(window=4 << 20) as group, anyio.create_task_group() as tg:
+                async with (
+                    zc_anyio.send_group(window=4 << 20) as group,
+                    anyio.create_task_group() as tg,
+                ):
                     tg.start_soon(group.send_file, client, path)
                     await until_parked(ring)
                     scope.cancel()

@@ -457,9 +457,7 @@ async def test_eight_contexts_at_once_where_packets_wait_on_asyncio(
     namespaces: Rig, driver: str
 ) -> None:
     with ExitStack() as stack:
-        pairs = [
-            stack.enter_context(namespaces.connection(receive_buffer=SIZE)) for _ in range(8)
-        ]
+        pairs = [stack.enter_context(namespaces.connection(receive_buffer=SIZE)) for _ in range(8)]
         statistics = await eight_contexts(driver, pairs)
     # A request that is zero-copied has two completions.
     assert (statistics.completions > statistics.requests) == (driver != "copy")

@@ -103,7 +103,7 @@ def at_end(sock: socket.socket) -> bool:
     """Whether the end of the stream has arrived, and nothing before it waits."""
     try:
         return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
+    except (BlockingIOError, TimeoutError):
         return False
 
 
