@@ -7,13 +7,14 @@ from ._errors import DriverUnavailable
 from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
 from ._groups import SendGroup, send_group
 from ._pools import BufferPool, open_buffer_pool
-from ._ring import Ring, current_ring, open_ring
+from ._ring import Driver, Ring, ZeroCopy, current_ring, open_ring
 
 __all__ = [
     "Buffer",
     "BufferPool",
     "Capabilities",
     "Data",
+    "Driver",
     "DriverUnavailable",
     "Generation",
     "GroupStatistics",
@@ -22,6 +23,7 @@ __all__ = [
     "RingStatistics",
     "SendFailure",
     "SendGroup",
+    "ZeroCopy",
     "current_ring",
     "open_buffer_pool",
     "open_ring",
