@@ -52,7 +52,7 @@ async def cost(way: str, size: int) -> float:
                 for _ in range(count):
                     await group.send(sock, data)
             spent = time.process_time() - begun
-            while acknowledged(sock) < size * count:
+            while acknowledged(sock) < size * count:  # noqa: ASYNC110 - nothing tells of it
                 await anyio.sleep(0.001)
         assert acknowledged(sock) == size * count
     return spent / (size * count / 1e9)
