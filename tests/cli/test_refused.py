@@ -10,7 +10,7 @@ from tests.support.needs import missing, why_not
 REASONS = {
     "EPERM": "io_uring is forbidden to this process: by a seccomp filter",
     "ENOSYS": "this kernel has no io_uring",
-    "ENOMEM": "not enough memory for a ring",
+    "ENOMEM": "not enough lockable memory",
 }
 
 
