@@ -314,6 +314,23 @@ async def test_an_idle_loop_with_a_held_send_does_not_spin() -> None:
                 assert await processor_share() < 0.3
 
 
+async def test_a_connection_that_is_shut_down_both_ways_does_not_spin_either() -> None:
+    # Every poll of it reports a hang-up, for as long as its last bytes are not acknowledged.
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                await group.send(client, bytes(1 << 20))
+                await until_held(ring, 1)
+                client.shutdown(socket.SHUT_RDWR)
+                hung_up = polled(client) & select.POLLHUP
+                share = await processor_share()
+                held = ring.statistics().held
+                receive_exactly(peer, 1 << 20)
+            assert hung_up
+            assert held == 1
+            assert share < 0.3
+
+
 async def processor_share() -> float:
     """Return the share of the processor that a second part of doing nothing takes."""
     start, used = time.monotonic(), time.process_time()
