@@ -40,6 +40,25 @@ static int attach_copy(struct zc_ring *ring, struct zc_sock *sock)
 }
 
 /*
+ * How large a datagram may be to leave in one piece; 0 if the path is not known, the socket having no
+ * peer.  The kernel copies what it must cut into fragments, and yet ties its notification to the
+ * packet, which may lie in the queue of a receiver on this machine that never reads.
+ */
+static size_t unfragmented(int fd)
+{
+    int domain = 0, mtu = 0;
+    socklen_t size = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+        return 0;
+    bool v6 = domain == AF_INET6;
+    size = sizeof(mtu);
+    if (getsockopt(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_MTU : IP_MTU, &mtu, &size) < 0)
+        return 0;
+    int headers = (v6 ? 40 : 20) + 8;
+    return mtu > headers ? (size_t)(mtu - headers) : 0;
+}
+
+/*
  * The kernel counts the MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  Where the
  * option is off nobody can have sent, and where this ring switched it on earlier it remembers.  A
  * socket on which somebody else did is sent to by copying: taking his notifications for ours would
@@ -55,6 +74,8 @@ static int attach_zero_copy(struct zc_ring *ring, struct zc_sock *sock)
          setsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0))
         sock->can_zero_copy = false;
     sock->knows_next_id = sock->can_zero_copy;
+    if (sock->kind == ZC_DATAGRAM)
+        sock->most_zero_copy = unfragmented(sock->fd);
     return watch(ring, sock, EPOLL_CTL_ADD);
 }
 

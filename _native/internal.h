@@ -182,6 +182,7 @@ struct zc_sock {
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
     uint32_t next_id;
+    size_t most_zero_copy; /* bytes; SIZE_MAX: no limit but the driver's own */
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
 

@@ -19,7 +19,7 @@
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
     const struct zc_ctx *ctx = send->gen->ctx;
-    if (!send->sock->can_zero_copy || send->force_copy || core->zero_copy_denied ||
+    if (!send->sock->can_zero_copy || send->size > send->sock->most_zero_copy || send->force_copy || core->zero_copy_denied ||
         ctx->policy == ZC_POLICY_NEVER)
         return false;
     return ctx->policy == ZC_POLICY_ALWAYS ||

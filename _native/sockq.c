@@ -19,6 +19,7 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     sock->fd = fd;
     sock->kind = kind;
     sock->can_zero_copy = can_zero_copy;
+    sock->most_zero_copy = SIZE_MAX;
     link_init(&sock->ready_link);
     link_init(&sock->broken_link);
     link_init(&sock->work_link);
