@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,6 +210,38 @@ async def test_more_than_the_socket_holds_where_packets_wait_on_asyncio(
                 await until(lambda: len(collector.received) == count)
                 sender.send(b"")
         assert Counter(collector.received) == expected
+
+
+@one_backend
+@pytest.mark.parametrize("how", ["left", "timed-out", "cancelled"])
+@pytest.mark.parametrize("size", [1000, 20_000], ids=["whole", "in-fragments"])
+async def test_leaving_does_not_wait_for_a_receiver_that_reads_nothing_on_asyncio(
+    namespaces: Rig, driver: str, size: int, how: str
+) -> None:
+    data = bytearray(size)
+    with (
+        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
+        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((RECEIVER, 0))
+        sender.setblocking(False)
+        sender.connect(receiver.getsockname())
+        rescue = threading.Timer(LIMIT / 4, receiver.recv, [1 << 16])
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+            rescue.start()
+            with anyio.CancelScope() as scope:
+                async with zc_anyio.send_group(
+                    release_timeout=0.1 if how == "timed-out" else None
+                ) as group:
+                    await group.send(sender, data)
+                    if how == "cancelled":
+                        await anyio.sleep(0.1)
+                        scope.cancel()
+            in_time = rescue.is_alive()
+            rescue.cancel()
+            rescue.join()
+        data.append(1)
+    assert in_time
 
 
 # --- refused ---

@@ -1,0 +1,220 @@
+"""Buffers of a pool: who gets one, when it comes back, growing and closing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+import zc_anyio
+from tests.features.memory import address_of, mapping_flags
+from tests.support.peers import parked_pair, receive_exactly, tcp_pair
+from tests.support.waiting import LIMIT
+from zc_anyio import BufferPool, open_buffer_pool
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+SIZE = 64 << 10
+
+
+async def receive(peer: socket.socket, size: int) -> bytes:
+    """Receive so many bytes while the event loop goes on sending them."""
+    return await anyio.to_thread.run_sync(receive_exactly, peer, size)
+
+
+async def test_acquiring_is_first_come_first_served(driver: str) -> None:
+    order: list[int] = []
+
+    async def take(number: int) -> None:
+        view = await pool.acquire()
+        order.append(number)
+        await anyio.sleep(0)
+        pool.release(view)
+
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            async with anyio.create_task_group() as tg:
+                for number in range(10):
+                    tg.start_soon(take, number)
+                    for _ in range(5):
+                        await anyio.sleep(0)
+                pool.release(view)
+                # Whoever comes last waits, although a buffer was just given back.
+                await take(10)
+            assert order == list(range(11))
+            assert pool.free == 1
+
+
+async def test_a_cancelled_acquire_takes_nothing(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(pool.acquire)
+                await anyio.wait_all_tasks_blocked()
+                tg.cancel_scope.cancel()
+                pool.release(view)
+            assert pool.free == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_that_is_cancelled_as_it_gets_a_buffer_takes_none() -> None:
+    import asyncio
+
+    async with zc_anyio.open_ring():
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            task = asyncio.create_task(pool.acquire())
+            await anyio.wait_all_tasks_blocked()
+            pool.release(view)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            gc.collect()
+            assert pool.free == 1
+
+
+async def test_what_was_released_cannot_be_used(driver: str) -> None:
+    with tcp_pair() as (client, _):
+        async with (
+            zc_anyio.open_ring(driver=driver),
+            open_buffer_pool(buffer_size=SIZE, count=1) as pool,
+            zc_anyio.send_group() as group,
+        ):
+            view = await pool.acquire()
+            part = view[:10]
+            array = np.frombuffer(view, np.uint8)
+            pool.release(view)
+            assert pool.free == 1
+            with pytest.raises(ValueError):
+                pool.release(view)
+            for taken_again in (False, True):
+                if taken_again:
+                    again = await pool.acquire()
+                with pytest.raises(ValueError):
+                    view[0] = 1
+                # A part cannot be taken away, but it can be known for what it is.
+                for stale in (view, part) if taken_again else (view, part, array):
+                    with pytest.raises((ValueError, BufferError)):
+                        await group.send(client, stale)
+            assert group.statistics().sends == 0
+            pool.release(again)
+
+
+async def test_only_what_is_out_can_be_released(driver: str) -> None:
+    async with (
+        zc_anyio.open_ring(driver=driver),
+        open_buffer_pool(buffer_size=SIZE, count=1) as pool,
+        open_buffer_pool(buffer_size=SIZE, count=1) as other,
+    ):
+        foreign = await other.acquire()
+        view = await pool.acquire()
+        for wrong in (foreign, memoryview(bytearray(10)), view[:10]):
+            with pytest.raises(ValueError):
+                pool.release(wrong)
+        assert (pool.free, other.free) == (0, 0)
+
+
+async def test_a_buffer_dropped_unsent_goes_back(driver: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            for _ in range(3):
+                with anyio.fail_after(LIMIT):
+                    view = await pool.acquire()
+                del view
+                gc.collect()
+                assert pool.free == 1
+
+
+@pytest.mark.parametrize("kind", ["slice", "array"])
+async def test_a_buffer_is_out_while_any_part_of_it_is_used(driver: str, kind: str) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            if kind == "slice":
+                part: Any = (await pool.acquire())[10:20]
+            else:
+                part = np.frombuffer(await pool.acquire(), np.uint8)[10:20]
+            gc.collect()
+            assert pool.free == 0
+            part[0] = 1
+            del part
+            gc.collect()
+            assert pool.free == 1
+
+
+# --- growing and closing ---
+
+
+async def test_growing_serves_those_who_wait(driver: str) -> None:
+    taken: list[memoryview] = []
+
+    async def take(pool: BufferPool) -> None:
+        taken.append(await pool.acquire())
+
+    async with zc_anyio.open_ring(driver=driver):
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            async with anyio.create_task_group() as tg:
+                for _ in range(4):
+                    tg.start_soon(take, pool)
+                await anyio.wait_all_tasks_blocked()
+                assert len(taken) == 1
+                pool.grow(5)
+            assert (len(taken), pool.count, pool.free) == (4, 6, 2)
+            assert (pool.unregistered is None) == (driver == "io_uring")
+            assert len({address_of(view) for view in taken}) == 4
+            taken.clear()
+            assert pool.free == 6
+
+
+async def test_closing_wakes_those_who_wait_and_revokes_what_is_out(driver: str) -> None:
+    async def refused() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await pool.acquire()
+
+    async with zc_anyio.open_ring(driver=driver), anyio.create_task_group() as tg:
+        async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+            view = await pool.acquire()
+            tg.start_soon(refused)
+            await anyio.wait_all_tasks_blocked()
+        await refused()
+        with pytest.raises(anyio.ClosedResourceError):
+            pool.grow(1)
+        with pytest.raises(ValueError):
+            view[0] = 1
+
+
+async def test_closing_unmaps_what_is_not_being_sent(driver: str) -> None:
+    gc.disable()  # the memory must not wait for it
+    try:
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=1, huge_pages="never") as pool:
+                address = address_of(await pool.acquire())
+                assert "nh" in mapping_flags(address)
+            del pool
+            with pytest.raises(LookupError):
+                mapping_flags(address)
+    finally:
+        gc.enable()
+
+
+async def test_closing_with_sends_queued_and_held_lets_them_arrive(driver: str) -> None:
+    data = [os.urandom(1 << 20) for _ in range(3)]
+    with parked_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            async with open_buffer_pool(buffer_size=1 << 20, count=3) as pool:
+                for part in data:
+                    view = await pool.acquire()
+                    view[:] = part
+                    await group.send(client, view)
+                group.flush()
+            del view, pool
+            gc.collect()
+            for part in data:
+                assert await receive(peer, 1 << 20) == part
