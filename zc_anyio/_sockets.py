@@ -53,7 +53,7 @@ class SocketTable:
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
         # A stream's own idea of its descriptor, and what it was when the stream was attached.
-        self._by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
         self._broken: dict[int, OSError] = {}
@@ -68,7 +68,7 @@ class SocketTable:
         :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
             left for the duplicate.
         """
-        known = self._by_stream.get(stream)
+        known = self.by_stream.get(stream)
         if known is not None:
             attached, fileno, fd = known
             if fileno() != fd:
@@ -117,7 +117,7 @@ class SocketTable:
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
         attached.streams.append(stream)
-        self._by_stream[stream] = attached, fileno, fd
+        self.by_stream[stream] = attached, fileno, fd
         return attached
 
     def broken(self, attached: AttachedSocket) -> anyio.BrokenResourceError:
@@ -129,7 +129,7 @@ class SocketTable:
 
     def identity(self, stream: Any) -> object:
         """Return what all objects of one socket have in common; of a closed one, the object."""
-        known = self._by_stream.get(stream)
+        known = self.by_stream.get(stream)
         if known is not None:
             return known[0].inode
         try:
@@ -156,7 +156,7 @@ class SocketTable:
         _remember(_learned, attached.inode, self._native.learned(attached.handle))
         del self._by_inode[attached.inode]
         for stream in attached.streams:
-            del self._by_stream[stream]
+            del self.by_stream[stream]
         self._native.detach(attached.handle)
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
