@@ -21,18 +21,25 @@ static bool is_registered(const struct zc_send *send)
     return send->slab || send->flags & ZC_SEND_REGISTERED;
 }
 
-static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
+/* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
+bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
+                       const struct zc_sock *sock, size_t size, bool registered)
 {
-    const struct zc_ctx *ctx = send->gen->ctx;
-    if (!send->sock->can_zero_copy || send->size > send->sock->most_zero_copy ||
-        send->force_copy || core->zero_copy_denied || ctx->policy == ZC_POLICY_NEVER)
+    if (!sock->can_zero_copy || size > sock->most_zero_copy || core->zero_copy_denied ||
+        ctx->policy == ZC_POLICY_NEVER)
         return false;
     if (ctx->policy == ZC_POLICY_ALWAYS)
         return true;
     size_t least = ctx->threshold;
-    if ((is_registered(send) || send->sock->kind == ZC_DATAGRAM) && least > SMALLER_ZERO_COPY)
+    if ((registered || sock->kind == ZC_DATAGRAM) && least > SMALLER_ZERO_COPY)
         least = SMALLER_ZERO_COPY;
-    return send->size >= least && !send->sock->copy_left;
+    return size >= least && !sock->copy_left;
+}
+
+static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
+{
+    return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
+                                                  is_registered(send));
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
