@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
 import pytest
 import trio
 import trio.testing
 
 import zc_anyio
-from tests.streams.pairs import stream_pair
+from tests.streams.pairs import send_until_blocked, stream_pair
 
 ZERO_COPY = ["auto", "always", "never"]
 
@@ -33,17 +32,3 @@ async def test_trios_own_check(driver: Any, zero_copy: Any, kind: str) -> None:
 
     async with zc_anyio.open_ring(driver=driver, zero_copy=zero_copy):
         await trio.testing.check_half_closeable_stream(maker, clogged)
-
-
-async def send_until_blocked(stream: zc_anyio.ZeroCopySocketStream, data: bytes) -> None:
-    async with anyio.create_task_group() as tasks:
-        blocked = False
-
-        async def send() -> None:
-            while not blocked:
-                await stream.send(data)
-
-        tasks.start_soon(send)
-        await anyio.wait_all_tasks_blocked()
-        blocked = True
-        tasks.cancel_scope.cancel()
