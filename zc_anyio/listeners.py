@@ -11,8 +11,9 @@ from anyio import ResourceGuard
 from anyio.abc import SocketListener
 from anyio.lowlevel import checkpoint
 
-from ._receiving import is_shortage, make_acceptor, wait_shortage
+from ._receiving import is_shortage, wait_shortage
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_acceptor
 from ._takeover import take_socket
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 

@@ -22,8 +22,9 @@ from anyio.lowlevel import (
 
 from ._buffers import Buffer
 from ._outputs import Output
-from ._receiving import DirectReceiver, ReceivedBefore, Receiver, make_receiver
+from ._receiving import DirectReceiver, ReceivedBefore, Receiver
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 
 __all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
@@ -200,8 +201,8 @@ class ZeroCopySocketStream(SocketStream):
         """
         if not self._closed:
             self._closed = True
-            self._receiver.close()
-            self._output.close(self, reset=_has_unread(self._socket))
+            unread = self._receiver.close() or _has_unread(self._socket)
+            self._output.close(self, reset=unread)
             self._socket.close()
         await checkpoint()
 
