@@ -25,6 +25,7 @@ from ._events import RingStatistics
 from ._lib import NativeRing, map_address
 from ._reaper import Reaper
 from ._sockets import SocketTable
+from ._waiters import waiter_type
 
 __all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
@@ -99,6 +100,7 @@ class Ring:
         self._leases_by_view: dict[int, Any] = {}
         self._yield_at = 0.0
         # Whether receiving goes through the ring, and how many tasks wait for bytes.
+        self._new_waiter = waiter_type()
         self._receives: bool = capabilities.driver == "io_uring"
         self._receiving: int = 0
         self._closed = False

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from ._errors import os_error
@@ -41,6 +40,7 @@ from ._ring import Ring
 
 if TYPE_CHECKING:
     from ._buffers import Buffer
+    from ._waiters import Waiter
 
 __all__ = ["RingAcceptor", "RingReceiver", "make_acceptor", "make_receiver"]
 
@@ -70,7 +70,7 @@ class _Operation:
         self._fd = sock.fileno()
         self._handle: Any = None
         self._ident = 0
-        self._event: Event | None = None
+        self._event: Waiter | None = None
         self._closed = False
 
     def on_ready(self) -> None:
@@ -84,13 +84,14 @@ class _Operation:
         self._handle = None
         self.on_ready()
 
-    async def _wait_brought(self, what: int) -> None:
-        ring = self._ring
+    def _arm(self, what: int) -> None:
         if self._handle is None:
-            self._ident, self._handle = ring._reaper.add_receiver(self, self._fd)
-        ring._native.arm(self._handle, what)
-        ring._reaper.submit_soon()
-        self._event = event = Event()
+            self._ident, self._handle = self._ring._reaper.add_receiver(self, self._fd)
+        self._ring._native.arm(self._handle, what)
+        self._ring._reaper.submit_soon()
+
+    async def _wait_brought(self) -> None:
+        self._event = event = self._ring._new_waiter()
         await event.wait()
 
     def _free(self) -> None:
@@ -115,13 +116,21 @@ class RingReceiver(_Operation):
         self._small_in_a_row = 0
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._drained and (self._handle is None or rx_ready(self._handle) == -errno.EAGAIN):
+        if self._must_wait():
             await self._wait()
         else:
             await checkpoint()
         while (data := self._take(max_bytes)) is None:
             await self._wait()
         return data
+
+    def _must_wait(self) -> bool:
+        """Whether nothing is there, most likely."""
+        handle = self._handle
+        if handle is not None and rx_is_armed(handle):
+            return rx_ready(handle) == -errno.EAGAIN
+        # With many streams at work something may have come since.
+        return self._drained and self._ring._receiving <= MANY
 
     async def receive_into(self, buffer: Buffer) -> int:
         await checkpoint()
@@ -147,7 +156,9 @@ class RingReceiver(_Operation):
         handle = self._handle
         if handle is not None:
             size = rx_ready(handle)
-            if size >= 0:
+            if size == 0:
+                return b""
+            if size > 0:
                 self._drained = size <= most
                 data: bytes = unpack(rx_data(handle), min(size, most))
                 rx_consume(handle, len(data))
@@ -178,17 +189,17 @@ class RingReceiver(_Operation):
             await checkpoint()
             raise anyio.ClosedResourceError
         ring, handle = self._ring, self._handle
-        armed = handle is not None and rx_is_armed(handle)
         ring._receiving += 1
         try:
-            if not armed and (ring._receiving <= MANY or not ring._receives):
-                await self._direct._wait()
-            elif (
-                handle is not None and self._small_in_a_row < SMALL_IN_A_ROW and rx_is_bulk(handle)
-            ):
-                await self._wait_brought(RX_POLL)
-            else:
-                await self._wait_brought(RX_RECEIVE)
+            if handle is None or not rx_is_armed(handle):
+                if ring._receiving <= MANY or not ring._receives:
+                    await self._direct._wait()
+                    return
+                bulk = handle is not None and rx_is_bulk(handle)
+                still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
+                self._arm(RX_POLL if still else RX_RECEIVE)
+            self._event = event = ring._new_waiter()
+            await event.wait()
         finally:
             ring._receiving -= 1
         if self._closed:
@@ -225,7 +236,8 @@ class RingAcceptor(_Operation):
                 return socket.socket(fileno=number)
             error = os_error(-number)
             if number == -errno.EAGAIN:
-                await self._wait_brought(RX_ACCEPT)
+                self._arm(RX_ACCEPT)
+                await self._wait_brought()
             elif is_shortage(error):
                 await wait_shortage(error)
             elif number != -errno.ECONNABORTED:

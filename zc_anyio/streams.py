@@ -14,11 +14,7 @@ from typing import Self, cast
 import anyio
 from anyio import ResourceGuard, wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
-from anyio.lowlevel import (
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-)
+from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._outputs import Output
@@ -102,7 +98,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint_if_cancelled()
+            await checkpoint()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -114,7 +110,6 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await cancel_shielded_checkpoint()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
