@@ -106,7 +106,10 @@ class ZeroCopySocketListener(SocketListener):
         await checkpoint()
 
     def __del__(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        try:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
             self._socket.close()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import array
 import os
 import socket
-import threading
 import warnings
 from collections.abc import Collection
 from io import IOBase
-from typing import Self, cast
+from typing import NoReturn, Self, cast
 
 import anyio
 from anyio import ResourceGuard, wait_writable
@@ -129,7 +128,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not data:
-            raise anyio.EndOfStream
+            self._raise_end()
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
@@ -150,7 +149,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not size:
-            raise anyio.EndOfStream
+            self._raise_end()
         return size
 
     async def send_eof(self) -> None:
@@ -201,18 +200,25 @@ class ZeroCopySocketStream(SocketStream):
             self._socket.close()
         await checkpoint()
 
+    def _raise_end(self) -> NoReturn:
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's end,
+        # and bytes may be missing.
+        if (error := self._output.lost_connection()) is not None:
+            raise anyio.BrokenResourceError from error
+        raise anyio.EndOfStream
+
     def _broken(self) -> Exception:
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
 
     def __del__(self) -> None:
         if self._closed:
             return
-        self._closed = True
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-        # In another thread the ring cannot be touched: its duplicate goes with the ring.
-        if self._ring._thread == threading.get_ident():
-            self._output.close(self._socket)
-        self._socket.close()
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
+            self._output.abandon(self._socket)
+            self._socket.close()
 
 
 def _has_unread(sock: socket.socket) -> bool:

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from tests.support.peers import SMALL_BUFFER, tcp_pair
-from zc_anyio import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+from zc_anyio import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, current_ring
 
 
 async def stream_pair(
@@ -57,25 +58,22 @@ async def facing(
             yield stream, peer
 
 
-async def send_until_blocked(stream: ZeroCopySocketStream, data: bytes) -> int:
-    """Send again and again until a call waits; cancel that one, and return how many were taken."""
-    taken = 0
-    async with anyio.create_task_group() as tasks:
+async def settle() -> None:
+    """Let the other tasks run until they wait, most likely."""
+    for _ in range(5):
+        await anyio.lowlevel.checkpoint()
 
-        async def send() -> None:
-            nonlocal taken
-            while True:
-                await stream.send(data)
-                taken += 1
 
-        tasks.start_soon(send)
-        before = -1
-        while taken != before:
-            before = taken
-            for _ in range(20):
-                await anyio.wait_all_tasks_blocked()
-        tasks.cancel_scope.cancel()
-    return taken
+async def clog(stream: ZeroCopySocketStream) -> None:
+    """Send until a call for a single byte would wait, with nobody reading at the other end."""
+    ring = current_ring()
+    assert ring is not None
+    for size in (1 << 20, 1 << 16, 1 << 12, 1 << 8, 1):
+        refused = 0
+        while refused < 3:
+            refused = 0 if stream._output.offer(bytes(size)) else refused + 1
+            ring._reaper.turn()
+            await settle()
 
 
 async def outcome(call: Callable[..., Awaitable[Any]], *arguments: Any) -> type[BaseException]:
