@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from typing import Any
 
 import anyio
@@ -187,11 +186,3 @@ class Output(Sender):
         self._context.flush(even_empty=False)
         self._context.close()
         self._ring._sockets.let_go(self._attached, name)
-
-    def abandon(self, name: object) -> None:
-        """Close for a stream that was never closed, from whichever thread drops it.
-
-        In another thread the ring cannot be touched: its duplicate goes with the ring.
-        """
-        if self._ring._thread == threading.get_ident():
-            self.close(name)

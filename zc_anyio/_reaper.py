@@ -25,6 +25,7 @@ from ._lib import (
     WINDOW,
     NativeRing,
 )
+from ._waiters import readable
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
@@ -172,16 +173,19 @@ class Reaper:
 
         Shielded: sends are waited for while everything around them is being cancelled.
         """
+        completions = readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
-                    await anyio.wait_readable(self._native.wake_fd)
+                    await completions.wait()
                     if not self._stopping:
                         self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
+            finally:
+                completions.close()
 
     async def run_submitter(self) -> None:
         """Take a turn once in each turn of the event loop in which something was queued."""

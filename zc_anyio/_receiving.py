@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
-from anyio import wait_readable
 
 from ._buffers import Buffer
+from ._ring import Ring
+from ._waiters import readable
 
 __all__ = [
     "Acceptor",
@@ -76,10 +77,11 @@ class Acceptor(Protocol):
 class DirectReceiver:
     """Receives by non-blocking system calls, and waits with the event loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
         self._recv = sock.recv
         self._recv_into = sock.recv_into
-        self._fd = sock.fileno()
+        error_queue = ring.capabilities.driver == "msg_zerocopy"
+        self._readable = readable(sock.fileno(), error_queue=error_queue)
         self._closed = False
         # After less than was asked for there is most likely nothing: waiting at once saves a call.
         self._drained = True
@@ -118,12 +120,12 @@ class DirectReceiver:
         if self._closed:
             await anyio.lowlevel.checkpoint()
             raise anyio.ClosedResourceError
-        await wait_readable(self._fd)
+        await self._readable.wait()
 
     def close(self) -> bool:
         if not self._closed:
             self._closed = True
-            anyio.notify_closing(self._fd)
+            self._readable.close()
         return False
 
 
@@ -161,9 +163,9 @@ class ReceivedBefore:
 class DirectAcceptor:
     """Accepts by non-blocking system calls, and waits with the event loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
         self._accept = sock.accept
-        self._receiver = DirectReceiver(sock)
+        self._receiver = DirectReceiver(ring, sock)
 
     async def accept(self) -> socket.socket:
         while True:

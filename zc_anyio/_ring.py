@@ -149,6 +149,10 @@ class Ring:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
 
+    def is_own_thread(self) -> bool:
+        """Whether this thread may touch the ring: an object that is dropped may be so in any."""
+        return self._thread == threading.get_ident()
+
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""
         return os.getpid() != self._process

@@ -54,12 +54,12 @@ SMALL, SMALL_IN_A_ROW = 4096, 8
 
 def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
     """Return the receiver of a connected stream socket."""
-    return RingReceiver(ring, sock) if ring._receives else DirectReceiver(sock)
+    return RingReceiver(ring, sock) if ring._receives else DirectReceiver(ring, sock)
 
 
 def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:
     """Return the acceptor of a listening socket."""
-    return RingAcceptor(ring, sock) if ring._receives else DirectAcceptor(sock)
+    return RingAcceptor(ring, sock) if ring._receives else DirectAcceptor(ring, sock)
 
 
 class _Operation:
@@ -108,7 +108,7 @@ class RingReceiver(_Operation):
         super().__init__(ring, sock)
         self._recv = sock.recv
         self._recv_into = sock.recv_into
-        self._direct = DirectReceiver(sock)
+        self._direct = DirectReceiver(ring, sock)
         # What the ring had brought when it ended.
         self._left = b""
         # After less than was asked for there is most likely nothing: waiting at once saves a call.

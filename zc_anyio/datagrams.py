@@ -32,7 +32,7 @@ class _Datagrams:
         self._ring = ring
         self._socket = sock
         self._received = deque(received)
-        self._receiver = DirectReceiver(sock)
+        self._receiver = DirectReceiver(ring, sock)
         try:
             self._output = Output(ring, self, sock)
         except BaseException:
@@ -90,7 +90,9 @@ class _Datagrams:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            self._output.abandon(self._socket)
+            if self._ring.is_own_thread():
+                self._receiver.close()
+                self._output.close(self._socket)
             self._socket.close()
 
 

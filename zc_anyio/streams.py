@@ -201,8 +201,8 @@ class ZeroCopySocketStream(SocketStream):
         await checkpoint()
 
     def _raise_end(self) -> NoReturn:
-        # A reset is told once.  When a send was told, receiving meets what looks like the peer's end,
-        # and bytes may be missing.
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's
+        # end, and bytes may be missing.
         if (error := self._output.lost_connection()) is not None:
             raise anyio.BrokenResourceError from error
         raise anyio.EndOfStream
@@ -217,7 +217,9 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            self._output.abandon(self._socket)
+            if self._ring.is_own_thread():
+                self._receiver.close()
+                self._output.close(self._socket)
             self._socket.close()
 
 
@@ -237,9 +239,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     _receiver: DirectReceiver
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG004
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(sock)
+        return DirectReceiver(ring, sock)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.
