@@ -69,6 +69,9 @@ async def _pool(job: Job, huge_pages: bool = False) -> AsyncIterator[Send]:
         async def send(count: int) -> None:
             async with zc_anyio.send_group() as group:
                 for _ in range(count):
+                    if not pool.free:
+                        # Buffers come back with their generation, which ends sometime or now.
+                        group.flush()
                     await group.send(stream, await pool.acquire())
 
         yield send
@@ -163,6 +166,8 @@ async def _datagram_pool(job: Job) -> AsyncIterator[Send]:
         async def send(count: int) -> None:
             async with zc_anyio.send_group() as group:
                 for _ in range(count):
+                    if not pool.free:
+                        group.flush()
                     await group.send(sock, await pool.acquire())
 
         yield send
