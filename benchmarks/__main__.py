@@ -66,9 +66,10 @@ def _find_place(wanted: str | None, console: Console) -> str:
     except LabUnavailable as exc:
         if wanted == "lab":
             sys.exit(f"the lab cannot be made: {exc}")
+        left_out = [one.name for one in all_scenarios().values() if "loopback" not in one.places]
         console.print(
-            f"[bold yellow]Measuring on loopback, where the kernel copies zero-copy data too, "
-            f"because the lab cannot be made: {exc}."
+            f"[bold yellow]Measuring on loopback, where the kernel copies zero-copy data too and "
+            f"without {' and '.join(left_out)}, because the lab cannot be made: {exc}."
         )
         return "loopback"
     return "lab"
@@ -98,8 +99,8 @@ def main() -> int:
     """Measure what the command line asks for; return the exit status."""
     arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    # An end by SIGTERM is one by an exception, so that child processes end as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # SIGTERM ends it like Ctrl-C, so that child processes end as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if arguments.core is None else arguments.core
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
