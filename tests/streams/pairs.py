@@ -1,0 +1,87 @@
+"""Streams of this library's own, connected to each other or to a plain socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from tests.support.peers import SMALL_BUFFER, tcp_pair
+from zc_anyio import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+
+
+async def stream_pair(
+    kind: str = "tcp", *, small: bool = False
+) -> tuple[ZeroCopySocketStream, ZeroCopySocketStream]:
+    """Connect two streams of the ambient ring.
+
+    :param small: the sockets between them take little.
+    """
+    if kind == "unix":
+        sockets = socket.socketpair()
+    else:
+        size = SMALL_BUFFER if small else None
+        with tcp_pair(send_buffer=size, receive_buffer=size) as (one, other):
+            # The pair closes its own.
+            sockets = one.dup(), other.dup()
+    made = ZeroCopyUNIXSocketStream if kind == "unix" else ZeroCopySocketStream
+    first, second = [await made.from_socket(sock) for sock in sockets]
+    return first, second
+
+
+@asynccontextmanager
+async def connected(
+    kind: str = "tcp", *, small: bool = False
+) -> AsyncIterator[tuple[ZeroCopySocketStream, ZeroCopySocketStream]]:
+    """Connect two streams for the length of a scope; see :func:`stream_pair`."""
+    one, other = await stream_pair(kind, small=small)
+    async with one, other:
+        yield one, other
+
+
+@asynccontextmanager
+async def facing(
+    *, small: bool = False, receive_buffer: int | None = None
+) -> AsyncIterator[tuple[ZeroCopySocketStream, socket.socket]]:
+    """Connect a stream to a plain blocking socket.
+
+    :param small: the sockets between them take little.
+    """
+    size = SMALL_BUFFER if small else None
+    with tcp_pair(send_buffer=size, receive_buffer=receive_buffer or size) as (client, peer):
+        async with await ZeroCopySocketStream.from_socket(client.dup()) as stream:
+            client.close()
+            yield stream, peer
+
+
+async def send_until_blocked(stream: ZeroCopySocketStream, data: bytes) -> int:
+    """Send again and again until a call waits; cancel that one, and return how many were taken."""
+    taken = 0
+    async with anyio.create_task_group() as tasks:
+
+        async def send() -> None:
+            nonlocal taken
+            while True:
+                await stream.send(data)
+                taken += 1
+
+        tasks.start_soon(send)
+        before = -1
+        while taken != before:
+            before = taken
+            for _ in range(20):
+                await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    return taken
+
+
+async def outcome(call: Callable[..., Awaitable[Any]], *arguments: Any) -> type[BaseException]:
+    """Return the type of the exception that a call raises."""
+    try:
+        await call(*arguments)
+    except Exception as exc:
+        return type(exc)
+    raise AssertionError("nothing was raised")
