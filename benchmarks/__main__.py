@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -118,7 +119,7 @@ def main() -> int:
     with ExitStack() as stack:
         places: dict[str, Place] = {"lab": LAB, "loopback": stack.enter_context(loopback(cores[0]))}
         os.sched_setaffinity(0, {core})
-        described = environment(core)
+        described = environment(core, settings.rounds, settings.seconds)
         console.print("; ".join(f"{name} {value}" for name, value in described.items()))
         for scenario, where, cases, peers in _chosen(arguments, place):
             results.environments[scenario.name] = described
@@ -159,6 +160,8 @@ def _measure(
         console=console,
         transient=True,
     )
+    if scenario.once:
+        settings = replace(settings, seconds=None)
     with bar:
         total = (settings.rounds + 1) * len(peers)
         task = bar.add_task(f"{scenario.title} {case.name}", total=total)

@@ -95,7 +95,8 @@ GOALS = [
         c=(LIBURING, 0.95),
     ),
     *[
-        Goal("1 MiB to 200 stalled peers", "stalled", "1 MiB to 200", OURS, SEND, None, *rest)
+        Goal(f"1 MiB to 200 stalled peers{how}", "stalled", "1 MiB to 200", ours, SEND, None, *rest)
+        for how, ours in (("", OURS), (", registered", POOL))
         for rest in (
             (0.05, figures.memory_sockets, "memory of sockets"),
             (0.05, figures.memory_available, "memory by MemAvailable"),
