@@ -57,15 +57,12 @@ def _environments(results: Results) -> str:
     if not results.environments:
         return "Nothing measured yet.\n"
     latest = max(results.environments.values(), key=lambda one: one["date"])
-    common = {
-        name: value for name, value in latest.items() if name not in {"date", "others running"}
-    }
+    own = ("date", "rounds", "others running")
+    common = {name: value for name, value in latest.items() if name not in own}
     rows = [["", ""], *[[name, value] for name, value in common.items()]]
-    dates = [["scenario", "measured", "others running"]]
-    dates += [
-        [name, one["date"], one["others running"]] for name, one in results.environments.items()
-    ]
-    return f"{_table(rows)}\n{_table(dates)}"
+    measured = [["scenario", *own]]
+    measured += [[name, *[one[key] for key in own]] for name, one in results.environments.items()]
+    return f"{_table(rows)}\n{_table(measured)}"
 
 
 def _table(rows: list[list[str]]) -> str:
