@@ -22,6 +22,7 @@ from ._contexts import Context, Lease
 from ._errors import DriverUnavailable
 from ._events import RingStatistics
 from ._lib import NativeRing, map_address
+from ._loops import running_loop
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
@@ -82,6 +83,7 @@ class Ring:
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
+        self._loop_calls = running_loop()
         self._process = os.getpid()
         self._pools: list[Pool] = []
         self._closed = False

@@ -7,17 +7,14 @@ import os
 import socket
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from io import IOBase
 from typing import NoReturn, Self, cast
 
 import anyio
 from anyio import ResourceGuard, wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
-from anyio.lowlevel import (
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-)
+from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._outputs import Output
@@ -48,6 +45,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
+        self._checkpoint_if_cancelled = ring._loop_calls.checkpoint_if_cancelled
+        self._let_others_run = ring._loop_calls.let_others_run
         self._eof_sent = False
         self._closed = False
 
@@ -100,7 +99,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint_if_cancelled()
+            await self._checkpoint_if_cancelled()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -112,7 +111,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await cancel_shielded_checkpoint()
+            await self._let_others_run()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -205,8 +204,8 @@ class ZeroCopySocketStream(SocketStream):
         await checkpoint()
 
     def _raise_end(self) -> NoReturn:
-        # A reset is told once.  When a send was told, receiving meets what looks like the peer's end,
-        # and bytes may be missing.
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's
+        # end, and bytes may be missing.
         if (error := self._output.lost_connection()) is not None:
             raise anyio.BrokenResourceError from error
         raise anyio.EndOfStream
@@ -221,6 +220,8 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
+            with suppress(RuntimeError):  # no event loop runs here
+                self._receiver.close()
             self._output.abandon(self._socket)
             self._socket.close()
 
@@ -241,9 +242,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     _receiver: DirectReceiver
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG004
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(sock)
+        return DirectReceiver(ring._loop_calls, sock)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.
