@@ -94,48 +94,38 @@ class DirectReceiver:
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop
-        self._checkpoint = loop.checkpoint
+        self._checkpoint_if_cancelled = loop.checkpoint_if_cancelled
+        self._let_others_run = loop.let_others_run
         self._wait_readable = loop.wait_readable
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._fd = sock.fileno()
         self._closed = False
-        # After less than was asked for there is most likely nothing: waiting at once saves a call.
-        self._drained = True
 
     async def receive(self, max_bytes: int) -> bytes:
-        if not self._drained or self._closed:
-            await self._checkpoint()
-        while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            try:
-                if self._drained:
-                    await self._wait_readable(self._fd)
-                data = self._recv(max_bytes)
-            except BlockingIOError:
-                self._drained = True
-            except Exception:
-                self._check()
-                raise
-            else:
-                self._drained = len(data) < max_bytes
-                return data
+        return await self.call(self._recv, max_bytes)
 
     async def receive_into(self, buffer: Buffer) -> int:
         return await self.call(self._recv_into, buffer)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a non-blocking function of the socket until it does not have to wait."""
-        await self._checkpoint()
+        await self._checkpoint_if_cancelled()
+        self._check()
+        try:
+            result = function(*arguments)
+        except BlockingIOError:
+            pass
+        else:
+            await self._let_others_run()
+            return result
         while True:
-            self._check()
             try:
+                await self._wait_readable(self._fd)
+                self._check()
                 return function(*arguments)
             except BlockingIOError:
                 pass
-            try:
-                await self._wait_readable(self._fd)
             except Exception:
                 self._check()
                 raise
@@ -162,6 +152,9 @@ class CallbackReceiver(DirectReceiver):
         self._add_reader = loop.loop.add_reader
         self._remove_reader = loop.loop.remove_reader
         self._create_future = loop.loop.create_future
+        self._checkpoint = loop.checkpoint
+        # After less than was asked for there is most likely nothing: waiting at once saves a call.
+        self._drained = True
         self._registered = False
         self._waiter: asyncio.Future[bytes] | None = None
         self._size = 0
