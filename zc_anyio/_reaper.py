@@ -25,7 +25,7 @@ from ._lib import (
     WINDOW,
     NativeRing,
 )
-from ._waiters import readable
+from ._loops import Loop
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
@@ -65,8 +65,9 @@ class ReceiverSink(Protocol):
 class Reaper:
     """Takes turns of one native ring and tells contexts and sockets what happened."""
 
-    def __init__(self, native: NativeRing, sockets: SocketSink) -> None:
+    def __init__(self, native: NativeRing, sockets: SocketSink, loop: Loop) -> None:
         self._native = native
+        self._loop = loop
         self._sockets = sockets
         self._contexts: dict[int, ContextSink] = {}
         self._next_context = 0
@@ -173,7 +174,7 @@ class Reaper:
 
         Shielded: sends are waited for while everything around them is being cancelled.
         """
-        completions = readable(self._native.wake_fd)
+        completions = self._loop.readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:

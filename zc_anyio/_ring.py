@@ -23,9 +23,9 @@ from ._contexts import Context, Lease
 from ._errors import DriverUnavailable
 from ._events import RingStatistics
 from ._lib import NativeRing, map_address
+from ._loops import running_loop
 from ._reaper import Reaper
 from ._sockets import SocketTable
-from ._waiters import waiter_type
 
 __all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
@@ -90,7 +90,8 @@ class Ring:
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
         self._sockets = SocketTable(native)
-        self._reaper = Reaper(native, self._sockets)
+        self._loop_calls = running_loop()
+        self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
@@ -100,7 +101,6 @@ class Ring:
         self._leases_by_view: dict[int, Any] = {}
         self._yield_at = 0.0
         # Whether receiving goes through the ring, and how many tasks wait for bytes.
-        self._new_waiter = waiter_type()
         self._receives: bool = capabilities.driver == "io_uring"
         self._receiving: int = 0
         self._closed = False
