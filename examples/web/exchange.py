@@ -115,9 +115,7 @@ class Exchange:
     ) -> None:
         """Send a whole answer."""
         size = body.count if isinstance(body, Part) else memoryview(body).nbytes
-        fields = [("content-length", str(size)), *headers]
-        if size or content_type != TEXT:
-            fields.insert(0, ("content-type", content_type))
+        fields = [("content-type", content_type), ("content-length", str(size)), *headers]
         await self.start(status, fields)
         await self.send(body)
         await self.finish()
@@ -131,12 +129,7 @@ class Exchange:
 
         Without ``content-length`` the body is chunked (or ends with the connection, for HTTP/1.0).
         """
-        fields = [
-            *headers,
-            ("date", formatdate(usegmt=True)),
-            ("server", SERVER),
-            ("x-content-type-options", "nosniff"),
-        ]
+        fields = [*headers, *_common()]
         self.status = status
         if self.stopping.is_set():
             fields.append(("connection", "close"))
@@ -197,6 +190,22 @@ class Exchange:
         self.taken_over = True
         return self.stream, self._http.trailing_data[0]
 
+    async def start_endless(self, headers: Headers) -> SocketStream:
+        """Send the head of an answer that ends with the connection, and take it over.
+
+        Its body has no framing, so it can be the same bytes for many peers.
+
+        :return: the stream, for the handler's own send groups.
+        """
+        assert self.status is None, "an answer has begun"
+        fields = [*headers, *_common(), ("connection", "close")]
+        lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields), "", ""]
+        self.status = 200
+        self.taken_over = True
+        await self._outgoing.send("\r\n".join(lines).encode("ascii"))
+        await self._outgoing.finish()
+        return self.stream
+
     async def wait_closed(self) -> None:
         """Wait until the peer has closed the connection or its half of it; what it sends is lost.
 
@@ -209,6 +218,15 @@ class Exchange:
         for data in self._http.send_with_data_passthrough(event) or ():
             if len(data):
                 await self._outgoing.send(data)
+
+
+def _common() -> list[tuple[str, str]]:
+    """Return the headers of every answer."""
+    return [
+        ("date", formatdate(usegmt=True)),
+        ("server", SERVER),
+        ("x-content-type-options", "nosniff"),
+    ]
 
 
 Handler: TypeAlias = Callable[[Request, Exchange], Awaitable[None]]

@@ -152,10 +152,11 @@ class Server:
             first = False
             async with self._exchange(stream, http, request) as exchange:
                 await self._handle(request, exchange)
+            if exchange.status is not None:
+                self.metrics.requests.labels(str(exchange.status)).inc()
             if exchange.taken_over:
                 await stream.aclose()
                 return
-            self.metrics.requests.labels(str(exchange.status)).inc()
             if not _can_go_on(http):
                 await _linger(stream)
                 return
