@@ -36,17 +36,15 @@ def parse_range(header: str, size: int) -> list[Range] | None:
     """Return the parts that ``Range`` asks for; ``None``: the whole file.
 
     The whole file is the answer to a unit other than bytes, to more than ``RANGES_MOST`` ranges,
-    and to ranges that are together longer than the file.
+    to ranges that are together longer than the file, and of an empty file.  nginx does the same.
 
     :raises UnsatisfiableError: 416.
     """
-    unit, equals, specs = header.partition("=")
-    if not equals or unit.strip().lower() != "bytes":
+    unit, _, specs = header.partition("=")
+    items = specs.split(",")
+    if unit.strip().lower() != "bytes" or not specs or not size or len(items) > RANGES_MOST:
         return None
     ranges = []
-    items = specs.split(",")
-    if len(items) > RANGES_MOST:
-        return None
     for item in items:
         if (match := RANGE.fullmatch(item.strip())) is None:
             raise UnsatisfiableError

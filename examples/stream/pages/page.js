@@ -63,7 +63,7 @@ player.addEventListener("error", () => {
 // --- status ---
 
 const EVERY_MS = 1000;
-const POINTS = 120;
+const POINTS = 60;
 const graphs = { rate: [], held: [] };
 let before = null;
 
