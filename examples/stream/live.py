@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from errno import ETIMEDOUT
 
 import anyio
 import anyio.to_thread
@@ -24,7 +25,7 @@ from prometheus_client.registry import Collector
 import zc_anyio
 from examples.web import Exchange, HTTPError, Metrics, Request
 
-from .picture import BOUNDARY, Picture
+from .picture import BOUNDARY, FIRST, Picture
 from .viewers import FRAMES_AHEAD, Viewer
 
 __all__ = ["Live"]
@@ -87,28 +88,23 @@ class Live(Collector):
             return
         if len(self._viewers) >= self._viewers_most:
             raise HTTPError(503, "Too many viewers", [("retry-after", "10")])
-        viewer = Viewer(await exchange.start_endless(HEADERS))
-        async with self._watching(viewer), anyio.create_task_group() as tasks:
-
-            async def end() -> None:
-                await exchange.stopping.wait()
-                viewer.scope.cancel()
-
-            with viewer.scope:
-                tasks.start_soon(end)
-                await exchange.wait_closed()
-            tasks.cancel_scope.cancel()
-        if viewer.dropped:
-            raise TimeoutError("a viewer stalled")
-
-    @asynccontextmanager
-    async def _watching(self, viewer: Viewer) -> AsyncIterator[None]:
+        viewer = Viewer(await exchange.start_endless(HEADERS, FIRST))
         self._viewers[viewer.stream] = viewer
         self._watched.set()
         try:
-            yield
+            with viewer.scope:
+                await exchange.wait_closed()
         finally:
             del self._viewers[viewer.stream]
+        if viewer.dropped:
+            raise TimeoutError("a viewer stalled")
+
+    def _drop(self, viewer: Viewer) -> None:
+        """Have a viewer's connection reset."""
+        if not viewer.dropped:
+            viewer.dropped = True
+            self._dropped.inc()
+            viewer.scope.cancel()
 
     def _ready(self, now: float) -> list[Viewer]:
         """Return the viewers for the next frame, and drop those that have stalled."""
@@ -117,10 +113,7 @@ class Live(Collector):
             viewer.look()
             since = viewer.waits_since()
             if since is not None and now - since > self._stall_seconds:
-                if not viewer.dropped:
-                    viewer.dropped = True
-                    self._dropped.inc()
-                    viewer.scope.cancel()
+                self._drop(viewer)
             elif viewer.is_ready:
                 ready.append(viewer)
             else:
@@ -196,9 +189,12 @@ class Live(Collector):
             ring=self._ring, on_error="collect", release_timeout=self._stall_seconds
         ) as group:
             await group.broadcast([viewer.stream for viewer in viewers], frame)
-            del frame
             # Queued in the order of the frames, before the next one is rendered.
             task_status.started()
+        late = {failure.stream for failure in group.failures if failure.error.errno == ETIMEDOUT}
+        for viewer in viewers:
+            if viewer.stream in late:
+                self._drop(viewer)
 
     async def _send_plain(self, viewer: Viewer, frame: bytes) -> None:
         """Send by copying, to compare."""

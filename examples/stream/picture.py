@@ -9,14 +9,15 @@ from typing import IO, Any, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["BOUNDARY", "CODE_BITS", "Picture"]
+__all__ = ["BOUNDARY", "CODE_BITS", "FIRST", "Picture"]
 
 BARS = ["#c8c8c8", "#c8c800", "#00c8c8", "#00c800", "#c800c8", "#c80000", "#0000c8"]
 QUALITY = 80
 BOUNDARY = "frame"
 # So much is kept free before the picture for the head of its part.
 HEAD_MOST = 160
-TAIL = f"\r\n--{BOUNDARY}\r\n".encode()
+FIRST = f"--{BOUNDARY}\r\n".encode()
+TAIL = b"\r\n" + FIRST
 # The frame's number in black and white squares at the bottom, the lowest bit to the right.
 CODE_BITS = 24
 

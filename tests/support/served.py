@@ -128,7 +128,8 @@ def serve(module: str, *arguments: str) -> Iterator[Served]:
         yield served
         if process.returncode is None:
             errors = served.stop()
-            assert (process.returncode, errors) == (0, ""), errors
+            assert process.wait() == 0, errors
+            assert not errors, errors
     finally:
         if process.returncode is None:
             process.kill()

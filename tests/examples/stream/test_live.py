@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
@@ -33,7 +35,11 @@ def read_code(image: Image.Image) -> int:
 
 def read_parts(sock: socket.socket, count: int) -> list[tuple[int, bytes]]:
     """Read parts of the live picture; return the number and the picture of each."""
-    file = sock.makefile("rb")
+    with sock.makefile("rb") as file:
+        return _read_parts(file, count)
+
+
+def _read_parts(file: BinaryIO, count: int) -> list[tuple[int, bytes]]:
     head = list(iter(file.readline, b"\r\n"))
     assert head[0].startswith(b"HTTP/1.1 200"), head
     assert b"content-type: multipart/x-mixed-replace; boundary=frame\r\n" in head
@@ -45,7 +51,6 @@ def read_parts(sock: socket.socket, count: int) -> list[tuple[int, bytes]]:
         assert fields["Content-Type"] == "image/jpeg"
         parts.append((int(fields["X-Frame"]), file.read(int(fields["Content-Length"]))))
         assert file.read(11) == b"\r\n--frame\r\n"
-    file.close()
     return parts
 
 
@@ -103,9 +108,8 @@ def test_stalled_viewers_change_nothing_for_the_others(tmp_path: Path) -> None:
                 viewers.read_until(lambda: all(viewers.frames))
                 first = max(seen[0] for seen in viewers.frames)
                 memory = []
-                for more in (10, 20):
-                    last = first + more
-                    viewers.read_until(lambda: all(seen[-1] >= last for seen in viewers.frames))
+                for last in (first + 10, first + 20):
+                    viewers.read_until(partial(viewers.all_have_seen, last))
                     memory.append(server.metrics())
                 assert not viewers.ended
                 assert memory[-1]["stream_viewers_stalled"] == STALLED
@@ -118,8 +122,8 @@ def test_stalled_viewers_change_nothing_for_the_others(tmp_path: Path) -> None:
                     / (memory[-1]["stream_frames_delivered_total"])
                 )
                 for values in memory:
-                    # Two frames each, and what the kernel accounts for having them in pages.
-                    assert values["stream_kernel_bytes_most"] < 2 * 2.5 * frame
+                    # Two frames each; the kernel accounts for up to four times as much.
+                    assert values["stream_kernel_bytes_most"] < 2 * 4 * frame
                     assert values["stream_unacknowledged_bytes"] < (STALLED + 60) * 2 * frame
                 assert memory[0]["stream_pool_bytes"] == memory[1]["stream_pool_bytes"]
 

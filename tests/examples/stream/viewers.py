@@ -55,6 +55,10 @@ class Viewers:
             for key, _ in self._selector.select(0.1):
                 self._read(key.data)
 
+    def all_have_seen(self, frame: int) -> bool:
+        """Whether all have got as far as a frame."""
+        return all(seen and seen[-1] >= frame for seen in self.frames)
+
     def _read(self, number: int) -> None:
         try:
             data = self._sockets[number].recv(1 << 18)
