@@ -125,7 +125,7 @@ def test_parallel_downloads_are_right_while_others_trickle(
             os.close(output)
         assert values["stream_file_bytes_total"] >= SIZE
         # The pages that go out are the page cache's.
-        assert values["process_resident_memory_bytes"] < 300 * MIB
+        assert values["process_private_memory_bytes"] < 150 * MIB
 
 
 def digest(path: Path) -> str:
