@@ -220,8 +220,11 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
+bool zc_window_full(struct zc_ctx *ctx, size_t size);
 
 /* requests.c */
+bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
+                       const struct zc_sock *sock, size_t size);
 struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);

@@ -16,14 +16,19 @@
 
 #include "internal.h"
 
-static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
+/* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
+bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
+                       const struct zc_sock *sock, size_t size)
 {
-    const struct zc_ctx *ctx = send->gen->ctx;
-    if (!send->sock->can_zero_copy || send->size > send->sock->most_zero_copy || send->force_copy || core->zero_copy_denied ||
+    if (!sock->can_zero_copy || size > sock->most_zero_copy || core->zero_copy_denied ||
         ctx->policy == ZC_POLICY_NEVER)
         return false;
-    return ctx->policy == ZC_POLICY_ALWAYS ||
-           (send->size >= ctx->threshold && !send->sock->copy_left);
+    return ctx->policy == ZC_POLICY_ALWAYS || (size >= ctx->threshold && !sock->copy_left);
+}
+
+static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
+{
+    return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size);
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)

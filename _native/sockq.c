@@ -366,7 +366,7 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
 }
 
 /* A send larger than the window is let in alone. */
-static bool window_full(struct zc_ctx *ctx, size_t size)
+bool zc_window_full(struct zc_ctx *ctx, size_t size)
 {
     if (!ctx->unreleased || (size <= ctx->window && ctx->unreleased <= ctx->window - size))
         return false;
@@ -419,7 +419,7 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EMSGSIZE;
     if (sock->error)
         return -EPIPE;
-    if (window_full(ctx, total))
+    if (zc_window_full(ctx, total))
         return -EAGAIN;
     int64_t sent = -ENOSPC;
     if (is_staged(core, ctx, sock, count, total, flags))
@@ -472,7 +472,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
     for (size_t i = 0; i < count; i++)
         if (!socks[i])
             return -EINVAL;
-    if (window_full(ctx, size))
+    if (zc_window_full(ctx, size))
         return -EAGAIN;
     size_t weight = size / count + 1;
     int64_t sent = -EPIPE, turn = 0;

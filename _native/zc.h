@@ -28,7 +28,7 @@
 /* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first send queued since the last turn: somebody has to take one soon */
-#define ZC_SENT_STAGED 4    /* written into staging memory: the buffer is the caller's again */
+#define ZC_SENT_STAGED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
 #define ZC_SENT_SHIFT 3
 
 /* Kinds of a socket. */
@@ -129,7 +129,7 @@ int zc_next_cancel(zc_core *core, uint64_t *user_data);
 int zc_next_broken(zc_core *core, int *fd, int *reset);
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
 
-/* --- the ring (ring.c, setup.c, uring.c, epoll.c) --- */
+/* --- the ring (ring.c, setup.c, uring.c, epoll.c, direct.c) --- */
 
 struct zc_ring_info {
     uint32_t setup_flags, sq_entries, cq_entries;
@@ -164,6 +164,11 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
                         const struct zc_learned *learned);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                     uint32_t flags, const char *to, size_t to_size);
+int zc_sock_unsent(const zc_sock *sock);
+int zc_sock_reset(zc_core *core, zc_sock *sock, int error);
+void zc_sock_tell_idle(zc_core *core, zc_sock *sock);
 
 /* cdef end */
 

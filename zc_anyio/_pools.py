@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 
 from ._lib import as_buffer, from_buffer, map_address
-from ._ring import Ring, current_ring
+from ._ring import Ring, require_ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
 
@@ -281,10 +281,7 @@ async def open_buffer_pool(
         raise ValueError("a registered buffer has 1 GiB at most")
     if huge_pages not in ("auto", "always", "never"):
         raise ValueError(f'huge_pages must be "auto", "always" or "never", not {huge_pages!r}')
-    ring = ring or current_ring()
-    if ring is None:
-        raise RuntimeError("no ring is open: open one with open_ring(), or pass ring=")
-    ring.check_loop()
+    ring = require_ring(ring)
     pool = BufferPool(ring, buffer_size=buffer_size, count=count, huge_pages=huge_pages)
     ring._pools.append(pool)
     try:

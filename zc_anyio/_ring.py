@@ -25,7 +25,7 @@ from ._lib import NativeRing, map_address
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
-__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring"]
+__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
 Driver: TypeAlias = Literal["auto", "io_uring", "msg_zerocopy", "copy"]
 ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
@@ -177,6 +177,9 @@ class Ring:
 
         Returns a cancellation that came meanwhile.
         """
+        for context in self._reaper.contexts:
+            # Streams that are still open have generations that nothing else would end.
+            context.flush(even_empty=False)
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -196,6 +199,7 @@ class Ring:
         all_released = self._native.close()
         for context in contexts:
             context.disown()
+        self._reaper.close()
         if all_released:
             for context in contexts:
                 context.references.clear()
@@ -207,6 +211,18 @@ class Ring:
                 ResourceWarning,
                 stacklevel=2,
             )
+
+
+def require_ring(ring: Ring | None) -> Ring:
+    """Return the ring that was given, or the ambient one.
+
+    :raises RuntimeError: there is none, or it is not this event loop's.
+    """
+    ring = ring or _ambient.get()
+    if ring is None:
+        raise RuntimeError("no ring is open: open one with open_ring(), or pass ring=")
+    ring.check_loop()
+    return ring
 
 
 def current_ring() -> Ring | None:
