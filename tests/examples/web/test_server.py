@@ -169,7 +169,8 @@ async def serving(
     )
     metrics = Metrics()
     server = Server(routes, ring=ring, limits=Limits(**limits), metrics=metrics)  # type: ignore[arg-type]
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    create = zc_anyio.create_tcp_listener if ring is not None else anyio.create_tcp_listener
+    listener = await create(local_host="127.0.0.1")
     rig = Rig(server, listener.extra(SocketAttribute.local_port), anyio.Event())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, listener, rig.stop)
