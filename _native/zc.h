@@ -18,11 +18,11 @@
 #define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
-#define ZC_SEND_ALONE 16    /* a request of its own: only such reads from registered memory */
+#define ZC_SEND_REGISTERED 16 /* lies in registered memory */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
-#define ZC_POLICY_ALWAYS 1
+#define ZC_POLICY_ALWAYS 1  /* every send or run of staged ones, whatever was learned */
 #define ZC_POLICY_NEVER 2
 
 /* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
@@ -90,6 +90,7 @@ typedef struct zc_ring zc_ring;
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
+int zc_core_disown(zc_core *core);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);

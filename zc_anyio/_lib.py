@@ -28,9 +28,9 @@ __all__ = [
     "POLICIES",
     "RELEASED",
     "RESULT",
-    "SEND_ALONE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
+    "SEND_REGISTERED",
     "SEND_UNSTAGED",
     "SENT_KICK",
     "SENT_SHIFT",
@@ -40,11 +40,12 @@ __all__ = [
     "NativeRing",
     "SocketInfo",
     "address_of",
-    "as_buffer",
     "broadcast",
+    "export",
     "from_buffer",
     "map_address",
     "new_learned",
+    "part_of",
     "pointer_to",
     "queue",
     "queue_or_send",
@@ -68,7 +69,7 @@ AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
-SEND_ALONE: Final = _constant("ZC_SEND_ALONE")
+SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
 POLICIES: Final = {
     name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
 }
@@ -77,6 +78,8 @@ SENT_KICK: Final = _constant("ZC_SENT_KICK")
 SENT_STAGED: Final = _constant("ZC_SENT_STAGED")
 SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
 queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
+# (pointer, size): an object that exports memory, and keeps the pointer's memory alive.
+export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
 # The same for a ring instead of a core; what need not wait is handed to the kernel at once.
 queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_ring_send", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
@@ -133,9 +136,9 @@ def pointer_to(address: int) -> Any:
     return ffi.cast("char *", address)
 
 
-def as_buffer(pinned: Any, offset: int, size: int) -> Any:
-    """Return an object that exports a part of pinned memory, and keeps it alive."""
-    return ffi.buffer(ffi.gc(pinned + offset, lambda _, _keep=pinned: None), size)
+def part_of(pinned: Any, offset: int) -> Any:
+    """Return a pointer into pinned memory that keeps the memory pinned."""
+    return ffi.gc(pinned + offset, lambda _, _keep=pinned: None)
 
 
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
@@ -282,6 +285,7 @@ class NativeRing:
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""
+        lib.zc_core_disown(self.core)
         self.ring = self.core = ffi.NULL
 
     def free_context(self, handle: Any) -> None:
