@@ -89,9 +89,7 @@ async def listen(
 ) -> Listener[SocketStream]:
     """Listen where it was said; ``listener.extra(SocketAttribute.local_port)`` is the port."""
     create = anyio.create_tcp_listener if options.plain else zc_anyio.create_tcp_listener
-    return await create(
-        local_host=options.host, local_port=options.port, reuse_port=reuse_port
-    )
+    return await create(local_host=options.host, local_port=options.port, reuse_port=reuse_port)
 
 
 def address(options: argparse.Namespace, listener: Listener[SocketStream]) -> str:
