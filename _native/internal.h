@@ -49,6 +49,12 @@ struct event {
     int kind;
 };
 
+/* Of what the accounting knows nothing but a number: a receiver. */
+struct ready_event {
+    struct event event;
+    uint64_t id;
+};
+
 /* One buffer of a send may be any size; one request is cut here, so that int results hold. */
 #define REQUEST_MAX_BYTES ((size_t)1 << 30)
 /* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */

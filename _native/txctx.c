@@ -186,6 +186,9 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
         case ZC_EV_WINDOW:
             out[1] = (int64_t)container(event, struct zc_ctx, window_event)->id;
             break;
+        case ZC_EV_READY:
+            out[1] = (int64_t)container(event, struct ready_event, event)->id;
+            break;
         default: /* ZC_EV_IDLE */
             out[1] = (int64_t)container(event, struct zc_sock, idle_event)->id;
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from typing import Any
 
 import anyio
@@ -126,6 +127,16 @@ class Output(Sender):
             raise self._ring._sockets.broken(self._attached)
         raise anyio.BrokenResourceError from os_error(number)
 
+    def lost_connection(self) -> OSError | None:
+        """Return why sending has failed, if that may have been the end of the connection."""
+        if self.closed or self._ring._closed:
+            return None
+        # The completion of the send that failed may still wait to be taken.
+        self._ring._reaper.turn()
+        number = self._native.socket_error(self._attached.handle)
+        # A send that was cut short here says nothing of the peer.
+        return os_error(number) if number not in (0, errno.ECANCELED) else None
+
     # --- waiting ---
 
     async def wait_window(self) -> None:
@@ -176,3 +187,11 @@ class Output(Sender):
         self._context.flush(even_empty=False)
         self._context.close()
         self._ring._sockets.let_go(self._attached, name)
+
+    def abandon(self, name: object) -> None:
+        """Close for a stream that was never closed, from whichever thread drops it.
+
+        In another thread the ring cannot be touched: its duplicate goes with the ring.
+        """
+        if self._ring._thread == threading.get_ident():
+            self.close(name)

@@ -1,6 +1,6 @@
 """Receiving and accepting: what streams and listeners call, and the way that needs no ring.
 
-:func:`make_receiver` and :func:`make_acceptor` choose.  Whoever calls :meth:`Receiver.receive` or
+Whoever calls :meth:`Receiver.receive` or
 :meth:`Acceptor.accept` sees to it that only one task at a time does.
 """
 
@@ -17,7 +17,6 @@ import anyio.lowlevel
 from anyio import wait_readable
 
 from ._buffers import Buffer
-from ._ring import Ring
 
 __all__ = [
     "Acceptor",
@@ -26,8 +25,6 @@ __all__ = [
     "ReceivedBefore",
     "Receiver",
     "is_shortage",
-    "make_acceptor",
-    "make_receiver",
     "wait_shortage",
 ]
 
@@ -55,8 +52,11 @@ class Receiver(Protocol):
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
-    def close(self) -> None:
-        """Take nothing more, and wake a call that waits; before the socket is closed."""
+    def close(self) -> bool:
+        """Take nothing more, and wake a call that waits; before the socket is closed.
+
+        Returns whether bytes that were taken from the socket have not been received.
+        """
 
 
 class Acceptor(Protocol):
@@ -71,16 +71,6 @@ class Acceptor(Protocol):
 
     def close(self) -> None:
         """Take no more connections, and wake a call that waits; before the socket is closed."""
-
-
-def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG001
-    """Return the receiver of a connected stream socket."""
-    return DirectReceiver(sock)
-
-
-def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:  # noqa: ARG001
-    """Return the acceptor of a listening socket."""
-    return DirectAcceptor(sock)
 
 
 class DirectReceiver:
@@ -130,10 +120,11 @@ class DirectReceiver:
             raise anyio.ClosedResourceError
         await wait_readable(self._fd)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         if not self._closed:
             self._closed = True
             anyio.notify_closing(self._fd)
+        return False
 
 
 class ReceivedBefore:
@@ -162,9 +153,9 @@ class ReceivedBefore:
         taken, self._received = self._received[:size], self._received[size:]
         return taken
 
-    def close(self) -> None:
-        self._received = b""
-        self._receiver.close()
+    def close(self) -> bool:
+        unread, self._received = self._received, b""
+        return self._receiver.close() or bool(unread)
 
 
 class DirectAcceptor:

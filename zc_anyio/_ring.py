@@ -25,6 +25,7 @@ from ._events import RingStatistics
 from ._lib import NativeRing, map_address
 from ._reaper import Reaper
 from ._sockets import SocketTable
+from ._waiters import waiter_type
 
 __all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
@@ -98,6 +99,10 @@ class Ring:
         # Pool buffers that are out, by the identity of the view that was handed out.
         self._leases_by_view: dict[int, Any] = {}
         self._yield_at = 0.0
+        # Whether receiving goes through the ring, and how many tasks wait for bytes.
+        self._new_waiter = waiter_type()
+        self._receives: bool = capabilities.driver == "io_uring"
+        self._receiving: int = 0
         self._closed = False
         self._final: RingStatistics | None = None
 
@@ -128,6 +133,8 @@ class Ring:
             refused=counters.refused,
             submits=self._native.submits,
             completions=counters.completions,
+            receivers=counters.receivers,
+            receives=counters.receives,
         )
 
     def check(self) -> None:
@@ -203,6 +210,7 @@ class Ring:
         for context in self._reaper.contexts:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
+        self._receives = False
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -210,6 +218,13 @@ class Ring:
             self._reaper.turn()
             again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
             cancelled = cancelled or again
+        if self._native.stop_receiving():
+            self._reaper.turn()
+            again = await self._reaper.wait_anyway(
+                lambda: not self._native.stop_receiving(), RESET_SECONDS
+            )
+            cancelled = cancelled or again
+        self._reaper.stop_receivers()
         return cancelled
 
     def _close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable
@@ -87,12 +86,12 @@ class _Datagrams:
     def __del__(self) -> None:
         if self._closed:
             return
-        self._closed = True
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-        # In another thread the ring cannot be touched: its duplicate goes with the ring.
-        if self._ring._thread == threading.get_ident():
-            self._output.close(self._socket)
-        self._socket.close()
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
+            self._output.abandon(self._socket)
+            self._socket.close()
 
 
 class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):

@@ -5,25 +5,21 @@ from __future__ import annotations
 import array
 import os
 import socket
-import threading
 import warnings
 from collections.abc import Collection
 from io import IOBase
-from typing import Self, cast
+from typing import NoReturn, Self, cast
 
 import anyio
 from anyio import ResourceGuard, wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
-from anyio.lowlevel import (
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-)
+from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._outputs import Output
-from ._receiving import DirectReceiver, ReceivedBefore, Receiver, make_receiver
+from ._receiving import DirectReceiver, ReceivedBefore, Receiver
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 
 __all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
@@ -101,7 +97,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint_if_cancelled()
+            await checkpoint()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -113,7 +109,6 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await cancel_shielded_checkpoint()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -133,7 +128,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not data:
-            raise anyio.EndOfStream
+            self._raise_end()
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
@@ -154,7 +149,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not size:
-            raise anyio.EndOfStream
+            self._raise_end()
         return size
 
     async def send_eof(self) -> None:
@@ -200,10 +195,17 @@ class ZeroCopySocketStream(SocketStream):
         """
         if not self._closed:
             self._closed = True
-            self._receiver.close()
-            self._output.close(self, reset=_has_unread(self._socket))
+            unread = self._receiver.close() or _has_unread(self._socket)
+            self._output.close(self, reset=unread)
             self._socket.close()
         await checkpoint()
+
+    def _raise_end(self) -> NoReturn:
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's end,
+        # and bytes may be missing.
+        if (error := self._output.lost_connection()) is not None:
+            raise anyio.BrokenResourceError from error
+        raise anyio.EndOfStream
 
     def _broken(self) -> Exception:
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
@@ -211,12 +213,12 @@ class ZeroCopySocketStream(SocketStream):
     def __del__(self) -> None:
         if self._closed:
             return
-        self._closed = True
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-        # In another thread the ring cannot be touched: its duplicate goes with the ring.
-        if self._ring._thread == threading.get_ident():
-            self._output.close(self._socket)
-        self._socket.close()
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
+            self._output.abandon(self._socket)
+            self._socket.close()
 
 
 def _has_unread(sock: socket.socket) -> bool:
