@@ -60,6 +60,8 @@ def parse() -> argparse.Namespace:
     )
     add_options(parser, port=8000)
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is not a folder")
     if not 0 < options.fps <= 120:
         parser.error("--fps must be more than 0, and 120 at most")
     if not 160 <= options.width <= 3840:
