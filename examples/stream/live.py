@@ -189,7 +189,8 @@ class Live(Collector):
             ring=self._ring, on_error="collect", release_timeout=self._stall_seconds
         ) as group:
             await group.broadcast([viewer.stream for viewer in viewers], frame)
-        task_status.started()
+            # Queued in the order of the frames, before the next one is rendered.
+            task_status.started()
         late = {failure.stream for failure in group.failures if failure.error.errno == ETIMEDOUT}
         for viewer in viewers:
             if viewer.stream in late:
