@@ -13,6 +13,9 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
+# What `make stream` serves: a test video, unless told otherwise.
+FOLDER ?= build/videos
+TEST_VIDEO := build/videos/test.mp4
 ARGS ?=
 
 VENV := .venv
@@ -37,7 +40,7 @@ ASAN_PYTEST = -m pytest --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench bench-quick bench-page lint types asan wheel test-versions clean
+.PHONY: help setup demo stream test bench bench-quick bench-page lint types asan wheel test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,6 +49,9 @@ setup: $(VENV)/.installed ## Install what is missing and build the extension
 
 demo: $(VENV)/.installed ## Run the demonstration
 	@$(BIN)/python -m examples.demo
+
+stream: $(VENV)/.installed $(filter $(TEST_VIDEO),$(FOLDER)/test.mp4) ## Serve videos and a live picture (FOLDER=... for yours)
+	@$(BIN)/python -m examples.stream $(FOLDER)
 
 test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -105,6 +111,11 @@ $(VENV)/.installed: $(VENV)/.created $(NATIVE)
 	@echo "setup: building zc_anyio and installing it with its test tools into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test]'
 	@touch $@
+
+$(TEST_VIDEO): | $(VENV)/.created
+	@mkdir -p $(@D)
+	@ffmpeg -loglevel error -y -f lavfi -i testsrc2=size=640x360:rate=25:duration=60 \
+		-f lavfi -i sine=beep_factor=4:duration=60 -pix_fmt yuv420p -movflags +faststart $@
 
 # The lab needs root anyway; without, the benchmarks measure on loopback.
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml
