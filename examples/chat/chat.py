@@ -19,17 +19,17 @@ import zc_anyio
 
 from ..web import Exchange, HTTPError, Request, abort
 from .limits import ChatLimits
-from .log import Full, Log
-from .members import Ending, Member
+from .log import FullError, Log
+from .members import DroppedError, Member
 from .messages import (
     IMAGE_BYTES,
     PICTURE_FRAME_BYTES,
     TEXT_CHARACTERS,
     TEXT_FRAME_BYTES,
     Fetch,
-    Malformed,
+    MalformedError,
     Picture,
-    Refused,
+    RefusedError,
     Say,
     clean_name,
     clean_room,
@@ -45,10 +45,10 @@ from .queues import GONE, open_queue
 from .rooms import Pictures, Room
 from .websocket import (
     PING,
-    Closed,
+    ClosedError,
     Incoming,
     Message,
-    TooBig,
+    TooBigError,
     binary_frame,
     close_frame,
     pong_frame,
@@ -58,7 +58,8 @@ from .websocket import (
 __all__ = ["Chat"]
 
 RECEIVE = 64 << 10
-# A message of which more than this has come, and not all, is an upload, of which there may be a few.
+# A message of which more than this has come, and not all, is an upload, of which there may be a
+# few.
 UPLOAD = 2 * TEXT_FRAME_BYTES
 SWEEP_SECONDS = 1.0
 STOP_POLL_SECONDS = 0.02
@@ -195,7 +196,7 @@ class Chat:
 
     async def _serve(
         self, room: Room, member: Member, connection: Connection, received: bytes
-    ) -> Ending | None:
+    ) -> DroppedError | None:
         """Take what a member sends, until its connection has to end; ``None`` if it is gone."""
         incoming = Incoming(
             connection, text_bytes=TEXT_FRAME_BYTES, binary_bytes=PICTURE_FRAME_BYTES
@@ -209,7 +210,7 @@ class Chat:
                     received = await member.queue.stream.receive(RECEIVE)
         except (*GONE, anyio.EndOfStream):
             return None
-        except Ending as ending:
+        except DroppedError as ending:
             return ending
         return member.ending
 
@@ -222,9 +223,9 @@ class Chat:
                         received = await member.queue.stream.receive(RECEIVE)
                         await self._take(room, member, incoming, received)
             except TimeoutError:
-                raise Ending(POLICY_VIOLATION, "the message took too long") from None
+                raise DroppedError(POLICY_VIOLATION, "the message took too long") from None
 
-    async def _close(self, member: Member, ending: Ending) -> None:
+    async def _close(self, member: Member, ending: DroppedError) -> None:
         """Send a close frame behind all that waits, and wait until the peer has closed as well.
 
         A member that does not take it in time is reset, so that nothing is kept for it.
@@ -250,21 +251,21 @@ class Chat:
     async def _take(self, room: Room, member: Member, incoming: Incoming, received: bytes) -> None:
         """Take in what was received.
 
-        :raises Ending: the member has to be dropped for it.
+        :raises DroppedError: the member has to be dropped for it.
         """
         member.heard = time.monotonic()
         before = incoming.frames
         try:
             for message in incoming.feed(received):
                 await self._handle(room, member, message)
-        except TooBig:
-            raise Ending(TOO_BIG, "the message is too large") from None
-        except Malformed as exc:
-            raise Ending(POLICY_VIOLATION, f"not a message of this chat: {exc}") from None
-        except Closed as closed:
-            raise Ending(closed.code, closed.reason, by_peer=not closed.violation) from None
+        except TooBigError:
+            raise DroppedError(TOO_BIG, "the message is too large") from None
+        except MalformedError as exc:
+            raise DroppedError(POLICY_VIOLATION, f"not a message of this chat: {exc}") from None
+        except ClosedError as closed:
+            raise DroppedError(closed.code, closed.reason, by_peer=not closed.violation) from None
         if not member.frames.take(incoming.frames - before):
-            raise Ending(POLICY_VIOLATION, "flooding")
+            raise DroppedError(POLICY_VIOLATION, "flooding")
 
     async def _handle(self, room: Room, member: Member, message: Message) -> None:
         match message:
@@ -280,19 +281,19 @@ class Chat:
             else:
                 await self._post(room, member, request)
             member.strikes = 0
-        except Refused as refused:
+        except RefusedError as refused:
             member.strikes += 1
             if member.strikes > self._limits.strikes:
-                raise Ending(POLICY_VIOLATION, "flooding") from None
+                raise DroppedError(POLICY_VIOLATION, "flooding") from None
             self._metrics.refused.inc()
             refusal = encode(type="refused", nonce=refused.nonce, reason=refused.reason)
             member.tell(text_frame(refusal))
 
     async def _post(self, room: Room, member: Member, request: Say | Picture) -> None:
         if not member.messages.take():
-            raise Refused(request.nonce, "you are sending too fast")
+            raise RefusedError(request.nonce, "you are sending too fast")
         if isinstance(request, Picture) and not member.pictures.take(len(request.content)):
-            raise Refused(request.nonce, "you are sending too many pictures")
+            raise RefusedError(request.nonce, "you are sending too many pictures")
         ident = self._log.new_id()
         at = time.time_ns() // 1_000_000
         if isinstance(request, Say):
@@ -301,14 +302,14 @@ class Chat:
             post = post_picture(ident, at, member.name, request)
         try:
             await self._log.post(room, post, partial(_answer, member, request.nonce, ident))
-        except Full:
-            raise Refused(
+        except FullError:
+            raise RefusedError(
                 request.nonce, "too many messages wait for the connection to other servers"
             ) from None
 
     async def _fetch(self, room: Room, member: Member, request: Fetch) -> None:
         if not member.messages.take():
-            raise Refused(request.id, "you are asking too fast")
+            raise RefusedError(request.id, "you are asking too fast")
         frame = None
         # Only what this room has seen: ids tell nothing of the rooms of others.
         if any(kept.id == request.id for kept in room.history):

@@ -17,13 +17,14 @@ from anyio.abc import TaskStatus
 from .messages import Post
 from .rooms import Room
 
-__all__ = ["Answer", "Full", "Log", "MemoryLog"]
+__all__ = ["Answer", "FullError", "Log", "MemoryLog"]
 
-# Called with "pending" when a message was delivered here only, and with "ack" when it is in the log.
+# Called with "pending" when a message was delivered here only, and with "ack" when it is in the
+# log.
 Answer: TypeAlias = Callable[[Literal["pending", "ack"]], None]
 
 
-class Full(Exception):
+class FullError(Exception):
     """The log is out of reach, and too much waits for it already."""
 
 
@@ -47,7 +48,7 @@ class Log(Protocol):
     async def post(self, room: Room, post: Post, answer: Answer) -> None:
         """Take a message; it is delivered to the room, and answered, now or later.
 
-        :raises Full: it is not taken.
+        :raises FullError: it is not taken.
         """
 
     async def fetch(self, room: Room, ident: str) -> Post | None:
@@ -79,7 +80,7 @@ class MemoryLog:
         await room.deliver(post)
         answer("ack")
 
-    async def fetch(self, room: Room, ident: str) -> Post | None:
+    async def fetch(self, room: Room, ident: str) -> Post | None:  # noqa: ARG002
         return None
 
     async def flush(self, seconds: float) -> None:

@@ -10,13 +10,13 @@ from .flood import Allowance
 from .limits import ChatLimits
 from .queues import MemberQueue
 
-__all__ = ["SLOW", "Ending", "Member"]
+__all__ = ["SLOW", "DroppedError", "Member"]
 
 # RFC 6455 and its registry: try again later.
 SLOW = 1013
 
 
-class Ending(Exception):
+class DroppedError(Exception):
     """A member's connection has to end, with this code and reason.
 
     :ivar by_peer: the member has sent a close frame, and waits for ours.
@@ -41,7 +41,7 @@ class Member:
     def __init__(self, name: str, queue: MemberQueue, limits: ChatLimits) -> None:
         self.name = name
         self.queue = queue
-        self.ending: Ending | None = None
+        self.ending: DroppedError | None = None
         self.heard = time.monotonic()
         self.scope = CancelScope()
         self.messages = Allowance(limits.message_rate, limits.message_burst)
@@ -56,7 +56,7 @@ class Member:
     def drop(self, code: int, reason: str) -> None:
         """End its connection, by a close frame behind what is queued for it."""
         if self.ending is None:
-            self.ending = Ending(code, reason)
+            self.ending = DroppedError(code, reason)
             self.scope.cancel()
 
     def tell(self, *frames: bytes) -> None:

@@ -13,8 +13,8 @@ To a member:
 
 * ``welcome``: ``name`` (the one it got), ``room``, ``members``, ``limits``, ``server``;
 * ``message``: ``id``, ``from``, ``at`` (milliseconds since 1970), ``text``;
-* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``; as the header of a picture
-  when it is dropped or fetched, alone in the history;
+* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``; as the header of a
+  picture when it is dropped or fetched, alone in the history;
 * ``presence``: ``joined``, ``left``;
 * ``ack``: ``nonce``, ``id``: the message is in the history, and will not be lost;
 * ``pending``: ``nonce``, ``id``: it was delivered here, and an ``ack`` will come;
@@ -37,10 +37,10 @@ __all__ = [
     "TEXT_CHARACTERS",
     "TEXT_FRAME_BYTES",
     "Fetch",
-    "Malformed",
+    "MalformedError",
     "Picture",
     "Post",
-    "Refused",
+    "RefusedError",
     "Request",
     "Say",
     "clean_name",
@@ -72,11 +72,11 @@ SIGNATURES = {
 LENGTH = struct.Struct("!H")
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """This is not a message of the protocol; its sender is not worth talking to."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A message that is not taken, with the reason that its sender is told.
 
     :ivar nonce: of the message.
@@ -158,8 +158,8 @@ def clean_room(name: str) -> str:
 def parse_text(data: str) -> Say | Fetch:
     """Read a text frame.
 
-    :raises Malformed: it is no message.
-    :raises Refused: the text is empty or too long.
+    :raises MalformedError: it is no message.
+    :raises RefusedError: the text is empty or too long.
     """
     fields = _parse_object(data)
     match fields.get("type"):
@@ -167,29 +167,29 @@ def parse_text(data: str) -> Say | Fetch:
             nonce = _string(fields, "nonce", NONCE_CHARACTERS)
             text = clean_text(_string(fields, "text", TEXT_FRAME_BYTES))
             if not text:
-                raise Refused(nonce, "the message is empty")
+                raise RefusedError(nonce, "the message is empty")
             if len(text) > TEXT_CHARACTERS:
-                raise Refused(nonce, f"the message has more than {TEXT_CHARACTERS} characters")
+                raise RefusedError(nonce, f"the message has more than {TEXT_CHARACTERS} characters")
             return Say(nonce, text)
         case "fetch":
             return Fetch(_string(fields, "id", NONCE_CHARACTERS))
-    raise Malformed("unknown type")
+    raise MalformedError("unknown type")
 
 
 def parse_picture(data: bytes) -> Picture:
     """Read a binary frame.
 
-    :raises Malformed: it is no message.
-    :raises Refused: it is no picture of a format that is taken, or too large.
+    :raises MalformedError: it is no message.
+    :raises RefusedError: it is no picture of a format that is taken, or too large.
     """
     fields, content = split_picture(data)
     nonce = _string(fields, "nonce", NONCE_CHARACTERS)
     name = clean_name(_string(fields, "name", HEADER_BYTES))
     media_type = _media_type(content)
     if media_type is None:
-        raise Refused(nonce, "only PNG, JPEG, GIF and WebP pictures are taken")
+        raise RefusedError(nonce, "only PNG, JPEG, GIF and WebP pictures are taken")
     if len(content) > IMAGE_BYTES:
-        raise Refused(nonce, f"the picture is larger than {IMAGE_BYTES >> 20} MiB")
+        raise RefusedError(nonce, f"the picture is larger than {IMAGE_BYTES >> 20} MiB")
     return Picture(nonce, name, media_type, content)
 
 
@@ -204,16 +204,16 @@ def _parse_object(data: str | bytes) -> dict[str, Any]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise Malformed("this is not JSON") from exc
+        raise MalformedError("this is not JSON") from exc
     if not isinstance(fields, dict):
-        raise Malformed("this is not a JSON object")
+        raise MalformedError("this is not a JSON object")
     return fields
 
 
 def _string(fields: dict[str, Any], name: str, most: int) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or len(value) > most:
-        raise Malformed(f"{name} is missing, too long or no string")
+        raise MalformedError(f"{name} is missing, too long or no string")
     return clean_text(value) if most == NONCE_CHARACTERS else value
 
 
@@ -228,14 +228,14 @@ def join_picture(header: bytes, content: bytes) -> bytes:
 def split_picture(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Return the header of a picture, and the picture.
 
-    :raises Malformed: there is no header.
+    :raises MalformedError: there is no header.
     """
     if len(data) < LENGTH.size:
-        raise Malformed("a picture begins with a header")
+        raise MalformedError("a picture begins with a header")
     (size,) = LENGTH.unpack_from(data)
     end = LENGTH.size + size
     if size > HEADER_BYTES or end > len(data):
-        raise Malformed("the header of a picture is cut short, or too long")
+        raise MalformedError("the header of a picture is cut short, or too long")
     return _parse_object(data[LENGTH.size : end]), data[end:]
 
 

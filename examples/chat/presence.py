@@ -1,14 +1,15 @@
 """Who is in the rooms of other servers, as they tell each other through Redis.
 
-Each server tells who is in its rooms when that changes, and everything now and then, so that one that
-has just come learns of the others, and one that is gone is forgotten.
+Each server tells who is in its rooms when that changes, and everything now and then, so that one
+that has just come learns of the others, and one that is gone is forgotten.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -70,7 +71,7 @@ class Presence:
             if everything or changed:
                 await client.publish(self.channel, encode(server=self._origin, rooms=changed))
             told = here
-            self._forget(lambda server: now - server.heard > FORGET_SECONDS)
+            self._forget(unheard_since=now - FORGET_SECONDS)
             await anyio.sleep(TELL_SECONDS)
 
     def received(self, data: bytes) -> None:
@@ -91,10 +92,10 @@ class Presence:
 
     def forget_all(self) -> None:
         """No other server is reached."""
-        self._forget(lambda _: True)
+        self._forget(unheard_since=math.inf)
 
-    def _forget(self, which: Callable[[Server], bool]) -> None:
-        for name in [name for name, server in self._servers.items() if which(server)]:
+    def _forget(self, *, unheard_since: float) -> None:
+        for name in [n for n, server in self._servers.items() if server.heard < unheard_since]:
             for room_name in self._servers.pop(name).rooms:
                 if (room := self._rooms.get(room_name)) is not None:
                     room.set_elsewhere(name, [])

@@ -1,9 +1,9 @@
 """What is on its way to members: one buffer to many, and how far behind each of them is.
 
-With a ring, a broadcast is queued on all sockets in one batch, through one send group for each room,
-and what a member has not taken is what its socket was given less what its peer has acknowledged, so
-that nothing has to be counted at each send.  Without a ring, to compare, each member has a task that
-sends by anyio's own stream.
+With a ring, a broadcast is queued on all sockets in one batch, through one send group for each
+room, and what a member has not taken is what its socket was given less what its peer has
+acknowledged, so that nothing has to be counted at each send.  Without a ring, to compare, each
+member has a task that sends by anyio's own stream.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..web import acknowledged
 
 __all__ = ["Broadcaster", "MemberQueue", "open_broadcaster", "open_queue"]
 
-# What the kernel takes for a peer that does not read.  Beyond it bytes wait in the program, which has
-# them once for all members.
+# What the kernel takes for a peer that does not read.  Beyond it bytes wait in the program, which
+# has them once for all members.
 KERNEL_BYTES = 256 << 10
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -80,7 +80,8 @@ class Broadcaster(ABC):
 
 
 class RingQueue(MemberQueue):
-    """A member's own send group, besides that of its room: the order of the calls holds for both."""
+    """A member's own send group, besides that of its room: the order of the calls holds for
+    both."""
 
     def __init__(self, stream: SocketStream, group: zc_anyio.SendGroup) -> None:
         super().__init__(stream)

@@ -1,13 +1,13 @@
 """A log that several servers share, in Redis (by coredis).
 
-Each room has a stream, in which its messages are kept, and a channel, on which its servers are told of
-them.  One script does both, so that every server sees the messages of a room in the stream's order,
-and delivers them in that order, its own ones too.
+Each room has a stream, in which its messages are kept, and a channel, on which its servers are told
+of them.  One script does both, so that every server sees the messages of a room in the stream's
+order, and delivers them in that order, its own ones too.
 
 When Redis is not reached, rooms go on within this server: what is posted is delivered here at once,
 and its sender is told that it is *pending*.  It stays in a bounded backlog until Redis is back, is
-then appended, and only then acknowledged.  Other members' messages that were missed are read from the
-stream.  What Redis itself has lost meanwhile is put back by whoever has it in its history.
+then appended, and only then acknowledged.  Other members' messages that were missed are read from
+the stream.  What Redis itself has lost meanwhile is put back by whoever has it in its history.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from coredis.commands.script import Script
 from coredis.exceptions import RedisError
 from coredis.retry import NoRetryPolicy
 
-from .log import Answer, Full
+from .log import Answer, FullError
 from .messages import Post
 from .metrics import ChatMetrics
 from .presence import Presence
@@ -116,7 +116,7 @@ class RedisLog:
     async def post(self, room: Room, post: Post, answer: Answer) -> None:
         size = len(post.header) + len(post.content or b"")
         if len(self._waiting) >= BACKLOG or self._waiting_bytes + size > BACKLOG_BYTES:
-            raise Full
+            raise FullError
         self._waiting[_number(post.id)] = Waiting(room, post, answer)
         self._waiting_bytes += size
         self._metrics.backlog.set(len(self._waiting))
@@ -157,7 +157,7 @@ class RedisLog:
 
     async def flush(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            while self._waiting:
+            while self._waiting:  # noqa: ASYNC110 - once, when the server stops
                 await anyio.sleep(0.01)
 
     # --- the connection ---
@@ -237,7 +237,7 @@ class RedisLog:
         if seen:
             restore: Script[bytes] = client.register_script((HERE / "restore.lua").read_text())
             known = [value for kept in seen for value in (kept.position or "", kept.header)]
-            lost = await restore([_stream(room.name)], [LOG_LENGTH, KEEP_SECONDS, *known])
+            lost: Any = await restore([_stream(room.name)], [LOG_LENGTH, KEEP_SECONDS, *known])
             if lost:
                 log.warning("put %s messages back into the log of %s", lost, room.name)
         latest = self._positions.get(room.name)

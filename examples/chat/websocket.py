@@ -18,9 +18,9 @@ from wsproto.frame_protocol import CloseReason
 
 __all__ = [
     "PING",
-    "Closed",
+    "ClosedError",
     "Incoming",
-    "TooBig",
+    "TooBigError",
     "binary_frame",
     "close_frame",
     "pong_frame",
@@ -56,11 +56,11 @@ def pong_frame(payload: bytes) -> bytes:
 PING = _framer.send(Ping())
 
 
-class TooBig(Exception):
+class TooBigError(Exception):
     """A message is larger than is taken."""
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The peer has sent a close frame, or something that is against the protocol.
 
     :ivar violation: it is the latter; ``code`` and ``reason`` are then what to tell the peer.
@@ -97,8 +97,8 @@ class Incoming:
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take in bytes, and return the messages that they complete.
 
-        :raises TooBig: a message is larger than is taken, as soon as that is known.
-        :raises Closed: the peer closes, or violates the protocol (UTF-8 and frames).
+        :raises TooBigError: a message is larger than is taken, as soon as that is known.
+        :raises ClosedError: the peer closes, or violates the protocol (UTF-8 and frames).
         """
         self.connection.receive_data(data)
         for event in self.connection.events():
@@ -123,13 +123,13 @@ class Incoming:
                 case CloseConnection():
                     # wsproto reports a violation by the peer as if that were a close frame of it.
                     violation = self.connection.state is ConnectionState.OPEN
-                    code = event.code if event.code else CloseReason.NORMAL_CLOSURE
-                    raise Closed(code, event.reason or "", violation=violation)
+                    code = event.code or CloseReason.NORMAL_CLOSURE
+                    raise ClosedError(code, event.reason or "", violation=violation)
 
     def _count(self, event: TextMessage | BytesMessage, most: int) -> None:
         self.frames += event.frame_finished
         self.partial += len(event.data)
         if self.partial > most:
-            raise TooBig
+            raise TooBigError
         if event.message_finished:
             self.partial = 0
