@@ -23,12 +23,12 @@ from wsproto.events import (
     TextMessage,
 )
 from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import LocalProtocolError
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from .messages import PICTURE_FRAME_BYTES, encode, join_picture, split_picture
 from .websocket import ClosedError, Incoming
 
-__all__ = ["ChatConnection", "ChatError", "Received", "connect"]
+__all__ = ["GONE", "ChatConnection", "ChatError", "Received", "connect", "open_connection"]
 
 RECEIVE = 64 << 10
 # A welcome names everybody who is there.
@@ -64,11 +64,15 @@ class Received:
 
 
 class ChatConnection:
-    """A member's end of the connection; made by :func:`connect`."""
+    """A member's end of the connection.
+
+    :ivar receive_bytes: the most that is received at a time.
+    """
 
     def __init__(self, stream: SocketStream, websocket: WSConnection) -> None:
         assert websocket.connection is not None
         self.stream = stream
+        self.receive_bytes = RECEIVE
         self._websocket = websocket.connection
         self._incoming = Incoming(
             self._websocket, text_bytes=TEXT_BYTES, binary_bytes=PICTURE_FRAME_BYTES
@@ -110,7 +114,7 @@ class ChatConnection:
                             yield Received(*split_picture(message))
                         case Ping():
                             await self._send(Pong(payload=bytes(message.payload)))
-                received = await self.stream.receive(RECEIVE)
+                received = await self.stream.receive(self.receive_bytes)
         except ClosedError as closed:
             if closed.code != CloseReason.NORMAL_CLOSURE:
                 raise ChatError(closed.reason or "closed by the server", closed.code) from None
@@ -123,6 +127,32 @@ class ChatConnection:
             await self.stream.send(self._websocket.send(event))
 
 
+async def open_connection(
+    stream: SocketStream, *, host: str, room: str, name: str
+) -> ChatConnection:
+    """Enter a room over a connection that is there.
+
+    :param host: as in the URL.
+    :raises ChatError: the server does not take it.
+    """
+    websocket = WSConnection(ConnectionType.CLIENT)
+    target = f"/chat?{urlencode({'room': room, 'name': name})}"
+    await stream.send(websocket.send(Request(host=host, target=target)))
+    while websocket.connection is None:
+        try:
+            websocket.receive_data(await stream.receive(RECEIVE))
+        except anyio.EndOfStream:
+            raise ChatError("the server has closed the connection") from None
+        except RemoteProtocolError as exc:
+            raise ChatError(f"this is no chat server: {exc}") from None
+        for event in websocket.events():
+            if isinstance(event, RejectConnection):
+                raise ChatError(f"the server answers {event.status_code}")
+            if isinstance(event, AcceptConnection):
+                break
+    return ChatConnection(stream, websocket)
+
+
 @asynccontextmanager
 async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnection]:
     """Connect to a chat server, ``http://host:port/``, and enter a room.
@@ -133,19 +163,8 @@ async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnec
     parts = urlsplit(url)
     if parts.hostname is None:
         raise ChatError(f"{url} names no host")
-    stream = await anyio.connect_tcp(parts.hostname, parts.port or 80)
-    async with stream:
-        websocket = WSConnection(ConnectionType.CLIENT)
-        target = f"/chat?{urlencode({'room': room, 'name': name})}"
-        await stream.send(websocket.send(Request(host=parts.netloc, target=target)))
-        while websocket.connection is None:
-            websocket.receive_data(await stream.receive(RECEIVE))
-            for event in websocket.events():
-                if isinstance(event, RejectConnection):
-                    raise ChatError(f"the server answers {event.status_code}")
-                if isinstance(event, AcceptConnection):
-                    break
-        connection = ChatConnection(stream, websocket)
+    async with await anyio.connect_tcp(parts.hostname, parts.port or 80) as stream:
+        connection = await open_connection(stream, host=parts.netloc, room=room, name=name)
         yield connection
         # It may be closed by the server, or lost.
         with suppress(*GONE, LocalProtocolError):
