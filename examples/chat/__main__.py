@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+from anyio.abc import Listener, SocketStream
+
+import zc_anyio
 
 from ..web import (
     Asset,
@@ -25,7 +28,7 @@ from ..web import (
 )
 from .chat import Chat
 from .limits import ChatLimits
-from .log import Log, MemoryLog
+from .log import MemoryLog
 from .metrics import ChatMetrics
 from .redis_log import RedisLog
 from .workers import run_workers
@@ -87,53 +90,67 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-async def main(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    limits = ChatLimits(
+def limits_of(options: argparse.Namespace) -> ChatLimits:
+    """Return the limits that the command line asks for."""
+    return ChatLimits(
         message_rate=options.message_rate,
         queue_bytes=int(options.queue * MIB),
         lag_seconds=options.lag,
     )
-    metrics = Metrics()
-    chat_metrics = ChatMetrics(metrics.registry)
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
     async with (
         open_ring(options) as ring,
         await listen(options, reuse_port=options.worker) as listener,
-        anyio.create_task_group() as tasks,
         stop_on_signal() as stop,
     ):
-        metrics.tell_serving(backend=options.backend, ring=ring)
-        log: Log = RedisLog(options.redis, chat_metrics) if options.redis else MemoryLog()
-        chat = Chat(
-            log,
-            ring=ring,
-            metrics=chat_metrics,
-            limits=limits,
-            server={
-                "backend": options.backend,
-                "driver": "plain" if ring is None else ring.capabilities.driver,
-            },
-            origins=frozenset(options.origin),
-        )
-        routes = Routes(
-            {
-                "/": Asset(PAGE / "index.html"),
-                **assets(PAGE),
-                "/metrics": metrics.handle,
-                "/chat": chat.handle,
-            }
-        )
-        server = Server(
-            routes,
-            ring=ring,
-            metrics=metrics,
-            limits=Limits(connections=options.connections, stop_seconds=3 * limits.close_seconds),
-        )
-        if isinstance(log, RedisLog):
-            log.attach(chat)
+        print("serving", address(options, listener), flush=True)
+        await serve(options, limits_of(options), ring=ring, listener=listener, stop=stop)
+
+
+async def serve(
+    options: argparse.Namespace,
+    limits: ChatLimits,
+    *,
+    ring: zc_anyio.Ring | None,
+    listener: Listener[SocketStream],
+    stop: anyio.Event,
+) -> None:
+    """Serve the page, the chat and the metrics until ``stop`` is set."""
+    metrics = Metrics()
+    metrics.tell_serving(backend=options.backend, ring=ring)
+    chat_metrics = ChatMetrics(metrics.registry)
+    log: MemoryLog | RedisLog
+    log = MemoryLog() if options.redis is None else RedisLog(options.redis, chat_metrics)
+    chat = Chat(
+        log,
+        ring=ring,
+        metrics=chat_metrics,
+        limits=limits,
+        server={
+            "backend": options.backend,
+            "driver": "plain" if ring is None else ring.capabilities.driver,
+        },
+        origins=frozenset(options.origin),
+    )
+    if isinstance(log, RedisLog):
+        log.attach(chat)
+    routes = Routes(
+        {
+            "/": Asset(PAGE / "index.html"),
+            **assets(PAGE),
+            "/metrics": metrics.handle,
+            "/chat": chat.handle,
+        }
+    )
+    # Long enough for the log to be flushed, and then for members to take their close frames.
+    web_limits = Limits(connections=options.connections, stop_seconds=3 * limits.close_seconds)
+    server = Server(routes, ring=ring, metrics=metrics, limits=web_limits)
+    async with anyio.create_task_group() as tasks:
         await tasks.start(log.run)
         await tasks.start(chat.run, server.stopping)
-        print("serving", address(options, listener), flush=True)
         await server.serve(listener, stop)
         tasks.cancel_scope.cancel()
 

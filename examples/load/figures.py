@@ -28,7 +28,8 @@ async def scrape(url: str) -> dict[str, float]:
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(await anyio.to_thread.run_sync(get)):
         for sample in family.samples:
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+            if not sample.name.endswith("_created"):
+                values[sample.name] = values.get(sample.name, 0.0) + sample.value
     return values
 
 
