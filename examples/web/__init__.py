@@ -6,7 +6,9 @@ A server is a handler, ``async def handler(request, exchange)``, and a main func
         metrics = Metrics()
         async with open_ring(options) as ring, await listen(options) as listener:
             metrics.tell_serving(backend=options.backend, ring=ring)
-            routes = Routes({"/": Asset(PAGE), "/metrics": metrics.handle, "/hello": hello})
+            routes = Routes(
+                {"/": Asset(PAGE, "page.html"), "/metrics": metrics.handle, "/hello": hello}
+            )
             server = Server(routes, ring=ring, metrics=metrics)
             async with stop_on_signal() as stop:
                 print("serving", address(options, listener), flush=True)
@@ -21,12 +23,12 @@ A server is a handler, ``async def handler(request, exchange)``, and a main func
   ``allow("GET", ...)``.  :class:`Exchange` has ``respond(status, body)``, or ``start``, ``send``
   and ``finish``; ``body(most)`` receives; ``take_over()`` hands over the stream and the bytes that
   follow the request, with nothing answered, for another protocol (``request.event`` is h11's
-  request); ``wait_closed()`` is for answers without an end.  :exc:`HTTPError` answers with a
-  status.
+  request); ``start_endless`` and ``wait_closed()`` are for answers without an end.
+  :exc:`HTTPError` answers with a status.
 * ``server``: :class:`Server`, and its :class:`Limits`, each of which has a status of its own.
   ``server.stopping`` (also ``exchange.stopping``) is set by a graceful stop; handlers then have
   ``limits.stop_seconds`` to end, and are cancelled after that.
-* ``routes``: :class:`Routes` by path; :class:`Asset`, a file of a page, and ``assets(folder)``.
+* ``routes``: :class:`Routes` by path; :class:`Asset` and ``assets(folder)``, files of a page.
 * ``metrics``: :class:`Metrics`: ``metrics.registry`` takes an application's own; the ring's
   counters are in it (``zc_held``, ``zc_zero_copied_total``...).
 * ``outgoing``: how bytes leave.  ``ring`` is ``None`` with ``--plain``: then all is sent by anyio's

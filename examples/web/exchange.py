@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TypeAlias
@@ -93,6 +94,7 @@ class Exchange:
         outgoing: Outgoing,
         *,
         stopping: anyio.Event,
+        idle: set[anyio.CancelScope],
         body_seconds: float,
     ) -> None:
         self.stream = stream
@@ -103,6 +105,7 @@ class Exchange:
         self._outgoing = outgoing
         self._head_only = request is not None and request.method == "HEAD"
         self._finished = False
+        self._idle = idle
         self._body_seconds = body_seconds
 
     async def respond(
@@ -115,9 +118,7 @@ class Exchange:
     ) -> None:
         """Send a whole answer."""
         size = body.count if isinstance(body, Part) else memoryview(body).nbytes
-        fields = [("content-length", str(size)), *headers]
-        if size or content_type != TEXT:
-            fields.insert(0, ("content-type", content_type))
+        fields = [("content-type", content_type), ("content-length", str(size)), *headers]
         await self.start(status, fields)
         await self.send(body)
         await self.finish()
@@ -131,12 +132,7 @@ class Exchange:
 
         Without ``content-length`` the body is chunked (or ends with the connection, for HTTP/1.0).
         """
-        fields = [
-            *headers,
-            ("date", formatdate(usegmt=True)),
-            ("server", SERVER),
-            ("x-content-type-options", "nosniff"),
-        ]
+        fields = [*headers, *_common()]
         self.status = status
         if self.stopping.is_set():
             fields.append(("connection", "close"))
@@ -197,13 +193,31 @@ class Exchange:
         self.taken_over = True
         return self.stream, self._http.trailing_data[0]
 
-    async def wait_closed(self) -> None:
-        """Wait until the peer has closed the connection or its half of it; what it sends is lost.
+    async def start_endless(self, headers: Headers, body: bytes = b"") -> SocketStream:
+        """Send the head of an answer that ends with the connection, and take it over.
 
-        For answers that never end.
+        Its body has no framing, so it can be the same bytes for many peers.
+
+        :param body: how it begins.
+        :return: the stream, for the handler's own send groups.
         """
-        while await receive(self.stream):
-            pass
+        assert self.status is None, "an answer has begun"
+        fields = [*headers, *_common(), ("connection", "close")]
+        lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields), "", ""]
+        self.status = 200
+        self.taken_over = True
+        await self._outgoing.send("\r\n".join(lines).encode("ascii") + body)
+        await self._outgoing.finish()
+        return self.stream
+
+    async def wait_closed(self) -> None:
+        """Wait until the peer has closed its half, or the server is being stopped.
+
+        For answers that never end; what the peer sends is lost.
+        """
+        with idling(self._idle, self.stopping):
+            while await receive(self.stream):
+                pass
 
     async def _send(self, event: h11.Event) -> None:
         for data in self._http.send_with_data_passthrough(event) or ():
@@ -211,7 +225,29 @@ class Exchange:
                 await self._outgoing.send(data)
 
 
+def _common() -> list[tuple[str, str]]:
+    """Return the headers of every answer."""
+    return [
+        ("date", formatdate(usegmt=True)),
+        ("server", SERVER),
+        ("x-content-type-options", "nosniff"),
+    ]
+
+
 Handler: TypeAlias = Callable[[Request, Exchange], Awaitable[None]]
+
+
+@contextmanager
+def idling(scopes: set[anyio.CancelScope], stopping: anyio.Event) -> Iterator[anyio.CancelScope]:
+    """A scope that a stop of the server ends at once."""
+    with anyio.CancelScope() as scope:
+        scopes.add(scope)
+        try:
+            if stopping.is_set():
+                scope.cancel()
+            yield scope
+        finally:
+            scopes.discard(scope)
 
 
 async def receive(stream: SocketStream, most: int = RECEIVE) -> bytes:

@@ -79,7 +79,8 @@ async def open_ring(options: argparse.Namespace) -> AsyncIterator[zc_anyio.Ring 
     if options.plain:
         yield None
         return
-    async with zc_anyio.open_ring(driver=options.driver) as ring:
+    # By its end, answers under way have had the time that a stop gives them.
+    async with zc_anyio.open_ring(driver=options.driver, drain_timeout=1.0) as ring:
         yield ring
 
 

@@ -44,11 +44,14 @@ class Routes:
 
 
 class Asset:
-    """A handler that answers with a small file, read once: a page, its style, its script."""
+    """A handler that answers with a small file: a page, its style, its script.
 
-    def __init__(self, path: Path) -> None:
-        self._data = path.read_bytes()
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    :param name: its ending tells the content type.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._data = data
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         self._type = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
         self._etag = f'"{hashlib.sha256(self._data).hexdigest()[:16]}"'
 
@@ -68,4 +71,8 @@ class Asset:
 
 def assets(folder: Path, at: str = "/assets/") -> dict[str, Handler]:
     """Return the exact routes for all files of a folder."""
-    return {f"{at}{path.name}": Asset(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {
+        f"{at}{path.name}": Asset(path.read_bytes(), path.name)
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }

@@ -13,7 +13,7 @@ from anyio.abc import Listener, SocketStream, TaskGroup
 
 import zc_anyio
 
-from .exchange import Exchange, Handler, HTTPError, Request, read_request, receive
+from .exchange import Exchange, Handler, HTTPError, Request, idling, read_request, receive
 from .metrics import Metrics
 from .outgoing import abort, open_outgoing
 
@@ -76,7 +76,7 @@ class Server:
         self._connections = 0
         self._refusing = 0
         self._all_closed = anyio.Event()
-        # Connections between two requests, which a stop need not wait for.
+        # What a stop need not wait for: connections between two requests, endless answers.
         self._idle: set[anyio.CancelScope] = set()
 
     async def serve(self, listener: Listener[SocketStream], stop: anyio.Event) -> None:
@@ -115,10 +115,9 @@ class Server:
                 self.metrics.connections.set(self._connections)
                 if not self._connections and self.stopping.is_set():
                     self._all_closed.set()
-        except GONE:
-            await abort(stream)
-        except Exception:
-            log.exception("a connection failed")
+        except Exception as exc:
+            if not _is_gone(exc):
+                log.exception("a connection failed")
             await abort(stream)
         finally:
             # Already closed by what went well; a cancelled one is not waited for.
@@ -152,10 +151,11 @@ class Server:
             first = False
             async with self._exchange(stream, http, request) as exchange:
                 await self._handle(request, exchange)
+            if exchange.status is not None:
+                self.metrics.requests.labels(str(exchange.status)).inc()
             if exchange.taken_over:
                 await stream.aclose()
                 return
-            self.metrics.requests.labels(str(exchange.status)).inc()
             if not _can_go_on(http):
                 await _linger(stream)
                 return
@@ -174,6 +174,7 @@ class Server:
                 stream,
                 outgoing,
                 stopping=self.stopping,
+                idle=self._idle,
                 body_seconds=self.limits.body_seconds,
             )
             yield exchange
@@ -187,10 +188,8 @@ class Server:
             if exchange.status is not None or exchange.taken_over:
                 raise
             await exchange.refuse(refusal)
-        except GONE:
-            raise
-        except Exception:
-            if exchange.status is not None or exchange.taken_over:
+        except Exception as exc:
+            if _is_gone(exc) or exchange.status is not None or exchange.taken_over:
                 raise
             log.exception("%s %s failed", request.method, request.path)
             await exchange.refuse(HTTPError(500))
@@ -207,14 +206,9 @@ class Server:
         idle_seconds = limits.header_seconds if first else limits.idle_seconds
         try:
             if not began:
-                with anyio.move_on_after(idle_seconds) as idle:
-                    self._idle.add(idle)
-                    try:
-                        if self.stopping.is_set():
-                            return None
-                        http.receive_data(await receive(stream))
-                    finally:
-                        self._idle.discard(idle)
+                with idling(self._idle, self.stopping) as idle:
+                    idle.deadline = anyio.current_time() + idle_seconds
+                    http.receive_data(await receive(stream))
                 if idle.cancelled_caught:
                     return None
             with anyio.fail_after(limits.header_seconds):
@@ -235,6 +229,13 @@ class Server:
         async with self._exchange(stream, http, None) as exchange:
             await exchange.refuse(refusal)
         await _linger(stream)
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether an error, or all that a handler's task group has gathered, is the peer's doing."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_gone, error.exceptions))
+    return isinstance(error, GONE)
 
 
 def _can_go_on(http: h11.Connection) -> bool:
