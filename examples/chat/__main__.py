@@ -139,7 +139,7 @@ async def serve(
         log.attach(chat)
     routes = Routes(
         {
-            "/": Asset(PAGE / "index.html"),
+            "/": Asset((PAGE / "index.html").read_bytes(), "index.html"),
             **assets(PAGE),
             "/metrics": metrics.handle,
             "/chat": chat.handle,

@@ -27,6 +27,8 @@ __all__ = ["Broadcaster", "MemberQueue", "open_broadcaster", "open_queue"]
 # What the kernel takes for a peer that does not read.  Beyond it bytes wait in the program, which
 # has them once for all members.
 KERNEL_BYTES = 256 << 10
+# A group keeps what it has sent referenced until a generation of it has ended and is released.
+GENERATION_BYTES = 64 << 10
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
@@ -86,12 +88,18 @@ class RingQueue(MemberQueue):
     def __init__(self, stream: SocketStream, group: zc_anyio.SendGroup) -> None:
         super().__init__(stream)
         self._group = group
+        self._unflushed = 0
         self._before = acknowledged(stream)
 
     def send(self, *frames: bytes) -> None:
         with suppress(*GONE):
             self._group.send_nowait(self.stream, frames)
-            self.accepted += sum(map(len, frames))
+            size = sum(map(len, frames))
+            self.accepted += size
+            self._unflushed += size
+            if self._unflushed > GENERATION_BYTES:
+                self._group.flush()
+                self._unflushed = 0
 
     def taken(self) -> int:
         return acknowledged(self.stream) - self._before
@@ -104,11 +112,16 @@ class RingQueue(MemberQueue):
 class RingBroadcaster(Broadcaster):
     def __init__(self, group: zc_anyio.SendGroup) -> None:
         self._group = group
+        self._unflushed = 0
 
     async def send(self, queues: Sequence[RingQueue], frame: bytes) -> None:
         for queue in queues:
             queue.accepted += len(frame)
         await self._group.broadcast([queue.stream for queue in queues], frame)
+        self._unflushed += len(frame)
+        if self._unflushed > GENERATION_BYTES:
+            self._group.flush()
+            self._unflushed = 0
         # The members' own tasks notice what is broken; forgotten, or they would gather.
         self._group.take_failures()
 
