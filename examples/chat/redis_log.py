@@ -53,6 +53,7 @@ RETRY_SECONDS = 0.5
 ANSWER_SECONDS = 5.0
 IDLE_SECONDS = 5.0
 HERE = Path(__file__).parent
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 Append: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -92,6 +93,8 @@ class RedisLog:
         self._host: Host | None = None
         self._client: Redis[bytes] | None = None
         self._presence: Presence | None = None
+        self._stopped = False
+        self._scope = CancelScope()
         # By number, so in order.
         self._waiting: dict[int, Waiting] = {}
         self._waiting_bytes = 0
@@ -164,26 +167,45 @@ class RedisLog:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep the connection; started when the first attempt has succeeded or failed."""
-        started = False
-
-        def begun() -> None:
-            nonlocal started
-            if not started:
-                started = True
-                task_status.started()
-
-        while True:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._keep_connected)
+            task_status.started()
             try:
-                async with self._connected() as messages:
-                    begun()
-                    async for message in messages:
-                        await self._received(message)
-            except* (RedisError, OSError, TimeoutError) as exc:
-                if self.shared or not started:
-                    log.warning("Redis is not reached: %s", _first(exc))
-            await self._lost()
-            begun()
-            await anyio.sleep(RETRY_SECONDS)
+                await anyio.sleep_forever()
+            finally:
+                self._stopped = True
+                self._scope.cancel()
+
+    async def _keep_connected(self, *, task_status: TaskStatus[None]) -> None:
+        started = False
+        # coredis has to leave its subscription before its connections: were all of it cancelled at
+        # once, it would write to a connection that is closed.
+        with CancelScope(shield=True):
+            while not self._stopped:
+                try:
+                    async with self._connected() as messages:
+                        if not started:
+                            started = True
+                            task_status.started()
+                        with self._stoppable():
+                            async for message in messages:
+                                await self._received(message)
+                except* (RedisError, OSError, TimeoutError, *GONE) as exc:
+                    if self.shared or not started:
+                        log.warning("Redis is not reached: %s", str(_first(exc)))
+                await self._lost()
+                if not started:
+                    started = True
+                    task_status.started()
+                with self._stoppable():
+                    await anyio.sleep(RETRY_SECONDS)
+
+    def _stoppable(self) -> CancelScope:
+        """Return a scope that is cancelled when the log is to be left."""
+        self._scope = CancelScope()
+        if self._stopped:
+            self._scope.cancel()
+        return self._scope
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
@@ -220,6 +242,7 @@ class RedisLog:
             tasks.start_soon(self._presence.tell, client)
             await self._host.tell_shared(True)
             yield messages
+            tasks.cancel_scope.cancel()
 
     async def _lost(self) -> None:
         """Go on within this server."""
