@@ -57,7 +57,9 @@ from .websocket import (
 
 __all__ = ["Chat"]
 
-RECEIVE = 64 << 10
+# Little, as a flood of empty frames in it holds everybody up while it is parsed.
+RECEIVE = 16 << 10
+RECEIVE_UPLOAD = 256 << 10
 # A message of which more than this has come, and not all, is an upload, of which there may be a
 # few.
 UPLOAD = 2 * TEXT_FRAME_BYTES
@@ -220,7 +222,7 @@ class Chat:
             try:
                 with anyio.fail_after(self._limits.upload_seconds):
                     while incoming.partial > UPLOAD:
-                        received = await member.queue.stream.receive(RECEIVE)
+                        received = await member.queue.stream.receive(RECEIVE_UPLOAD)
                         await self._take(room, member, incoming, received)
             except TimeoutError:
                 raise DroppedError(POLICY_VIOLATION, "the message took too long") from None
@@ -238,7 +240,7 @@ class Chat:
             await member.queue.finish()
             if ending.by_peer:
                 return
-            with suppress(*GONE, anyio.EndOfStream):
+            with suppress(*GONE, anyio.EndOfStream, OSError):
                 await stream.send_eof()
                 while True:
                     await stream.receive(RECEIVE)

@@ -90,7 +90,9 @@ class Room:
         self._metrics = metrics
         self._lock = anyio.Lock()
         self._broadcaster: Broadcaster | None = None
+        # Whom members were told of: by a presence message, or since then by a welcome.
         self._announced: set[str] = set()
+        self._welcomed: set[str] = set()
         self._changed = anyio.Event()
         self._scope = CancelScope()
 
@@ -160,11 +162,13 @@ class Room:
         async with self._lock:
             member.name = self._free_name(member.name)
             self.members[member.name] = member
+            names = self.names()
+            self._welcomed |= names
             welcome = encode(
                 type="welcome",
                 room=self.name,
                 name=member.name,
-                members=sorted(self.names()),
+                members=sorted(names),
                 **server,
             )
             member.tell(text_frame(welcome), *(kept.frame for kept in self.history))
@@ -199,8 +203,8 @@ class Room:
 
     async def _tell_presence(self) -> None:
         now = self.names()
-        joined, left = now - self._announced, self._announced - now
-        self._announced = now
+        joined, left = now - self._announced, (self._announced | self._welcomed) - now
+        self._announced, self._welcomed = now, set()
         if joined or left:
             presence = encode(type="presence", joined=sorted(joined), left=sorted(left))
             await self.broadcast(text_frame(presence))

@@ -132,6 +132,22 @@ async def test_who_is_here_is_told() -> None:
 
 
 @pytest.mark.anyio
+async def test_nobody_stays_in_the_list_who_left_at_once() -> None:
+    async with chat_server() as server, member(server, "ada") as ada:
+        while "ada" not in (await ada.receive("presence")).fields["joined"]:
+            pass
+        async with member(server, "brief"), member(server, "bob") as bob:
+            # It may be gone before its coming was told; but who was welcomed meanwhile knows it.
+            assert bob.welcome["members"] == ["ada", "bob", "brief"]
+        async with member(server, "eve") as eve:
+            present = set(eve.welcome["members"])
+            while present != {"ada", "eve"}:
+                presence = (await eve.receive("presence")).fields
+                present |= set(presence["joined"])
+                present -= set(presence["left"])
+
+
+@pytest.mark.anyio
 async def test_text_is_cleaned_and_kept_as_it_is() -> None:
     said = "  <script>alert('x')</script> \x1b[31m\u0000 ünï \U0001f600\n\tnext line  "
     async with chat_server() as server, member(server, "ada") as ada:
