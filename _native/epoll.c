@@ -130,7 +130,8 @@ static void reap(struct zc_ring *ring)
         count = epoll_wait(ring->own_fd, events, REAP_BATCH, 0);
         for (int i = 0; i < count; i++) {
             struct zc_sock *sock = events[i].data.ptr;
-            if (events[i].events & EPOLLERR)
+            /* A UNIX socket takes MSG_ERRQUEUE for an ordinary receive. */
+            if (events[i].events & EPOLLERR && sock->knows_next_id)
                 drain_errors(ring, sock);
             /* An error or a hang-up makes the waiting send fail, which is how it is reported. */
             if (sock->blocked && events[i].events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {

@@ -366,7 +366,7 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
 }
 
 /* A send larger than the window is let in alone. */
-static bool window_full(struct zc_ctx *ctx, size_t size)
+bool zc_window_full(struct zc_ctx *ctx, size_t size)
 {
     if (!ctx->unreleased || (size <= ctx->window && ctx->unreleased <= ctx->window - size))
         return false;
@@ -398,7 +398,7 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
 static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t count, size_t total, uint32_t flags)
 {
-    return core->stage.memory && ctx->policy == ZC_POLICY_AUTO && total < ctx->threshold &&
+    return core->stage.memory && ctx->policy != ZC_POLICY_NEVER && total < ctx->threshold &&
            sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
 }
 
@@ -408,6 +408,8 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
     size_t total = 0;
     if (!core || !ctx || !sock || !data || !sizes || count == 0)
         return -EINVAL;
+    if (core->disowned || !pthread_equal(core->owner, pthread_self()))
+        return -EPERM;
     if (count > (sock->kind == ZC_DATAGRAM ? UIO_MAXIOV : SEND_MAX_BUFFERS))
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++)
@@ -419,7 +421,7 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EMSGSIZE;
     if (sock->error)
         return -EPIPE;
-    if (window_full(ctx, total))
+    if (zc_window_full(ctx, total))
         return -EAGAIN;
     int64_t sent = -ENOSPC;
     if (is_staged(core, ctx, sock, count, total, flags))
@@ -472,7 +474,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
     for (size_t i = 0; i < count; i++)
         if (!socks[i])
             return -EINVAL;
-    if (window_full(ctx, size))
+    if (zc_window_full(ctx, size))
         return -EAGAIN;
     size_t weight = size / count + 1;
     int64_t sent = -EPIPE, turn = 0;

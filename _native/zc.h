@@ -18,17 +18,17 @@
 #define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
-#define ZC_SEND_ALONE 16    /* a request of its own: only such reads from registered memory */
+#define ZC_SEND_REGISTERED 16 /* lies in registered memory */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
-#define ZC_POLICY_ALWAYS 1
+#define ZC_POLICY_ALWAYS 1  /* every send or run of staged ones, whatever was learned */
 #define ZC_POLICY_NEVER 2
 
 /* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first send queued since the last turn: somebody has to take one soon */
-#define ZC_SENT_STAGED 4    /* written into staging memory: the buffer is the caller's again */
+#define ZC_SENT_STAGED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
 #define ZC_SENT_SHIFT 3
 
 /* Kinds of a socket. */
@@ -90,6 +90,7 @@ typedef struct zc_ring zc_ring;
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
+int zc_core_disown(zc_core *core);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
@@ -129,7 +130,7 @@ int zc_next_cancel(zc_core *core, uint64_t *user_data);
 int zc_next_broken(zc_core *core, int *fd, int *reset);
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
 
-/* --- the ring (ring.c, setup.c, uring.c, epoll.c) --- */
+/* --- the ring (ring.c, setup.c, uring.c, epoll.c, direct.c) --- */
 
 struct zc_ring_info {
     uint32_t setup_flags, sq_entries, cq_entries;
@@ -164,6 +165,11 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
                         const struct zc_learned *learned);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                     uint32_t flags, const char *to, size_t to_size);
+int zc_sock_unsent(const zc_sock *sock);
+int zc_sock_reset(zc_core *core, zc_sock *sock, int error);
+void zc_sock_tell_idle(zc_core *core, zc_sock *sock);
 
 /* cdef end */
 

@@ -2,12 +2,26 @@
 
 from ._buffers import Buffer, Data
 from ._capabilities import Capabilities
+from ._connect import (
+    as_trio_stream,
+    connect_tcp,
+    connect_unix,
+    create_connected_udp_socket,
+    create_tcp_listener,
+    create_udp_socket,
+    create_unix_listener,
+    wrap_listener,
+    wrap_stream,
+)
 from ._contexts import Generation
 from ._errors import DriverUnavailable
 from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
 from ._groups import SendGroup, send_group
 from ._pools import BufferPool, open_buffer_pool
 from ._ring import Driver, Ring, ZeroCopy, current_ring, open_ring
+from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
+from .listeners import ZeroCopySocketListener
+from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 
 __all__ = [
     "Buffer",
@@ -24,8 +38,22 @@ __all__ = [
     "SendFailure",
     "SendGroup",
     "ZeroCopy",
+    "ZeroCopyConnectedUDPSocket",
+    "ZeroCopySocketListener",
+    "ZeroCopySocketStream",
+    "ZeroCopyUDPSocket",
+    "ZeroCopyUNIXSocketStream",
+    "as_trio_stream",
+    "connect_tcp",
+    "connect_unix",
+    "create_connected_udp_socket",
+    "create_tcp_listener",
+    "create_udp_socket",
+    "create_unix_listener",
     "current_ring",
     "open_buffer_pool",
     "open_ring",
     "send_group",
+    "wrap_listener",
+    "wrap_stream",
 ]

@@ -24,12 +24,13 @@ __all__ = [
     "AGAIN",
     "FAILED",
     "IDLE",
+    "NO_ADDRESS",
     "POLICIES",
     "RELEASED",
     "RESULT",
-    "SEND_ALONE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
+    "SEND_REGISTERED",
     "SEND_UNSTAGED",
     "SENT_KICK",
     "SENT_SHIFT",
@@ -39,13 +40,15 @@ __all__ = [
     "NativeRing",
     "SocketInfo",
     "address_of",
-    "as_buffer",
     "broadcast",
+    "export",
     "from_buffer",
     "map_address",
     "new_learned",
+    "part_of",
     "pointer_to",
     "queue",
+    "queue_or_send",
     "queue_to",
     "queue_vector",
     "socket_info",
@@ -66,7 +69,7 @@ AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
-SEND_ALONE: Final = _constant("ZC_SEND_ALONE")
+SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
 POLICIES: Final = {
     name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
 }
@@ -75,7 +78,12 @@ SENT_KICK: Final = _constant("ZC_SENT_KICK")
 SENT_STAGED: Final = _constant("ZC_SENT_STAGED")
 SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
 queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
+# (pointer, size): an object that exports memory, and keeps the pointer's memory alive.
+export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
+# The same for a ring instead of a core; what need not wait is handed to the kernel at once.
+queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_ring_send", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
+NO_ADDRESS: Final[Any] = getattr(ffi, "NULL", None)
 
 EVENTS_A_TURN = 512
 
@@ -128,9 +136,9 @@ def pointer_to(address: int) -> Any:
     return ffi.cast("char *", address)
 
 
-def as_buffer(pinned: Any, offset: int, size: int) -> Any:
-    """Return an object that exports a part of pinned memory, and keeps it alive."""
-    return ffi.buffer(ffi.gc(pinned + offset, lambda _, _keep=pinned: None), size)
+def part_of(pinned: Any, offset: int) -> Any:
+    """Return a pointer into pinned memory that keeps the memory pinned."""
+    return ffi.gc(pinned + offset, lambda _, _keep=pinned: None)
 
 
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
@@ -209,8 +217,8 @@ class NativeRing:
             raise DriverUnavailable(_why(step, -result)) from os_error(-result, step)
         self.driver: str = driver
         self.staging_registered: bool = False
-        self._ring: Any = out[0]
-        self.core: Any = lib.zc_ring_core(self._ring)
+        self.ring: Any = out[0]
+        self.core: Any = lib.zc_ring_core(self.ring)
         self.wake_fd: int = info.wake_fd
         self.setup_flags: int = info.setup_flags
         self.entries: int = info.sq_entries
@@ -225,7 +233,7 @@ class NativeRing:
         The native part keeps what did not fit for the next call, so a full answer (see
         :data:`EVENTS_A_TURN`) asks for another.
         """
-        count = check(lib.zc_ring_turn(self._ring, self._events, EVENTS_A_TURN), "io_uring_enter")
+        count = check(lib.zc_ring_turn(self.ring, self._events, EVENTS_A_TURN), "io_uring_enter")
         return count, self._event_view[: count * 4].tolist()
 
     def statistics(self) -> Any:
@@ -236,22 +244,22 @@ class NativeRing:
     @property
     def submits(self) -> int:
         """How often the kernel was entered to submit."""
-        result: int = lib.zc_ring_submits(self._ring)
+        result: int = lib.zc_ring_submits(self.ring)
         return result
 
     def stage(self, size: int, *, registered: bool) -> bool:
         """Give the ring staging memory; return whether it is registered with the kernel."""
-        result = check(lib.zc_ring_stage(self._ring, size, registered), "staging memory")
+        result = check(lib.zc_ring_stage(self.ring, size, registered), "staging memory")
         self.staging_registered = bool(result)
         return self.staging_registered
 
     def register(self, memory: Any, size: int) -> None:
         """Register memory with the kernel, so that it is not pinned anew at each send."""
-        check(lib.zc_ring_register(self._ring, memory, size), "registering a buffer")
+        check(lib.zc_ring_register(self.ring, memory, size), "registering a buffer")
 
     def unregister(self, memory: Any) -> None:
         """Take registered memory out again; what the kernel still reads stays pinned."""
-        check(lib.zc_ring_unregister(self._ring, memory))
+        check(lib.zc_ring_unregister(self.ring, memory))
 
     def ticket(self, handle: Any) -> int:
         """Return what the result event of the send queued last will name it by."""
@@ -277,7 +285,8 @@ class NativeRing:
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""
-        self._ring = self.core = ffi.NULL
+        lib.zc_core_disown(self.core)
+        self.ring = self.core = ffi.NULL
 
     def free_context(self, handle: Any) -> None:
         """Free a context all of whose generations are released, and told."""
@@ -318,7 +327,7 @@ class NativeRing:
         :param learned: from :meth:`learned` when the socket was detached, or :func:`new_learned`.
         """
         kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self._ring, fd, ident, kind, can_zero_copy, learned)
+        handle = lib.zc_ring_attach(self.ring, fd, ident, kind, can_zero_copy, learned)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle
@@ -329,9 +338,22 @@ class NativeRing:
         lib.zc_sock_learned(handle, out)
         return out
 
-    def detach(self, handle: Any) -> None:
-        """Close the duplicate of an idle socket."""
-        check(lib.zc_ring_detach(self._ring, handle))
+    def detach(self, handle: Any) -> bool:
+        """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+        result: int = lib.zc_ring_detach(self.ring, handle)
+        return result != -errno.EBUSY and check(result) == 0
+
+    def tell_idle(self, handle: Any) -> None:
+        """Have it told again that a socket is idle, if it is."""
+        lib.zc_sock_tell_idle(self.core, handle)
+
+    def reset_socket(self, handle: Any, error: int) -> None:
+        """Reset the connection of a stream; what is queued and held of it fails."""
+        check(lib.zc_sock_reset(self.core, handle, error))
+
+    def has_unsent(self, handle: Any) -> bool:
+        """Whether a socket has bytes that the kernel has not taken."""
+        return check(lib.zc_sock_unsent(handle)) > 0
 
     def socket_error(self, handle: Any) -> int:
         """Return the errno that broke a socket, or 0."""
@@ -340,8 +362,8 @@ class NativeRing:
 
     def close(self) -> bool:
         """Close the ring; return whether every send had been retired."""
-        result: int = lib.zc_ring_close(self._ring)
-        self._ring = self.core = ffi.NULL
+        result: int = lib.zc_ring_close(self.ring)
+        self.ring = self.core = ffi.NULL
         if result != -errno.ENOTEMPTY:
             check(result)
         return result == 0

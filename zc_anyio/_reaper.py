@@ -29,6 +29,7 @@ class ContextSink(Protocol):
     def on_failed(self) -> Callable[[int, int], None]: ...
     def on_released(self, generation: int, /) -> None: ...
     def on_ring_stopped(self) -> None: ...
+    def flush(self, *, even_empty: bool) -> object: ...
     def disown(self) -> None: ...
     @property
     def references(self) -> dict[int, list[object]]: ...
@@ -102,7 +103,7 @@ class Reaper:
         self._wake.set()
 
     async def wait_turn(self) -> None:
-        """Wait until another turn was taken."""
+        """Wait until another turn was taken, or the ring was closed."""
         if self._turned.is_set():
             self._turned = Event()
         await self._turned.wait()
@@ -164,6 +165,10 @@ class Reaper:
         self.stop_soon()
         for scope in self._scopes:
             scope.cancel()
+
+    def close(self) -> None:
+        """The ring is closed: wake whoever waits for a turn."""
+        self._turned.set()
 
     def _fail(self, exc: BaseException) -> None:
         """Wake everybody who waits for a ring that will never answer again."""

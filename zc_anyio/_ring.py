@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
@@ -25,7 +26,7 @@ from ._lib import NativeRing, map_address
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
-__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring"]
+__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
 Driver: TypeAlias = Literal["auto", "io_uring", "msg_zerocopy", "copy"]
 ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
@@ -34,12 +35,15 @@ ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
 DRIVERS = ("io_uring", "msg_zerocopy", "copy")
 DEFAULT_ENTRIES = 1024
 # Below about this size the kernel copies faster than it pins, see docs/design.md.
-DEFAULT_THRESHOLD = 16 << 10
+DEFAULT_THRESHOLD = 64 << 10
 # What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
 RESET_SECONDS = 1.0
 # Bytes of memory for small sends; sixteen slabs of it at most are one socket's.
 DEFAULT_STAGING = 8 << 20
 SLAB = 64 << 10
+
+# A task that never has to wait gives the others a turn this often.
+YIELD_SECONDS = 0.001
 
 _ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
 _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
@@ -51,6 +55,13 @@ class PoolLease(Lease, Protocol):
     """A pool buffer that is out."""
 
     uses: int
+
+    @property
+    def pinned(self) -> Any: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def view(self) -> weakref.ref[memoryview] | None: ...
 
 
 class Pool(Protocol):
@@ -84,6 +95,9 @@ class Ring:
         self._loop = anyio.lowlevel.current_token()
         self._process = os.getpid()
         self._pools: list[Pool] = []
+        # Pool buffers that are out, by the identity of the view that was handed out.
+        self._leases_by_view: dict[int, Any] = {}
+        self._yield_at = 0.0
         self._closed = False
         self._final: RingStatistics | None = None
 
@@ -138,6 +152,15 @@ class Ring:
         if anyio.lowlevel.current_token() != self._loop:
             raise RuntimeError("the ring belongs to another event loop")
 
+    def yield_is_due(self) -> bool:
+        """Whether it is time that a task which never had to wait lets the others run."""
+        return monotonic() >= self._yield_at
+
+    async def let_others_run(self) -> None:
+        """Notice cancellation, and yield."""
+        await anyio.lowlevel.checkpoint()
+        self._yield_at = monotonic() + YIELD_SECONDS
+
     def new_context(
         self,
         *,
@@ -177,6 +200,9 @@ class Ring:
 
         Returns a cancellation that came meanwhile.
         """
+        for context in self._reaper.contexts:
+            # Streams that are still open have generations that nothing else would end.
+            context.flush(even_empty=False)
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -196,6 +222,7 @@ class Ring:
         all_released = self._native.close()
         for context in contexts:
             context.disown()
+        self._reaper.close()
         if all_released:
             for context in contexts:
                 context.references.clear()
@@ -207,6 +234,18 @@ class Ring:
                 ResourceWarning,
                 stacklevel=2,
             )
+
+
+def require_ring(ring: Ring | None) -> Ring:
+    """Return the ring that was given, or the ambient one.
+
+    :raises RuntimeError: there is none, or it is not this event loop's.
+    """
+    ring = ring or _ambient.get()
+    if ring is None:
+        raise RuntimeError("no ring is open: open one with open_ring(), or pass ring=")
+    ring.check_loop()
+    return ring
 
 
 def current_ring() -> Ring | None:

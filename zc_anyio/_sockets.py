@@ -4,6 +4,8 @@ A socket is attached by a duplicate of its descriptor, from the first send until
 queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
 closed and reused.  It is given up when idle because it keeps the connection open: without that, a
 program that closes its stream would never make the peer see the end of it.
+
+This library's own streams say when they are closed, so they are kept attached until then.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +21,7 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream, UDPSocket
 
 from ._errors import os_error
-from ._lib import NativeRing, new_learned, socket_info
+from ._lib import NativeRing, SocketInfo, new_learned, socket_info
 
 __all__ = ["AttachedSocket", "SocketTable"]
 
@@ -34,14 +37,19 @@ _learned: dict[int, Any] = {}
 class AttachedSocket:
     """A socket while the ring keeps a duplicate of it."""
 
-    __slots__ = ("connected", "datagram", "handle", "inode", "streams")
+    __slots__ = ("connected", "datagram", "handle", "ident", "inode", "keeper", "streams")
 
-    def __init__(self, inode: int, handle: Any, *, datagram: bool, connected: bool) -> None:
+    def __init__(
+        self, inode: int, ident: int, handle: Any, *, datagram: bool, connected: bool
+    ) -> None:
         self.datagram = datagram
         self.connected = connected
         self.inode = inode
+        self.ident = ident
         self.handle = handle
         self.streams: list[object] = []
+        # The stream that keeps it attached, for as long as that is open.
+        self.keeper: weakref.ref[object] | None = None
 
 
 class SocketTable:
@@ -53,7 +61,11 @@ class SocketTable:
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
         # A stream's own idea of its descriptor, and what it was when the stream was attached.
-        self._by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        # The same for streams that keep their sockets attached; a stream is never kept alive.
+        self._keepers: weakref.WeakKeyDictionary[
+            object, tuple[AttachedSocket, Callable[[], int], int]
+        ] = weakref.WeakKeyDictionary()
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
         self._broken: dict[int, OSError] = {}
@@ -68,7 +80,11 @@ class SocketTable:
         :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
             left for the duplicate.
         """
-        known = self._by_stream.get(stream)
+        known = self.by_stream.get(stream)
+        if known is None and (known := self._keepers.get(stream)) is not None:
+            # Found at once by the next sends, until the socket is idle.
+            self.by_stream[stream] = known
+            known[0].streams.append(stream)
         if known is not None:
             attached, fileno, fd = known
             if fileno() != fd:
@@ -81,6 +97,31 @@ class SocketTable:
                 return attached
             raise _no_peer()
         return self._attach(stream, unconnected)
+
+    def keep(self, stream: object, sock: socket.socket) -> AttachedSocket:
+        """Attach the socket of a stream until :meth:`let_go`.
+
+        :raises OSError: ``EMFILE``, no descriptor left for the duplicate.
+        """
+        fd = sock.fileno()
+        info = socket_info(fd)
+        attached = self._by_inode.get(info.inode) or self._attach_new(fd, info)
+        attached.keeper = weakref.ref(stream)
+        self._keepers[stream] = attached, sock.fileno, fd
+        return attached
+
+    def let_go(self, attached: AttachedSocket, name: object) -> None:
+        """Detach a socket that was kept, as soon as what was queued is out and released.
+
+        :param name: what a failure of it is reported for from now on.
+        """
+        attached.keeper = None
+        self._keepers.pop(name, None)
+        attached.streams.append(name)
+        self.by_stream[name] = attached, lambda: -1, 0
+        # Told as an event, behind the failures that are still to be told.
+        self._native.tell_idle(attached.handle)
+        self.turn_soon()
 
     def _attach(self, stream: Any, unconnected: bool) -> AttachedSocket:
         fileno = _descriptor_of(stream)
@@ -99,25 +140,30 @@ class SocketTable:
             raise anyio.BrokenResourceError from os_error(errno.ENOTCONN)
         attached = self._by_inode.get(info.inode)
         if attached is None:
-            self._next += 1
-            datagram = info.type == socket.SOCK_DGRAM
-            handle = self._native.attach(
-                fd,
-                self._next,
-                datagram=datagram,
-                # The kernel would answer EOPNOTSUPP for these.
-                can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
-                and info.protocol != IPPROTO_MPTCP,
-                learned=_learned.pop(info.inode, None) or new_learned(local=info.local),
-            )
-            attached = AttachedSocket(
-                info.inode, handle, datagram=datagram, connected=info.connected
-            )
-            self._by_inode[info.inode] = self._by_ident[self._next] = attached
+            attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
         attached.streams.append(stream)
-        self._by_stream[stream] = attached, fileno, fd
+        self.by_stream[stream] = attached, fileno, fd
+        return attached
+
+    def _attach_new(self, fd: int, info: SocketInfo) -> AttachedSocket:
+        ident = self._next + 1
+        datagram = info.type == socket.SOCK_DGRAM
+        handle = self._native.attach(
+            fd,
+            ident,
+            datagram=datagram,
+            # The kernel would answer EOPNOTSUPP for these.
+            can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
+            and info.protocol != IPPROTO_MPTCP,
+            learned=_learned.pop(info.inode, None) or new_learned(local=info.local),
+        )
+        self._next = ident
+        attached = AttachedSocket(
+            info.inode, ident, handle, datagram=datagram, connected=info.connected
+        )
+        self._by_inode[info.inode] = self._by_ident[ident] = attached
         return attached
 
     def broken(self, attached: AttachedSocket) -> anyio.BrokenResourceError:
@@ -129,7 +175,7 @@ class SocketTable:
 
     def identity(self, stream: Any) -> object:
         """Return what all objects of one socket have in common; of a closed one, the object."""
-        known = self._by_stream.get(stream)
+        known = self.by_stream.get(stream) or self._keepers.get(stream)
         if known is not None:
             return known[0].inode
         try:
@@ -139,7 +185,9 @@ class SocketTable:
 
     def name(self, ident: int) -> object:
         """Return the stream by which a socket was attached."""
-        return self._by_ident[ident].streams[0]
+        attached = self._by_ident[ident]
+        keeper = attached.keeper() if attached.keeper is not None else None
+        return keeper if keeper is not None else attached.streams[0]
 
     def on_socket_failed(self, ident: int, error: int) -> None:
         """A send failed: a stream is broken by that, a datagram socket is not."""
@@ -149,15 +197,22 @@ class SocketTable:
 
     def on_socket_idle(self, ident: int) -> None:
         """Nothing refers to the socket any more."""
-        attached = self._by_ident.pop(ident)
+        attached = self._by_ident.get(ident)
+        if attached is None:
+            return
         # A cancelled send that was cut short tells no failure.
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
-        _remember(_learned, attached.inode, self._native.learned(attached.handle))
-        del self._by_inode[attached.inode]
+        if attached.keeper is None:
+            learned = self._native.learned(attached.handle)
+            if not self._native.detach(attached.handle):
+                # What was told before this has queued another send.
+                return
+            _remember(_learned, attached.inode, learned)
+            del self._by_inode[attached.inode], self._by_ident[ident]
         for stream in attached.streams:
-            del self._by_stream[stream]
-        self._native.detach(attached.handle)
+            self.by_stream.pop(stream, None)
+        attached.streams.clear()
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
         if attached.inode not in self._broken:

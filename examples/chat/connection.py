@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +97,7 @@ class ChatConnection:
         """Say that the connection ends here."""
         await self._send(CloseConnection(code=CloseReason.NORMAL_CLOSURE))
 
-    async def messages(self) -> AsyncIterator[Received]:
+    async def messages(self) -> AsyncGenerator[Received, None]:
         """Receive until the server ends the connection.
 
         :raises ChatError: it has ended, otherwise than because :meth:`close` was called.

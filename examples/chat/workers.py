@@ -26,21 +26,24 @@ def run_workers(options: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "examples.chat", *sys.argv[1:], "--port", str(port)]
         workers = [subprocess.Popen([*command, "--worker"]) for _ in range(options.workers)]
 
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            for worker in workers:
-                worker.terminate()
+        stopping = False
+
+        def stop(_signal: int = 0, _frame: FrameType | None = None) -> None:
+            # Once: a worker that is about to end would be killed by a second one.
+            nonlocal stopping
+            if not stopping:
+                stopping = True
+                for worker in workers:
+                    worker.terminate()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        status = 0
         waiting = list(workers)
         while waiting:
-            ended = _wait_any(waiting)
-            waiting.remove(ended)
-            status = status or int(ended.returncode != 0)
-            for worker in waiting:
-                worker.terminate()
-        return status
+            waiting.remove(_wait_any(waiting))
+            stop()
+        # One that was still starting is ended by the signal itself.
+        return int(any(worker.returncode not in (0, -signal.SIGTERM) for worker in workers))
 
 
 def _wait_any(workers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:

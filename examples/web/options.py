@@ -88,9 +88,8 @@ async def listen(
     options: argparse.Namespace, *, reuse_port: bool = False
 ) -> Listener[SocketStream]:
     """Listen where it was said; ``listener.extra(SocketAttribute.local_port)`` is the port."""
-    return await anyio.create_tcp_listener(
-        local_host=options.host, local_port=options.port, reuse_port=reuse_port
-    )
+    create = anyio.create_tcp_listener if options.plain else zc_anyio.create_tcp_listener
+    return await create(local_host=options.host, local_port=options.port, reuse_port=reuse_port)
 
 
 def address(options: argparse.Namespace, listener: Listener[SocketStream]) -> str:

@@ -19,11 +19,11 @@ import zc_anyio
 
 __all__ = ["Outgoing", "Part", "abort", "acknowledged", "kernel_memory", "open_outgoing"]
 
-# So much is flushed as one generation, and so many of them may be unreleased: a connection has at
-# most 16 MiB under way, and of a file these are pages of the page cache.
+# So much is flushed as one generation, and so many of them may be unreleased while the next is
+# queued: a connection has at most 8 MiB under way.  Of a file these are pages of the page cache.
 SHARE = 4 << 20
 SHARE_SENDS = 1000
-SHARES = 3
+SHARES = 1
 # A generation that has a quarter of the window is ended by the group itself.  With this window all
 # of them are ended here, so that waiting for these is waiting for everything.
 WINDOW = 8 * SHARE

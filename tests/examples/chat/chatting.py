@@ -81,13 +81,13 @@ class Member:
     def __init__(self, connection: ChatConnection) -> None:
         self.connection = connection
         self.welcome: dict[str, Any] = {}
-        self._messages = connection.messages()
+        self.messages = connection.messages()
         self._nonces = map(str, itertools.count(1))
 
     async def receive(self, *types: str) -> Received:
         """Receive the next message of these types; others are passed over."""
         with anyio.fail_after(LIMIT):
-            async for message in self._messages:
+            async for message in self.messages:
                 if message.type in types:
                     return message
         raise AssertionError("the connection was closed")
@@ -118,7 +118,7 @@ class Member:
         """Receive until the server ends the connection, and return how."""
         with anyio.fail_after(LIMIT):
             try:
-                async for _ in self._messages:
+                async for _ in self.messages:
                     pass
             except ChatError as exc:
                 return exc
@@ -137,7 +137,7 @@ async def member(
     async with await stream_to(server, receive_buffer=receive_buffer) as stream:
         connection = await open_connection(stream, host=server.host, room=room, name=name)
         joined = Member(connection)
-        async with aclosing(joined._messages):
+        async with aclosing(joined.messages):
             joined.welcome = (await joined.receive("welcome")).fields
             yield joined
 

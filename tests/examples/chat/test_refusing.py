@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -70,10 +71,8 @@ async def test_what_is_against_the_protocol_ends_the_connection(violation: str) 
 
         async def send() -> None:
             # It may be closed before it has sent everything.
-            try:
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                 await bad.connection.stream.send(data)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                pass
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send)

@@ -1,4 +1,4 @@
-"""A slow member delays nobody, is told why it is dropped if it still listens, and leaves nothing."""
+"""A slow member delays nobody, is told why it is dropped if it still listens, leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,178 @@
+"""The sending half of this library's own streams and UDP sockets."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+import anyio
+
+from ._buffers import Buffer
+from ._errors import os_error
+from ._groups import send_group
+from ._lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
+from ._ring import Ring
+from ._senders import Sender
+from ._sockets import AttachedSocket
+
+__all__ = ["STREAM_WINDOW", "Output"]
+
+# Bytes that a stream has accepted and that are not released; a single larger send is let in alone.
+STREAM_WINDOW = 1 << 20
+# A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
+COPIED_AT_MOST = 64 << 10
+
+
+class Output(Sender):
+    """A context and an attached socket for as long as a stream is open.
+
+    What would be copied anyway, on a socket with nothing queued, is sent at once; everything else
+    goes through the ring.
+
+    :raises OSError: no descriptor is left for the ring's duplicate.
+    """
+
+    def __init__(self, ring: Ring, stream: object, sock: socket.socket) -> None:
+        super().__init__()
+        self._attached: AttachedSocket = ring._sockets.keep(stream, sock)
+        self._stream_error = sock.type == socket.SOCK_STREAM
+        self._start(ring, tag=0, window=STREAM_WINDOW, zero_copy=None)
+        self._native = ring._native
+        self._is_small = min(COPIED_AT_MOST, ring._threshold)
+        self._scope: anyio.CancelScope | None = None
+        self.closed = False
+
+    # --- what Sender asks for ---
+
+    def _check(self) -> None:
+        if self.closed:
+            raise anyio.ClosedResourceError
+        self._ring.check()
+
+    def _attach(self, stream: object, *, unconnected: bool = False) -> AttachedSocket:  # noqa: ARG002
+        return self._attached
+
+    def _on_failed(self, ident: int, error: int) -> None:
+        """The socket itself remembers what broke it; a datagram that failed is counted."""
+
+    # --- sending ---
+
+    def offer(self, data: Buffer, to: Any = NO_ADDRESS) -> bool:
+        """Send or queue a buffer that nobody changes; ``False`` if the window is full.
+
+        :param to: a packed address, of a datagram.
+        :raises anyio.ClosedResourceError: the stream was closed.
+        :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
+        """
+        self._check()
+        pinned, size, flags, reference = self._pin(data)
+        if not size and self._stream_error:
+            return True
+        sent = queue_or_send(
+            self._native.ring,
+            self._context.handle,
+            self._attached.handle,
+            pinned,
+            size,
+            flags,
+            to,
+            len(to) if to else 0,
+        )
+        if sent == SENT_STAGED:
+            return True
+        if sent < 0:
+            return self._failed(-sent)
+        self._queued(sent, reference)
+        if not sent & SENT_STAGED:
+            # A generation for each, so that the reference goes as soon as the kernel lets go.
+            self._context.flush(even_empty=False)
+        return True
+
+    def unchangeable(self, data: Buffer) -> Buffer | None:
+        """Return what can be offered for a buffer; ``None`` if only :meth:`send_held` can send it.
+
+        :raises TypeError: it is no buffer.
+        :raises BufferError: it is not C-contiguous.
+        """
+        _, size, flags, _ = self._pin(data)
+        if not flags & SEND_MUTABLE:
+            return data
+        return bytes(data) if size <= self._is_small else None
+
+    async def send_held(self, stream: object, data: Buffer) -> None:
+        """Send a buffer that its owner may change, and wait until the kernel lets go of it.
+
+        When cancelled, or when the stream is closed meanwhile, it is taken back; see
+        :func:`send_group` for what that means.
+        """
+        self._scope = anyio.CancelScope()
+        try:
+            with self._scope:
+                async with send_group(ring=self._ring, on_error="collect") as group:
+                    await group.send(stream, data)
+                for failure in group.failures:
+                    raise anyio.BrokenResourceError from failure.error
+        finally:
+            self._scope = None
+        self._check()
+
+    def _failed(self, number: int) -> bool:
+        if number == errno.EAGAIN:
+            return False
+        if self._native.socket_error(self._attached.handle):
+            # Its connection has to be shut down.
+            self._ring._reaper.submit_soon()
+            raise self._ring._sockets.broken(self._attached)
+        raise anyio.BrokenResourceError from os_error(number)
+
+    # --- waiting ---
+
+    async def wait_window(self) -> None:
+        """Wait until a buffer that was refused fits."""
+        await self._wait_window()
+        self._check()
+
+    async def wait_room(self) -> None:
+        """Wait until the window is not full, or the socket is broken."""
+        while self._native.context_statistics(
+            self._context.handle
+        ).unreleased_bytes >= STREAM_WINDOW and not self._native.socket_error(
+            self._attached.handle
+        ):
+            await self._wait_turn()
+
+    async def wait_sent(self) -> None:
+        """Wait until the kernel has taken all bytes of the socket, whoever queued them.
+
+        :raises anyio.BrokenResourceError: the socket is broken.
+        """
+        while self._native.has_unsent(self._attached.handle):
+            await self._wait_turn()
+        if self._native.socket_error(self._attached.handle):
+            raise self._ring._sockets.broken(self._attached)
+
+    async def _wait_turn(self) -> None:
+        await self._ring._reaper.wait_turn()
+        self._check()
+        if self._ring._reaper.stopped is not None:
+            raise RuntimeError("the ring has stopped") from self._ring._reaper.stopped
+
+    # --- the end ---
+
+    def close(self, name: object, *, reset: bool = False) -> None:
+        """Take no more; what was accepted goes out, and the ring's duplicate is closed after it.
+
+        :param name: what a later failure is reported for.
+        :param reset: what was accepted and has not arrived is lost instead.
+        """
+        self.closed = True
+        if self._ring._closed or self._ring.is_foreign():
+            return
+        if self._scope is not None:
+            self._scope.cancel()
+        if reset:
+            self._native.reset_socket(self._attached.handle, errno.ECONNRESET)
+        self._context.flush(even_empty=False)
+        self._context.close()
+        self._ring._sockets.let_go(self._attached, name)

@@ -1,0 +1,162 @@
+"""UDP sockets that are anyio's, and send through a ring."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+from anyio import ResourceGuard
+from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+
+from ._buffers import Buffer
+from ._lib import NO_ADDRESS, address_of
+from ._outputs import Output
+from ._receiving import DirectReceiver
+from ._ring import Ring
+
+__all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
+
+LARGEST = 65536
+
+
+class _Datagrams:
+    """What UDP sockets with and without a peer have in common."""
+
+    def __init__(self, ring: Ring, sock: socket.socket, received: Iterable[Any]) -> None:
+        self._closed = True
+        self._ring = ring
+        self._socket = sock
+        self._received = deque(received)
+        self._receiver = DirectReceiver(sock)
+        try:
+            self._output = Output(ring, self, sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._send_guard = ResourceGuard("writing to")
+        self._receive_guard = ResourceGuard("reading from")
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"fd={self._socket.fileno()}"
+        return f"<{type(self).__name__} {state}>"
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self._socket
+
+    async def _send(self, data: Buffer, address: Any = NO_ADDRESS) -> None:
+        with self._send_guard:
+            await checkpoint_if_cancelled()
+            if type(data) is not bytes and not self._closed:
+                # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
+                data = self._output.unchangeable(data) or bytes(data)
+            while not self._output.offer(data, address):
+                await self._output.wait_window()
+            await cancel_shielded_checkpoint()
+
+    async def _receive(self) -> tuple[bytes, Any]:
+        with self._receive_guard:
+            if self._received and not self._closed:
+                await checkpoint()
+                packet: tuple[bytes, Any] = self._received.popleft()
+                return packet
+            try:
+                return await self._receiver.call(self._socket.recvfrom, LARGEST)
+            except OSError as exc:
+                raise anyio.BrokenResourceError from exc
+
+    async def aclose(self) -> None:
+        """Close the socket; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
+
+        What was accepted still goes out.  Calling it again does nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            self._receiver.close()
+            self._output.close(self)
+            self._socket.close()
+        await checkpoint()
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        # In another thread the ring cannot be touched: its duplicate goes with the ring.
+        if self._ring._thread == threading.get_ident():
+            self._output.close(self._socket)
+        self._socket.close()
+
+
+class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
+    """An anyio UDP socket with one peer that sends through a ring.
+
+    Sends that fail after they were accepted are counted in ``Ring.statistics().failed``; the socket
+    goes on, as UDP does.
+    """
+
+    async def send(self, item: Buffer) -> None:
+        """Send a datagram; returns when it is accepted: sent, or queued within 1 MiB.
+
+        Cancelled, the call has queued nothing.
+
+        :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
+        :raises anyio.BrokenResourceError: it could not be sent (too large, say, or the peer
+            refuses); from the ``OSError``.  The socket can be used on.
+        :raises anyio.BusyResourceError: another task is sending.
+        """
+        await self._send(item)
+
+    async def receive(self) -> bytes:
+        """Return the next datagram.
+
+        :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
+        :raises anyio.BrokenResourceError: the peer refused one that was sent; from the ``OSError``.
+            The socket can be used on.
+        :raises anyio.BusyResourceError: another task is receiving.
+        """
+        return (await self._receive())[0]
+
+
+class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
+    """An anyio UDP socket without a peer that sends through a ring.
+
+    Sends that fail after they were accepted are counted in ``Ring.statistics().failed``.
+    """
+
+    async def send(self, item: UDPPacketType) -> None:
+        """Send a datagram to an address: ``(data, (host, port))``, the host numeric.
+
+        :raises ValueError: the host is no numeric address.
+
+        Raises what :meth:`ZeroCopyConnectedUDPSocket.send` raises.
+        """
+        data, (host, port) = item
+        await self._send(data, _pack(host, port))
+
+    async def receive(self) -> UDPPacketType:
+        """Return the next datagram and where it comes from: ``(data, (host, port))``.
+
+        Raises what :meth:`ZeroCopyConnectedUDPSocket.receive` raises.
+        """
+        data, address = await self._receive()
+        if len(address) == 4 and address[3]:
+            # As anyio writes an address that is of one interface only.
+            return data, (f"{address[0].partition('%')[0]}%{address[3]}", address[1])
+        return data, address[:2]
+
+
+def _pack(host: str, port: int) -> bytes:
+    name, _, scope = host.partition("%")
+    if not scope:
+        return address_of(name, port)
+    return address_of(
+        name, port, 0, int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    )

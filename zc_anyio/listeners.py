@@ -1,0 +1,111 @@
+"""Listeners that are anyio's, and whose streams send through a ring."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from typing import Self
+
+import anyio
+from anyio import ResourceGuard
+from anyio.abc import SocketListener
+from anyio.lowlevel import checkpoint
+
+from ._receiving import is_shortage, make_acceptor, wait_shortage
+from ._ring import Ring, require_ring
+from ._takeover import take_socket
+from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+
+__all__ = ["ZeroCopySocketListener"]
+
+
+class ZeroCopySocketListener(SocketListener):
+    """An anyio socket listener whose streams send through a ring; TCP or UNIX.
+
+    Made by :func:`create_tcp_listener`, :func:`create_unix_listener` and :func:`wrap_listener`.
+    """
+
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+        self._closed = True
+        self._ring = ring
+        self._socket = sock
+        self._acceptor = make_acceptor(ring, sock)
+        self._accept_guard = ResourceGuard("accepting connections from")
+        self._closed = False
+
+    @classmethod
+    async def from_socket(
+        cls, sock_or_fd: socket.socket | int, *, ring: Ring | None = None
+    ) -> Self:
+        """Make a listener of a listening socket, which belongs to the listener from now on.
+
+        :param sock_or_fd: a socket object or a file descriptor.
+        :param ring: default the ambient ring.
+        :raises ValueError: the socket is not bound, or of another kind.
+        :raises RuntimeError: no ring is open.
+        """
+        ring = require_ring(ring)
+        made = await super().from_socket(sock_or_fd)
+        sock, _ = await take_socket(made)
+        return cls(ring, sock)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"fd={self._socket.fileno()}"
+        return f"<{type(self).__name__} {state}>"
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self._socket
+
+    async def accept(self) -> ZeroCopySocketStream:
+        """Wait for a connection and return its stream.
+
+        While no descriptor or memory is left for another connection, this waits, and looks again
+        ten times a second.  Cancelled, the call has taken no connection.
+
+        :raises anyio.ClosedResourceError: the listener is closed, or was while this waited.
+        :raises anyio.BrokenResourceError: the socket cannot accept; from its ``OSError``.
+        :raises anyio.BusyResourceError: another task is accepting.
+        :raises RuntimeError: the ring is closed.
+        """
+        with self._accept_guard:
+            while True:
+                self._ring.check()
+                try:
+                    sock = await self._acceptor.accept()
+                except OSError as exc:
+                    raise anyio.BrokenResourceError from exc
+                try:
+                    return self._make_stream(sock)
+                except OSError as exc:
+                    sock.close()
+                    if not is_shortage(exc):
+                        raise
+                    await wait_shortage(exc)
+                except BaseException:
+                    sock.close()
+                    raise
+
+    def _make_stream(self, sock: socket.socket) -> ZeroCopySocketStream:
+        if sock.family == socket.AF_UNIX:
+            return ZeroCopyUNIXSocketStream(self._ring, sock)
+        # As anyio has it.  A connection that was reset in the queue may refuse it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return ZeroCopySocketStream(self._ring, sock)
+
+    async def aclose(self) -> None:
+        """Close the listener; a task that waits in it gets :exc:`anyio.ClosedResourceError`.
+
+        Its streams stay open.  Calling it again does nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            self._acceptor.close()
+            self._socket.close()
+        await checkpoint()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._closed = True
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            self._socket.close()

@@ -1,0 +1,314 @@
+"""Socket streams that are anyio's, and send through a ring."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Collection
+from io import IOBase
+from typing import Self, cast
+
+import anyio
+from anyio import ResourceGuard, wait_writable
+from anyio.abc import SocketStream, UNIXSocketStream
+from anyio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+)
+
+from ._buffers import Buffer
+from ._outputs import Output
+from ._receiving import DirectReceiver, ReceivedBefore, Receiver, make_receiver
+from ._ring import Ring, require_ring
+from ._takeover import take_socket
+
+__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
+
+
+class ZeroCopySocketStream(SocketStream):
+    """An anyio socket stream that sends through a ring.
+
+    Made by :func:`connect_tcp`, :func:`wrap_stream` and listeners.  Send groups take it like any
+    other stream, and what they send keeps its order with :meth:`send`.  It belongs to the event
+    loop and the thread of its ring; when that is closed, sending raises ``RuntimeError``, and only
+    receiving and closing remain.
+    """
+
+    def __init__(self, ring: Ring, sock: socket.socket, received: bytes = b"") -> None:
+        # First, for __del__: the socket is this stream's only when all of it is there.
+        self._closed = True
+        self._ring = ring
+        self._socket = sock
+        self._receiver: Receiver = self._make_receiver(ring, sock)
+        if received:
+            self._receiver = ReceivedBefore(received, self._receiver)
+        self._output = Output(ring, self, sock)
+        self._send_guard = ResourceGuard("writing to")
+        self._receive_guard = ResourceGuard("reading from")
+        self._eof_sent = False
+        self._closed = False
+
+    @staticmethod
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
+        return make_receiver(ring, sock)
+
+    @classmethod
+    async def from_socket(
+        cls, sock_or_fd: socket.socket | int, *, ring: Ring | None = None
+    ) -> Self:
+        """Make a stream of a connected socket, which belongs to the stream from now on.
+
+        :param sock_or_fd: a socket object or a file descriptor.
+        :param ring: default the ambient ring.
+        :raises ValueError: the socket is not connected, or of another kind.
+        :raises RuntimeError: no ring is open.
+        """
+        ring = require_ring(ring)
+        # anyio's own checks; what it makes is let go of at once.
+        made = await super().from_socket(sock_or_fd)
+        sock, received = await take_socket(made)
+        return cls(ring, sock, b"".join(received))
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"fd={self._socket.fileno()}"
+        return f"<{type(self).__name__} {state}>"
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self._socket
+
+    async def send(self, item: Buffer) -> None:
+        """Send bytes; returns when they are accepted: sent, or queued within 1 MiB.
+
+        ``bytes`` that are queued stay referenced until the kernel has let go of them.  A buffer
+        that can change is copied if it is smaller than the ring's threshold; a larger one is waited
+        for until it is the caller's own again.  A pool's buffer goes back to its pool by itself.
+
+        Cancelled, the call has queued nothing, except for a large buffer that can change: what
+        of that has not left is taken back, and if it was cut short, the stream is broken for
+        sending.
+
+        :param item: any C-contiguous buffer.
+        :raises TypeError: it is no buffer.
+        :raises anyio.ClosedResourceError: the stream is closed, or was while this waited, or
+            :meth:`send_eof` was called.
+        :raises anyio.BrokenResourceError: the connection failed, now or by an earlier send; from
+            its ``OSError``.
+        :raises anyio.BusyResourceError: another task is sending.
+        """
+        with self._send_guard:
+            await checkpoint_if_cancelled()
+            if self._eof_sent:
+                raise anyio.ClosedResourceError("the end of the stream was sent")
+            output = self._output
+            if type(item) is not bytes and not self._closed:
+                offered = output.unchangeable(item)
+                if offered is None:
+                    await output.send_held(self, item)
+                    return
+                item = cast("bytes", offered)
+            while not output.offer(item):
+                await output.wait_window()
+            await cancel_shielded_checkpoint()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Return what has arrived, between one and ``max_bytes`` bytes.
+
+        Cancelled, the call has taken nothing.
+
+        :raises anyio.EndOfStream: the peer has sent its end.
+        :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
+        :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
+        :raises anyio.BusyResourceError: another task is receiving.
+        """
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be a positive integer")
+        with self._receive_guard:
+            try:
+                data = await self._receiver.receive(max_bytes)
+            except OSError as exc:
+                raise self._broken() from exc
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    async def receive_into(self, buffer: Buffer) -> int:
+        """Write what has arrived into a buffer that can change; return how many bytes.
+
+        Cancelled, the call has taken nothing, and written nothing.
+
+        :raises ValueError: the buffer is empty.
+
+        Raises what :meth:`receive` raises.
+        """
+        with memoryview(buffer) as view:
+            if not view.nbytes:
+                raise ValueError("the buffer is empty")
+        with self._receive_guard:
+            try:
+                size = await self._receiver.receive_into(buffer)
+            except OSError as exc:
+                raise self._broken() from exc
+        if not size:
+            raise anyio.EndOfStream
+        return size
+
+    async def send_eof(self) -> None:
+        """Tell the peer that no more comes, behind all that was queued, by groups as well.
+
+        Waits until the kernel has taken that.  Calling it again does nothing.  Cancelled, the end
+        was not sent.
+
+        :raises anyio.ClosedResourceError: the stream is closed.
+        :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
+        :raises anyio.BusyResourceError: another task is sending.
+        """
+        with self._send_guard:
+            await checkpoint()
+            self._output._check()
+            if self._eof_sent:
+                return
+            await self._output.wait_sent()
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as exc:
+                raise self._broken() from exc
+            self._eof_sent = True
+
+    async def wait_send_might_not_block(self) -> None:
+        """Wait until :meth:`send` would probably not wait, or would fail.
+
+        :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
+        :raises anyio.BusyResourceError: another task is sending.
+        """
+        with self._send_guard:
+            await checkpoint()
+            self._output._check()
+            await self._output.wait_room()
+
+    async def aclose(self) -> None:
+        """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
+
+        What was accepted still goes out, and the peer sees the end of the stream behind it; this
+        does not wait for that, and neither is it prevented by cancelling.  If bytes of the peer's
+        were not received, the connection is reset, as by closing any socket: a peer that waits for
+        them to be taken might never take ours.  Calling it again does nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            self._receiver.close()
+            self._output.close(self, reset=_has_unread(self._socket))
+            self._socket.close()
+        await checkpoint()
+
+    def _broken(self) -> Exception:
+        return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        # In another thread the ring cannot be touched: its duplicate goes with the ring.
+        if self._ring._thread == threading.get_ident():
+            self._output.close(self._socket)
+        self._socket.close()
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) != b""
+    except OSError:
+        return False
+
+
+class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
+    """An anyio UNIX socket stream that sends through a ring.
+
+    The kernel copies what UNIX sockets send; what a ring adds is the order with send groups.
+    """
+
+    _receiver: DirectReceiver
+
+    @staticmethod
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG004
+        # What is received ahead would lose the descriptors that came with it.
+        return DirectReceiver(sock)
+
+    async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
+        """Send file descriptors along with a message, behind all that was queued.
+
+        Cancelled, the call has sent nothing, or the stream is broken for sending.
+
+        :param message: at least one byte.
+        :param fds: descriptors, or file or socket objects; at least one.
+
+        Raises what :meth:`send` raises.
+        """
+        if not message:
+            raise ValueError("message must not be empty")
+        if not fds:
+            raise ValueError("fds must not be empty")
+        numbers = array.array("i", [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
+        attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
+        with self._send_guard:
+            await checkpoint()
+            self._output._check()
+            if self._eof_sent:
+                raise anyio.ClosedResourceError("the end of the stream was sent")
+            await self._output.wait_sent()
+            while True:
+                try:
+                    sent = self._socket.sendmsg([message], attached)
+                    break
+                except BlockingIOError:
+                    await wait_writable(self._socket)
+                except OSError as exc:
+                    raise self._broken() from exc
+            # The descriptors went with the first byte; the rest follows as ordinary bytes.
+            while not self._output.offer(message[sent:]):
+                await self._output.wait_window()
+
+    async def receive_fds(self, msglen: int, maxfds: int) -> tuple[bytes, list[int]]:
+        """Receive a message and the descriptors that came with it, which are not inheritable.
+
+        Cancelled, the call has taken nothing.
+
+        :param msglen: bytes of the message at most.
+        :param maxfds: descriptors at most; the kernel closes what is more.
+        :raises RuntimeError: something else came with the message; its descriptors are closed.
+
+        Raises what :meth:`receive` raises.
+        """
+        if msglen < 0:
+            raise ValueError("msglen must be a non-negative integer")
+        if maxfds < 1:
+            raise ValueError("maxfds must be a positive integer")
+        fds = array.array("i")
+        with self._receive_guard:
+            try:
+                message, ancillary, _, _ = await self._receiver.call(
+                    self._socket.recvmsg,
+                    msglen,
+                    socket.CMSG_LEN(maxfds * fds.itemsize),
+                    socket.MSG_CMSG_CLOEXEC,
+                )
+            except OSError as exc:
+                raise self._broken() from exc
+        others = []
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            else:
+                others.append((level, kind))
+        if others:
+            for fd in fds:
+                os.close(fd)
+            raise RuntimeError(f"unexpected ancillary data came with {message!r}: {others}")
+        if not message and not fds:
+            raise anyio.EndOfStream
+        return message, list(fds)
