@@ -6,15 +6,19 @@ numbers in order, and all members the same messages in the same order.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
 import zlib
+from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import SocketStream
+from wsproto.utilities import LocalProtocolError
 
 from ..chat.connection import GONE, ChatConnection, ChatError, open_connection
 from .figures import Figures
@@ -39,12 +43,14 @@ class Quick:
     """A member that keeps up.
 
     :ivar digest: of the ids of all messages that it saw, in order.
+    :ivar is_gone: the server has dropped it.
     """
 
     connection: ChatConnection
     number: int
     received: int = 0
     digest: int = 0
+    is_gone: bool = False
 
 
 class ChatLoad:
@@ -83,7 +89,6 @@ class ChatLoad:
         self._room = f"load-{secrets.token_hex(4)}"
         self._members: list[Quick] = []
         self._texts = 0
-        self._pictures = 0
         self._counting = anyio.Event()
         self._began = 0.0
 
@@ -106,7 +111,7 @@ class ChatLoad:
             self.figures.seconds = time.monotonic() - self._began
             with anyio.move_on_after(ARRIVE_SECONDS):
                 await wait_until(
-                    lambda: all(m.received >= self.figures.sent for m in self._members)
+                    lambda: all(m.is_gone or m.received >= self.figures.sent for m in self._members)
                 )
             self._compare()
             tasks.cancel_scope.cancel()
@@ -125,32 +130,38 @@ class ChatLoad:
         """Have one member after the other say something, at the rate."""
         due = time.monotonic()
         while True:
-            member = self._members[self._texts % len(self._members)]
             text = json.dumps({"at": time.monotonic(), "number": self._texts, "x": self._filler})
-            with anyio.CancelScope(shield=True):
-                await member.connection.say(str(self._texts), text)
-                self._texts += 1
-                self.figures.sent += 1
+            if (member := self._next_sender(self._texts)) is not None:
+                await self._sent(member.connection.say(str(self._texts), text))
+            self._texts += 1
             due += 1 / self._rate
             await anyio.sleep(max(due - time.monotonic(), 0))
             self.figures.seconds = time.monotonic() - self._began
 
     async def _send_pictures(self) -> None:
         content = PNG + bytes(self._picture_size)
-        while True:
+        for number in itertools.count():
             await anyio.sleep(self._picture_seconds)
-            member = self._members[self._pictures % len(self._members)]
-            with anyio.CancelScope(shield=True):
-                name = json.dumps({"at": time.monotonic()})
-                await member.connection.drop_picture(f"p{self._pictures}", name, content)
-                self._pictures += 1
-                self.figures.sent += 1
+            name = json.dumps({"at": time.monotonic()})
+            if (member := self._next_sender(number)) is not None:
+                await self._sent(member.connection.drop_picture(f"p{number}", name, content))
+
+    def _next_sender(self, number: int) -> Quick | None:
+        members = [member for member in self._members if not member.is_gone]
+        return members[number % len(members)] if members else None
+
+    async def _sent(self, sending: Awaitable[None]) -> None:
+        """Send as a whole, or not at all, so that it is known what has to arrive."""
+        with anyio.CancelScope(shield=True), suppress(*GONE, LocalProtocolError):
+            await sending
+            self.figures.sent += 1
 
     # --- receiving ---
 
     async def _member(self, number: int, limiter: anyio.CapacityLimiter) -> None:
         figures = self.figures
         parts = urlsplit(self._url)
+        member: Quick | None = None
         try:
             async with limiter:
                 stream = await anyio.connect_tcp(parts.hostname or "", parts.port or 80)
@@ -168,6 +179,9 @@ class ChatLoad:
                         figures.lost += 1
         except (ChatError, OSError, *GONE):
             figures.failed += 1
+        finally:
+            if member is not None:
+                member.is_gone = True
 
     def _received(
         self,
