@@ -126,10 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    figures: Figures | None = None
     try:
         figures = anyio.run(run, options, **BACKENDS[options.backend])
-    except OSError as exc:
-        print(f"load: {options.url}: {exc}", file=sys.stderr)
+    except* OSError as exc:
+        print(f"load: {options.url}: {exc.exceptions[0]}", file=sys.stderr)
+    if figures is None:
         return 2
     if options.json is not None:
         options.json.write_text(json.dumps(figures.as_json(options.warm_up), indent=2) + "\n")
