@@ -229,6 +229,9 @@ class Ring:
             )
             cancelled = cancelled or again
         self._reaper.stop_receivers()
+        # What was learned of sockets is remembered when they are detached.
+        self._native.linger(0)
+        self._reaper.turn()
         return cancelled
 
     def _close(self) -> None:
@@ -321,6 +324,7 @@ async def open_ring(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
             tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
+            tasks.start_soon(ring._reaper.run_lingering, name="zc_anyio idle sockets")
             token = _ambient.set(ring)
             try:
                 yield ring
