@@ -82,11 +82,13 @@ int zc_sock_unsent(const zc_sock *sock)
     return sock->head != NULL || sock->in_flight > 0;
 }
 
-/* Tells once more that a socket is idle, if it is. */
-void zc_sock_tell_idle(zc_core *core, zc_sock *sock)
+/* Tells once more that a socket is idle, if it is; returns whether it is. */
+int zc_sock_tell_idle(zc_core *core, zc_sock *sock)
 {
-    if (core && sock)
-        zc_sock_check_idle(core, sock);
+    if (!core || !sock)
+        return -EINVAL;
+    zc_sock_check_idle(core, sock);
+    return link_alone(&sock->sends) && link_alone(&sock->requests);
 }
 
 /* Resets the connection of a stream: what is queued is lost, what is held comes back at once. */

@@ -94,8 +94,8 @@ class DirectReceiver:
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop
-        self._checkpoint_if_cancelled = loop.checkpoint_if_cancelled
-        self._let_others_run = loop.let_others_run
+        self._begin = loop.begin
+        self._end = loop.end
         self._wait_readable = loop.wait_readable
         self._recv = sock.recv
         self._recv_into = sock.recv_into
@@ -110,14 +110,14 @@ class DirectReceiver:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a non-blocking function of the socket until it does not have to wait."""
-        await self._checkpoint_if_cancelled()
+        await self._begin()
         self._check()
         try:
             result = function(*arguments)
         except BlockingIOError:
             pass
         else:
-            await self._let_others_run()
+            await self._end()
             return result
         while True:
             try:
@@ -152,7 +152,6 @@ class CallbackReceiver(DirectReceiver):
         self._add_reader = loop.loop.add_reader
         self._remove_reader = loop.loop.remove_reader
         self._create_future = loop.loop.create_future
-        self._checkpoint = loop.checkpoint
         # After less than was asked for there is most likely nothing: waiting at once saves a call.
         self._drained = True
         self._registered = False
@@ -165,7 +164,7 @@ class CallbackReceiver(DirectReceiver):
     async def receive(self, max_bytes: int) -> bytes:
         data: bytes
         if not self._drained or self._closed:
-            await self._checkpoint()
+            await self._begin()
             self._check()
             if self._error is not None:
                 raise self._error

@@ -52,13 +52,13 @@ class _Datagrams:
 
     async def _send(self, data: Buffer, address: Any = NO_ADDRESS) -> None:
         with self._send_guard:
-            await self._ring._loop_calls.checkpoint_if_cancelled()
+            await self._ring._loop_calls.begin()
             if type(data) is not bytes and not self._closed:
                 # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
                 data = self._output.unchangeable(data) or bytes(data)
             while not self._output.offer(data, address):
                 await self._output.wait_window()
-            await self._ring._loop_calls.let_others_run()
+            await self._ring._loop_calls.end()
 
     async def _receive(self) -> tuple[bytes, Any]:
         with self._receive_guard:

@@ -45,8 +45,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
-        self._checkpoint_if_cancelled = ring._loop_calls.checkpoint_if_cancelled
-        self._let_others_run = ring._loop_calls.let_others_run
+        self._begin = ring._loop_calls.begin
+        self._end = ring._loop_calls.end
         self._eof_sent = False
         self._closed = False
 
@@ -99,7 +99,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await self._checkpoint_if_cancelled()
+            await self._begin()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -111,7 +111,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await self._let_others_run()
+            await self._end()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -192,7 +192,8 @@ class ZeroCopySocketStream(SocketStream):
         """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
 
         What was accepted still goes out, and the peer sees the end of the stream behind it; this
-        does not wait for that, and neither is it prevented by cancelling.  If bytes of the peer's
+        does not wait for that, and neither is it prevented by cancelling.  A TCP peer that takes
+        nothing of it for a minute loses the connection.  If bytes of the peer's
         were not received, the connection is reset, as by closing any socket: a peer that waits for
         them to be taken might never take ours.  Calling it again does nothing.
         """

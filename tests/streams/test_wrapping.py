@@ -51,9 +51,11 @@ async def test_what_was_received_before_is_not_lost(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver):
         made = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = made.extra(SocketAttribute.local_port)
+        first = made.listeners[0]
+        assert isinstance(first, anyio.abc.SocketListener)
         async with made:
             with socket.create_connection(("127.0.0.1", port)) as peer:
-                accepted = await made.listeners[0].accept()
+                accepted = await first.accept()
                 peer.sendall(b"a" * 100_000)
                 assert await accepted.receive(10) == b"a" * 10
                 await anyio.sleep(0.01)
@@ -89,12 +91,14 @@ async def test_listeners(driver: Any) -> None:
             await anyio.create_tcp_listener(local_host="127.0.0.1")
         )
         assert isinstance(several, MultiListener)
+        first = several.listeners[0]
+        assert isinstance(first, zc_anyio.ZeroCopySocketListener)
         one = await zc_anyio.wrap_listener(await anyio.create_unix_listener(b"\0zc_anyio wrapped"))
         assert isinstance(one, zc_anyio.ZeroCopySocketListener)
         async with several, one:
             port = several.extra(SocketAttribute.local_port)
             with socket.create_connection(("127.0.0.1", port)) as peer:
-                async with await several.listeners[0].accept() as stream:
+                async with await first.accept() as stream:
                     assert isinstance(stream, zc_anyio.ZeroCopySocketStream)
                     await stream.send(b"hello")
                     assert peer.recv(5) == b"hello"
