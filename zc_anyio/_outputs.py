@@ -72,7 +72,9 @@ class Output(Sender):
         :raises anyio.ClosedResourceError: the stream was closed.
         :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
         """
-        self._check()
+        if self.closed:
+            raise anyio.ClosedResourceError
+        self._ring.check()
         pinned: Any
         reference: object
         if type(data) is bytes:
