@@ -13,6 +13,10 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
+# What `make stream` serves: a test video, unless told otherwise.
+FOLDER ?= build/videos
+TEST_VIDEO := build/videos/test.mp4
+ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +40,7 @@ ASAN_PYTEST = -m pytest --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types asan wheel test-versions clean
+.PHONY: help setup demo stream test bench bench-quick bench-page lint types asan wheel test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,8 +50,26 @@ setup: $(VENV)/.installed ## Install what is missing and build the extension
 demo: $(VENV)/.installed ## Run the demonstration
 	@$(BIN)/python -m examples.demo
 
+stream: $(VENV)/.installed $(filter $(TEST_VIDEO),$(FOLDER)/test.mp4) ## Serve videos and a live picture (FOLDER=... for yours)
+	@$(BIN)/python -m examples.stream $(FOLDER)
+
 test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance.md, with plots
+	@$(BIN)/python -m benchmarks.report
+
+# Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback in place of the lab will not do.
+bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
+	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick
+	@cp docs/performance.md build/benchmarks/quick
+	@$(BIN)/python -m benchmarks --quick --results build/benchmarks/quick \
+		$(if $(ZC_ANYIO_REQUIRE_ALL),--place lab)
+	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
+		--page build/benchmarks/quick/performance.md
 
 lint: $(VENV)/.lint ## Check style and formatting
 	@$(BIN)/ruff check
@@ -90,9 +112,21 @@ $(VENV)/.installed: $(VENV)/.created $(NATIVE)
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+$(TEST_VIDEO): | $(VENV)/.created
+	@mkdir -p $(@D)
+	@ffmpeg -loglevel error -y -f lavfi -i testsrc2=size=640x360:rate=25:duration=60 \
+		-f lavfi -i sine=beep_factor=4:duration=60 -pix_fmt yuv420p -movflags +faststart $@
+
+# The lab needs root anyway; without, the benchmarks measure on loopback.
+$(VENV)/.bench: $(VENV)/.installed pyproject.toml
+	@[ "$$(id -u)" -ne 0 ] || scripts/install_debian_packages "$(PYTHON)" clang libbpf-dev
+	@echo "setup: installing what the benchmarks need into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench]'
+	@touch $@
+
 $(VENV)/.lint: $(VENV)/.installed pyproject.toml
 	@echo "setup: installing the linters and type checkers into $(VENV)"
-	@$(BIN)/python $(PIP_INSTALL) -e '.[test,lint]'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench,lint]'
 	@touch $@
 
 build/asan/.built: $(VENV)/.installed $(TREE) scripts/copy_project

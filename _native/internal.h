@@ -3,6 +3,7 @@
 #define ZC_INTERNAL_H
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -48,11 +49,28 @@ struct event {
     int kind;
 };
 
+/* Of what the accounting knows nothing but a number: a receiver. */
+struct ready_event {
+    struct event event;
+    uint64_t id;
+};
+
 /* One buffer of a send may be any size; one request is cut here, so that int results hold. */
 #define REQUEST_MAX_BYTES ((size_t)1 << 30)
 /* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */
 #define GATHER_BYTES ((size_t)1 << 20)
 #define GATHER_BUFFERS 128u
+/*
+ * A buffer of this size that is zero-copied is a request of its own.  Sharing one would cost more
+ * than it saves: buffers that do not begin on a page make packets of odd sizes, and a vector of
+ * registered ones would be pinned anew.
+ */
+#define ALONE_BYTES ((size_t)64 << 10)
+/*
+ * From this size on registered memory, which is not pinned at each send, is zero-copied whatever
+ * the threshold; so are datagrams, which are never gathered.
+ */
+#define SMALLER_ZERO_COPY ((size_t)16 << 10)
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
 /* What may wait in the queues before a send asks for a turn at once. */
@@ -94,6 +112,8 @@ struct zc_core {
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
+    pthread_t owner; /* the thread that may send... */
+    bool disowned;   /* ...but not in a forked child */
     int64_t alloc_budget; /* for tests: how many allocations may still succeed; -1 is no limit */
     struct zc_stats stats;
 };
@@ -224,7 +244,7 @@ bool zc_window_full(struct zc_ctx *ctx, size_t size);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
-                       const struct zc_sock *sock, size_t size);
+                       const struct zc_sock *sock, size_t size, bool registered);
 struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);

@@ -16,19 +16,30 @@
 
 #include "internal.h"
 
+static bool is_registered(const struct zc_send *send)
+{
+    return send->slab || send->flags & ZC_SEND_REGISTERED;
+}
+
 /* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
-                       const struct zc_sock *sock, size_t size)
+                       const struct zc_sock *sock, size_t size, bool registered)
 {
     if (!sock->can_zero_copy || size > sock->most_zero_copy || core->zero_copy_denied ||
         ctx->policy == ZC_POLICY_NEVER)
         return false;
-    return ctx->policy == ZC_POLICY_ALWAYS || (size >= ctx->threshold && !sock->copy_left);
+    if (ctx->policy == ZC_POLICY_ALWAYS)
+        return true;
+    size_t least = ctx->threshold;
+    if ((registered || sock->kind == ZC_DATAGRAM) && least > SMALLER_ZERO_COPY)
+        least = SMALLER_ZERO_COPY;
+    return size >= least && !sock->copy_left;
 }
 
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
-    return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size);
+    return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
+                                                  is_registered(send));
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
@@ -81,9 +92,9 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
         if (size > REQUEST_MAX_BYTES - req->bytes)
             size = REQUEST_MAX_BYTES - req->bytes;
         struct iovec *last = req->buffers ? &req->iov[req->buffers - 1] : NULL;
-        if (send->slab && last &&
+        if (is_registered(send) && last &&
             (char *)last->iov_base + last->iov_len == (char *)iov->iov_base + skip) {
-            /* Runs whose slabs touch go out as one piece. */
+            /* Runs whose slabs touch, and neighbours of a pool, go out as one piece. */
             last->iov_len += size;
             req->bytes += size;
             return size == iov->iov_len - skip;
@@ -102,9 +113,16 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
     return true;
 }
 
-static bool may_share(const struct zc_send *first, const struct zc_send *other)
+/* Whether a send may go out in one request with the one before it. */
+static bool may_follow(const struct zc_send *before, const struct zc_send *send, bool zero_copy)
 {
-    return !((first->flags | other->flags) & ZC_SEND_ALONE);
+    if (!zero_copy)
+        return true;
+    if (is_registered(before) || is_registered(send))
+        return is_registered(before) && is_registered(send) && before->buffers == 1 &&
+               send->buffers == 1 && !before->slab == !send->slab &&
+               (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
+    return before->size < ALONE_BYTES && send->size < ALONE_BYTES;
 }
 
 /*
@@ -123,10 +141,10 @@ struct zc_req *zc_build_request(struct zc_core *core)
     size_t bytes = send->size - send->done;
     uint32_t buffers = send->buffers;
     if (sock->kind == ZC_STREAM)
-        for (struct zc_send *s = zc_sock_next_send(sock, send);
-             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS && may_share(send, s) &&
-             wants_zero_copy(core, s) == zero_copy;
-             s = zc_sock_next_send(sock, s)) {
+        for (struct zc_send *before = send, *s = zc_sock_next_send(sock, send);
+             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS &&
+             may_follow(before, s, zero_copy) && wants_zero_copy(core, s) == zero_copy;
+             before = s, s = zc_sock_next_send(sock, s)) {
             bytes += s->size;
             buffers += s->buffers;
         }
@@ -149,7 +167,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
         if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
-                           !may_share(req->covered[0], send) ||
+                           !may_follow(req->covered[req->sends - 1], send, zero_copy) ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
         size_t before = req->bytes;

@@ -26,6 +26,7 @@ int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct z
         return -ENOMEM;
     memset(info, 0, sizeof(*info));
     ring->own_fd = ring->info.wake_fd = -1;
+    link_init(&ring->receiver_work);
     const char *step = "memory";
     int err = -ENOMEM;
     ring->core = zc_core_new(0, MAX_REQUESTS);
@@ -301,7 +302,8 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
             break;
     }
     int count = zc_events(ring->core, events, max_events - 1);
-    if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels)) {
+    if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels) ||
+        !link_alone(&ring->receiver_work)) {
         int64_t *last = events + (ptrdiff_t)count++ * ZC_EVENT_FIELDS;
         last[0] = ZC_EV_AGAIN;
         last[1] = last[2] = last[3] = 0;

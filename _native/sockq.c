@@ -398,7 +398,7 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
 static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t count, size_t total, uint32_t flags)
 {
-    return core->stage.memory && ctx->policy == ZC_POLICY_AUTO && total < ctx->threshold &&
+    return core->stage.memory && ctx->policy != ZC_POLICY_NEVER && total < ctx->threshold &&
            sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
 }
 
@@ -408,6 +408,8 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
     size_t total = 0;
     if (!core || !ctx || !sock || !data || !sizes || count == 0)
         return -EINVAL;
+    if (core->disowned || !pthread_equal(core->owner, pthread_self()))
+        return -EPERM;
     if (count > (sock->kind == ZC_DATAGRAM ? UIO_MAXIOV : SEND_MAX_BUFFERS))
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++)

@@ -50,6 +50,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     for (uint32_t i = 0; i < max_requests; i++)
         core->sequences[i] = first_sequence;
     core->max_requests = max_requests;
+    core->owner = pthread_self();
     core->alloc_budget = -1;
     link_init(&core->events);
     link_init(&core->ready);
@@ -65,6 +66,15 @@ fail:
     free(core->free_slots);
     free(core);
     return NULL;
+}
+
+/* Takes no more sends: this is a forked child, whose parent goes on using the same sockets. */
+int zc_core_disown(zc_core *core)
+{
+    if (!core)
+        return -EINVAL;
+    core->disowned = true;
+    return 0;
 }
 
 /* Frees everything that is left, whatever its state: only for a ring that no longer exists. */
@@ -175,6 +185,9 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
         }
         case ZC_EV_WINDOW:
             out[1] = (int64_t)container(event, struct zc_ctx, window_event)->id;
+            break;
+        case ZC_EV_READY:
+            out[1] = (int64_t)container(event, struct ready_event, event)->id;
             break;
         default: /* ZC_EV_IDLE */
             out[1] = (int64_t)container(event, struct zc_sock, idle_event)->id;

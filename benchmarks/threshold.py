@@ -1,10 +1,10 @@
-"""From which size zero copy costs less CPU than copying, in the lab (see lab/in_lab).
+"""From which size zero copy costs less CPU than copying, in the lab (see lab/network.py).
 
 Interleaved rounds of one TCP stream to an acknowledging peer: every send zero-copied, every send
 copied, and (up to 64 KiB) every send staged.  CPU seconds a gigabyte, user and system, median and
 quartiles; the bytes that the peer acknowledged are compared with what was sent.
 
-    benchmarks/lab/in_lab .venv/bin/python -m benchmarks.threshold
+    .venv/bin/python -m benchmarks.lab .venv/bin/python -m benchmarks.threshold
 """
 
 from __future__ import annotations

@@ -18,8 +18,6 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ import anyio
 from anyio.abc import SocketStream
 
 import zc_anyio
+from benchmarks.lab.receiver import receiving
 from zc_anyio import _ring
 
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -41,26 +40,6 @@ BACKENDS: dict[str, dict[str, Any]] = {
 # Bytes from which the works are zero-copied; what is smaller is staged or copied, as is usual.
 ZERO_COPIED = 64 << 10
 WAYS = {"ring fd": False, "eventfd": True}
-
-# The receiver: accepts until its standard input ends, reads everything, keeps nothing.
-SINK = """
-import os, selectors, socket, sys
-listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-print(listener.getsockname()[1], flush=True)
-selector = selectors.DefaultSelector()
-selector.register(sys.stdin, selectors.EVENT_READ)
-selector.register(listener, selectors.EVENT_READ)
-buffer = bytearray(1 << 20)
-while True:
-    for key, _ in selector.select():
-        if key.fileobj is sys.stdin:
-            os._exit(0)
-        elif key.fileobj is listener:
-            selector.register(listener.accept()[0], selectors.EVENT_READ)
-        elif not key.fileobj.recv_into(buffer):
-            selector.unregister(key.fileobj)
-            key.fileobj.close()
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,25 +176,16 @@ def main() -> None:
     if options.rounds < 2:
         parser.error("--rounds must be 2 or more")
 
-    with subprocess.Popen(
-        [sys.executable, "-c", SINK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as sink:
-        assert sink.stdin is not None
-        assert sink.stdout is not None
-        port = int(sink.stdout.readline())
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) > 1:
-            os.sched_setaffinity(0, cores[:1])
-            os.sched_setaffinity(sink.pid, cores[1:2])
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        os.sched_setaffinity(0, cores[:1])
+    with receiving(cores[-1]) as (_, port):
         print(
             f"{time.strftime('%Y-%m-%d')}, Linux {platform.release()}, Python "
             f"{platform.python_version()}, {options.backend}; {options.rounds} rounds of each; "
             "median (quartiles), microseconds a send\n"
         )
-        try:
-            anyio.run(run, options, port, **BACKENDS[options.backend])
-        finally:
-            sink.stdin.close()
+        anyio.run(run, options, port, **BACKENDS[options.backend])
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class Context:
         self._reaper = reaper
         self.ident: int = reaper.add(self)
         self.handle: Any = native.new_context(self.ident, window, policy, threshold)
+        # The handle for as long as sends are taken, then one that the native part refuses.
+        self.open_handle: Any = self.handle
         # What each generation keeps alive, from its first send until its release.
         self.references: dict[int, list[object]] = {}
         # Pool buffers that each generation uses, which go back to their pool on its release, and
@@ -212,9 +214,13 @@ class Context:
         """Reset every connection that still holds a send of this context."""
         self._native.reset(self.handle, error, only_mutable=only_mutable)
 
+    def take_no_more(self) -> None:
+        """Have further sends refused."""
+        self.open_handle = self._native.no_handle
+
     def disown(self) -> None:
         """The ring is closed, and the native context gone with it."""
-        self.handle = self._native.no_handle
+        self.handle = self.open_handle = self._native.no_handle
         if self._channel is not None:
             self._channel.close()
         self.on_ring_stopped()

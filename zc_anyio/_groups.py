@@ -65,6 +65,7 @@ class SendGroup(Sender):
     ) -> None:
         async with self._stack:
             self._left = True
+            self._context.take_no_more()
             if self._ring.is_foreign():
                 return
             if self._ring._closed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from contextlib import suppress
 from typing import Any
 
@@ -209,11 +208,3 @@ class Output(Sender):
                 self._socket.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLOSING_SECONDS * 1000
                 )
-
-    def abandon(self, name: object) -> None:
-        """Close for a stream that was never closed, from whichever thread drops it.
-
-        In another thread the ring cannot be touched: its duplicate goes with the ring.
-        """
-        if self._ring._thread == threading.get_ident():
-            self.close(name)

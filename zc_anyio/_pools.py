@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import anyio
 import anyio.lowlevel
 
-from ._lib import as_buffer, from_buffer, map_address
+from ._lib import export, from_buffer, map_address, part_of
 from ._ring import Ring, require_ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
@@ -34,24 +34,29 @@ REGION_MOST = 1 << 30
 class _Slot:
     """One buffer of a pool."""
 
-    __slots__ = ("exporter", "offset", "pool", "region", "uses", "view")
+    __slots__ = ("exporter", "key", "pinned", "pool", "region", "size", "uses", "view")
 
     def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
         self.pool: BufferPool = pool
         self.region: _Region = region
-        self.offset: int = offset
+        self.pinned: Any = part_of(region.pinned, offset)
+        self.size: int = pool.buffer_size
         # Generations that are not released and have a send of it.
         self.uses: int = 0
         # What this handing-out exports; every view, slice and array of it keeps it alive.
         self.exporter: weakref.ref[Any] | None = None
         self.view: weakref.ref[memoryview] | None = None
+        # Of the view, in the ring's table of them.
+        self.key: int = 0
 
-    def hand_out(self, size: int) -> memoryview:
+    def hand_out(self) -> memoryview:
         """Return a view of the buffer; when it and all made of it are gone, the buffer is free."""
-        exporter = as_buffer(self.region.pinned, self.offset, size)
+        exporter = export(self.pinned, self.size)
         view = memoryview(exporter)
         self.exporter = weakref.ref(exporter, self._dropped)
         self.view = weakref.ref(view)
+        self.key = id(view)
+        self.pool._views[self.key] = self
         return view
 
     def give_back(self) -> None:
@@ -64,6 +69,9 @@ class _Slot:
         """Revoke the view and give the buffer to the next who waits."""
         view = self.view() if self.view is not None else None
         self.exporter = self.view = None
+        # Another slot may have got the number of a view that died before its slices did.
+        if self.pool._views.get(self.key) is self:
+            del self.pool._views[self.key]
         if view is not None:
             with suppress(BufferError):
                 view.release()
@@ -124,6 +132,7 @@ class BufferPool:
         unit = HUGE_PAGE if huge_pages == "always" or buffer_size >= HUGE_PAGE else PAGE
         self.stride: int = -(-buffer_size // unit) * unit
         self._ring = ring
+        self._views = ring._leases_by_view
         self._regions: list[_Region] = []
         self._closed = False
         self._free: deque[_Slot] = deque()
@@ -167,13 +176,19 @@ class BufferPool:
         the view raises ``ValueError``.  Slices and arrays of it that are still there cannot be
         revoked: sending a slice raises ``BufferError``, writing to one spoils the next owner's.
 
+        Cancellation is noticed while waiting, and whenever a millisecond has passed without
+        yielding to other tasks.
+
         :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
         """
-        await anyio.lowlevel.checkpoint()
         if self._closed:
             raise anyio.ClosedResourceError
+        if self._ring.yield_is_due() or not self._free:
+            await self._ring.let_others_run()
+            if self._closed:
+                raise anyio.ClosedResourceError
         if self._free:
-            return self._free.popleft().hand_out(self.buffer_size)
+            return self._free.popleft().hand_out()
         waiter = _Waiter()
         self._waiters.append(waiter)
         try:
@@ -187,7 +202,7 @@ class BufferPool:
             raise
         if waiter.slot is None:
             raise anyio.ClosedResourceError
-        return waiter.slot.hand_out(self.buffer_size)
+        return waiter.slot.hand_out()
 
     def release(self, view: memoryview) -> None:
         """Give back a buffer that was not sent after all.
@@ -195,8 +210,8 @@ class BufferPool:
         :raises ValueError: it is no buffer of this pool that is out.
         :raises BufferError: it is part of a send that is not released.
         """
-        slot = self._slot_at(map_address(from_buffer("char[]", view)))
-        if slot is None or slot.view is None or slot.view() is not view:
+        slot = self._views.get(id(view))
+        if slot is None or slot.pool is not self or slot.view is None or slot.view() is not view:
             raise ValueError("not a buffer that this pool has given out")
         if slot.uses:
             raise BufferError("the buffer is being sent; it goes back by itself")

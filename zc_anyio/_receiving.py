@@ -28,8 +28,7 @@ __all__ = [
     "ReceivedBefore",
     "Receiver",
     "is_shortage",
-    "make_acceptor",
-    "make_receiver",
+    "make_direct_receiver",
     "wait_shortage",
 ]
 
@@ -57,8 +56,11 @@ class Receiver(Protocol):
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
-    def close(self) -> None:
-        """Take nothing more, and wake a call that waits; before the socket is closed."""
+    def close(self) -> bool:
+        """Take nothing more, and wake a call that waits; before the socket is closed.
+
+        Returns whether bytes that were taken from the socket have not been received.
+        """
 
 
 class Acceptor(Protocol):
@@ -75,8 +77,8 @@ class Acceptor(Protocol):
         """Take no more connections, and wake a call that waits; before the socket is closed."""
 
 
-def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
-    """Return the receiver of a connected stream socket."""
+def make_direct_receiver(ring: Ring, sock: socket.socket) -> DirectReceiver:
+    """Return a receiver that does not use the ring."""
     loop = ring._loop_calls
     # uvloop stops polling for good when a notification of MSG_ZEROCOPY makes an error event.
     if isinstance(loop, AsyncioLoop) and ring.capabilities.driver != "msg_zerocopy":
@@ -84,18 +86,13 @@ def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
     return DirectReceiver(loop, sock)
 
 
-def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:
-    """Return the acceptor of a listening socket."""
-    return DirectAcceptor(ring, sock)
-
-
 class DirectReceiver:
     """Receives by non-blocking system calls, and waits with the event loop."""
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop
-        self._begin = loop.begin
-        self._end = loop.end
+        self._checkpoint_before = loop.checkpoint_before
+        self._checkpoint_after = loop.checkpoint_after
         self._wait_readable = loop.wait_readable
         self._recv = sock.recv
         self._recv_into = sock.recv_into
@@ -104,13 +101,13 @@ class DirectReceiver:
 
     async def receive(self, max_bytes: int) -> bytes:
         # What call() does, without its frame: this is called for every message.
-        await self._begin()
+        await self._checkpoint_before()
         self._check()
         try:
             data = self._recv(max_bytes)
         except BlockingIOError:
             return await self._wait(self._recv, max_bytes)
-        await self._end()
+        await self._checkpoint_after()
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
@@ -118,13 +115,13 @@ class DirectReceiver:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a non-blocking function of the socket until it does not have to wait."""
-        await self._begin()
+        await self._checkpoint_before()
         self._check()
         try:
             result = function(*arguments)
         except BlockingIOError:
             return await self._wait(function, *arguments)
-        await self._end()
+        await self._checkpoint_after()
         return result
 
     async def _wait(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -143,10 +140,18 @@ class DirectReceiver:
         if self._closed:
             raise anyio.ClosedResourceError
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Do not look at the socket between the calls any more."""
+
+    def has_taken(self) -> bool:
+        """Whether bytes were taken from the socket that nobody has received."""
+        return False
+
+    def close(self) -> bool:
         if not self._closed:
             self._closed = True
             self._loop.notify_closing(self._fd)
+        return self.has_taken()
 
 
 class CallbackReceiver(DirectReceiver):
@@ -159,8 +164,9 @@ class CallbackReceiver(DirectReceiver):
     def __init__(self, loop: AsyncioLoop, sock: socket.socket) -> None:
         super().__init__(loop, sock)
         self._add_reader = loop.loop.add_reader
-        self._remove_reader = loop.loop.remove_reader
+        self._event_loop = loop.loop
         self._create_future = loop.loop.create_future
+        self._checkpoint = loop.checkpoint
         # After less than was asked for there is most likely nothing: waiting at once saves a call.
         self._drained = True
         self._registered = False
@@ -173,7 +179,7 @@ class CallbackReceiver(DirectReceiver):
     async def receive(self, max_bytes: int) -> bytes:
         data: bytes
         if not self._drained or self._closed:
-            await self._begin()
+            await self._checkpoint()
             self._check()
             if self._error is not None:
                 raise self._error
@@ -226,7 +232,8 @@ class CallbackReceiver(DirectReceiver):
     def _stop_reading(self) -> None:
         if self._registered:
             self._registered = False
-            self._remove_reader(self._fd)
+            if not self._event_loop.is_closed():
+                self._event_loop.remove_reader(self._fd)
 
     async def receive_into(self, buffer: Buffer) -> int:
         self._stop_reading()
@@ -237,13 +244,17 @@ class CallbackReceiver(DirectReceiver):
             view[: len(data)] = data
             return len(data)
 
-    def close(self) -> None:
-        if self._closed:
-            return
+    def has_taken(self) -> bool:
+        return bool(self._taken) or self._error is not None
+
+    def stop(self) -> None:
+        self._stop_reading()
+
+    def close(self) -> bool:
         self._stop_reading()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(anyio.ClosedResourceError())
-        super().close()
+        return super().close()
 
 
 class ReceivedBefore:
@@ -270,9 +281,9 @@ class ReceivedBefore:
             view[: len(taken)] = taken
             return len(taken)
 
-    def close(self) -> None:
-        self._received = b""
-        self._receiver.close()
+    def close(self) -> bool:
+        unread, self._received = self._received, b""
+        return self._receiver.close() or bool(unread)
 
 
 class DirectAcceptor:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
@@ -35,12 +36,15 @@ ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
 DRIVERS = ("io_uring", "msg_zerocopy", "copy")
 DEFAULT_ENTRIES = 1024
 # Below about this size the kernel copies faster than it pins, see docs/design.md.
-DEFAULT_THRESHOLD = 16 << 10
+DEFAULT_THRESHOLD = 64 << 10
 # What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
 RESET_SECONDS = 1.0
 # Bytes of memory for small sends; sixteen slabs of it at most are one socket's.
 DEFAULT_STAGING = 8 << 20
 SLAB = 64 << 10
+
+# A task that never has to wait gives the others a turn this often.
+YIELD_SECONDS = 0.001
 
 _ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
 _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
@@ -52,6 +56,13 @@ class PoolLease(Lease, Protocol):
     """A pool buffer that is out."""
 
     uses: int
+
+    @property
+    def pinned(self) -> Any: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def view(self) -> weakref.ref[memoryview] | None: ...
 
 
 class Pool(Protocol):
@@ -79,13 +90,19 @@ class Ring:
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
         self._sockets = SocketTable(native)
-        self._reaper = Reaper(native, self._sockets)
+        self._loop_calls = running_loop()
+        self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
-        self._loop_calls = running_loop()
         self._process = os.getpid()
         self._pools: list[Pool] = []
+        # Pool buffers that are out, by the identity of the view that was handed out.
+        self._leases_by_view: dict[int, Any] = {}
+        self._yield_at = 0.0
+        # Whether receiving goes through the ring, and how many tasks wait for bytes.
+        self._receives: bool = capabilities.driver == "io_uring"
+        self._receiving: int = 0
         self._closed = False
         self._final: RingStatistics | None = None
 
@@ -116,6 +133,8 @@ class Ring:
             refused=counters.refused,
             submits=self._native.submits,
             completions=counters.completions,
+            receivers=counters.receivers,
+            receives=counters.receives,
         )
 
     def check(self) -> None:
@@ -130,6 +149,10 @@ class Ring:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
 
+    def is_own_thread(self) -> bool:
+        """Whether this thread may touch the ring: an object that is dropped may be so in any."""
+        return self._thread == threading.get_ident()
+
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""
         return os.getpid() != self._process
@@ -139,6 +162,15 @@ class Ring:
         self.check()
         if anyio.lowlevel.current_token() != self._loop:
             raise RuntimeError("the ring belongs to another event loop")
+
+    def yield_is_due(self) -> bool:
+        """Whether it is time that a task which never had to wait lets the others run."""
+        return monotonic() >= self._yield_at
+
+    async def let_others_run(self) -> None:
+        """Notice cancellation, and yield."""
+        await anyio.lowlevel.checkpoint()
+        self._yield_at = monotonic() + YIELD_SECONDS
 
     def new_context(
         self,
@@ -182,6 +214,7 @@ class Ring:
         for context in self._reaper.contexts:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
+        self._receives = False
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -189,6 +222,13 @@ class Ring:
             self._reaper.turn()
             again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
             cancelled = cancelled or again
+        if self._native.stop_receiving():
+            self._reaper.turn()
+            again = await self._reaper.wait_anyway(
+                lambda: not self._native.stop_receiving(), RESET_SECONDS
+            )
+            cancelled = cancelled or again
+        self._reaper.stop_receivers()
         return cancelled
 
     def _close(self) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from time import monotonic
 from typing import Any, cast
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -19,7 +17,7 @@ from ._errors import os_error
 from ._events import GroupStatistics, Notification, SendFailure
 from ._files import PIECE, File, Piece, map_piece, open_part, truncated
 from ._lib import (
-    SEND_ALONE,
+    SEND_REGISTERED,
     SEND_UNSTAGED,
     SENT_KICK,
     SENT_SHIFT,
@@ -37,8 +35,9 @@ from ._sockets import AttachedSocket
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
-# A task that never finds its window full gives the others a turn this often.
-YIELD_SECONDS = 0.001
+# Of a pool's buffer: the pool gives it to nobody before its release, so nothing has to wait for it;
+# staging it would lose that it is registered.
+POOL_FLAGS = SEND_UNSTAGED | SEND_REGISTERED
 
 
 class _FileLease:
@@ -67,6 +66,7 @@ class Sender:
         self._failures: dict[object, SendFailure] = {}
         # Sockets whose failure a call has raised, by identity as the failures are.
         self._raised: set[object] = set()
+        self._streams: dict[object, Any] = {}
 
     def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
         self._ring = ring
@@ -75,7 +75,9 @@ class Sender:
             tag=tag, window=window, zero_copy=zero_copy, on_failed=self._on_failed
         )
         self._references = self._context.references
-        self._yield_at = 0.0
+        self._streams = ring._sockets.by_stream
+        self._views = ring._leases_by_view
+        self._yield_is_due = False
 
     def _check(self) -> None:
         """Raise unless sends are taken."""
@@ -99,7 +101,7 @@ class Sender:
         """
         while not self._queue(stream, data):
             await self._wait_window()
-        if monotonic() >= self._yield_at:
+        if self._yield_is_due:
             await self._yield()
 
     def send_nowait(self, stream: object, data: Data) -> None:
@@ -121,7 +123,7 @@ class Sender:
         packed = address_of(*address)
         while not self._queue_to(stream, data, packed):
             await self._wait_window()
-        if monotonic() >= self._yield_at:
+        if self._yield_is_due:
             await self._yield()
 
     async def send_file(
@@ -169,7 +171,7 @@ class Sender:
         targets = list(streams)
         while not self._queue_broadcast(targets, data):
             await self._wait_window()
-        if monotonic() >= self._yield_at:
+        if self._yield_is_due:
             await self._yield()
 
     def flush(self) -> Generation:
@@ -199,6 +201,16 @@ class Sender:
     def failures(self) -> list[SendFailure]:
         """One entry for each socket on which a send failed so far."""
         return list(self._failures.values())
+
+    def take_failures(self) -> list[SendFailure]:
+        """Return :attr:`failures` and forget them, so that they do not gather in a long-lived group.
+
+        A failure that was taken counts as raised.
+        """
+        taken = self.failures
+        self._failures.clear()
+        self._raised.clear()
+        return taken
 
     def statistics(self) -> GroupStatistics:
         """Return the counters of these sends, for as long as sends are taken."""
@@ -237,6 +249,42 @@ class Sender:
     # --- queueing; False is a full window ---
 
     def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
+        """The short way of the most common sends; whatever is unusual goes the long way."""
+        known = self._streams.get(stream)
+        if known is None:
+            return self._queue_any(stream, data, flags)
+        socket, fileno, fd = known
+        if fileno() != fd or not socket.connected:
+            return self._queue_any(stream, data, flags)
+        # Wrong threads, forked children and closed contexts are refused by the native part.
+        if type(data) is bytes:
+            sent = queue(
+                self._core, self._context.open_handle, socket.handle, data, len(data), flags
+            )
+            if sent >= 0:
+                self._queued(sent, data)
+                return True
+        elif (
+            type(data) is memoryview
+            and (lease := self._views.get(id(data))) is not None
+            and lease.view() is data
+        ):
+            sent = queue(
+                self._core,
+                self._context.open_handle,
+                socket.handle,
+                lease.pinned,
+                lease.size,
+                flags | POOL_FLAGS,
+            )
+            if sent >= 0:
+                lease.uses += 1
+                self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
+                self._push(sent)
+                return True
+        return self._queue_any(stream, data, flags)
+
+    def _queue_any(self, stream: object, data: Data, flags: int) -> bool:
         self._check()
         if type(data) is bytes:
             return self._queue_pinned(stream, data, len(data), flags, data)
@@ -280,9 +328,7 @@ class Sender:
             return data, len(data), 0, data
         pinned, size, flags, reference = pin(data)
         if self._ring._pools and self._ring.find_lease(pinned, exporter_of(data)) is not None:
-            # The pool gives it to nobody before its release, so nothing has to wait for it.  It is
-            # registered: staging it, or gathering it with others, would lose that.
-            flags = SEND_UNSTAGED | SEND_ALONE
+            flags = POOL_FLAGS
         return pinned, size, flags, reference
 
     def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
@@ -353,12 +399,18 @@ class Sender:
                 self._references[generation].append(reference)
             except KeyError:
                 self._references[generation] = [reference]
-            if self._ring._pools:
+            if self._ring._pools and type(reference) is not bytes:
                 self._lease(generation, reference)
+        self._push(sent)
+
+    def _push(self, sent: int) -> None:
+        """See to it that what was queued leaves."""
         if sent & SENT_TURN:
             self._ring._reaper.turn()
+            self._yield_is_due = self._ring.yield_is_due()
         elif sent & SENT_KICK:
             self._ring._reaper.submit_soon()
+            self._yield_is_due = self._ring.yield_is_due()
 
     def _lease(self, generation: int, reference: Any) -> None:
         """Have the pool buffers among what was queued given back on the generation's release."""
@@ -383,8 +435,8 @@ class Sender:
     # --- waiting ---
 
     async def _yield(self) -> None:
-        await anyio.lowlevel.checkpoint()
-        self._yield_at = monotonic() + YIELD_SECONDS
+        self._yield_is_due = False
+        await self._ring.let_others_run()
 
     async def _wait_window(self) -> None:
         opened = self._context.window_opened

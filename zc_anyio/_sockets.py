@@ -61,7 +61,7 @@ class SocketTable:
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
         # A stream's own idea of its descriptor, and what it was when the stream was attached.
-        self._by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
         # The same for streams that keep their sockets attached; a stream is never kept alive.
         self._keepers: weakref.WeakKeyDictionary[
             object, tuple[AttachedSocket, Callable[[], int], int]
@@ -80,7 +80,11 @@ class SocketTable:
         :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
             left for the duplicate.
         """
-        known = self._by_stream.get(stream) or self._keepers.get(stream)
+        known = self.by_stream.get(stream)
+        if known is None and (known := self._keepers.get(stream)) is not None:
+            # Found at once by the next sends, until the socket is idle.
+            self.by_stream[stream] = known
+            known[0].streams.append(stream)
         if known is not None:
             attached, fileno, fd = known
             if fileno() != fd:
@@ -115,7 +119,7 @@ class SocketTable:
         attached.keeper = None
         self._keepers.pop(name, None)
         attached.streams.append(name)
-        self._by_stream[name] = attached, lambda: -1, 0
+        self.by_stream[name] = attached, lambda: -1, 0
         # Told as an event, behind the failures that are still to be told.
         idle = self._native.tell_idle(attached.handle)
         self.turn_soon()
@@ -142,7 +146,7 @@ class SocketTable:
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
         attached.streams.append(stream)
-        self._by_stream[stream] = attached, fileno, fd
+        self.by_stream[stream] = attached, fileno, fd
         return attached
 
     def _attach_new(self, fd: int, info: SocketInfo) -> AttachedSocket:
@@ -173,7 +177,7 @@ class SocketTable:
 
     def identity(self, stream: Any) -> object:
         """Return what all objects of one socket have in common; of a closed one, the object."""
-        known = self._by_stream.get(stream) or self._keepers.get(stream)
+        known = self.by_stream.get(stream) or self._keepers.get(stream)
         if known is not None:
             return known[0].inode
         try:
@@ -209,7 +213,7 @@ class SocketTable:
             _remember(_learned, attached.inode, learned)
             del self._by_inode[attached.inode], self._by_ident[ident]
         for stream in attached.streams:
-            del self._by_stream[stream]
+            self.by_stream.pop(stream, None)
         attached.streams.clear()
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:

@@ -52,13 +52,13 @@ class _Datagrams:
 
     async def _send(self, data: Buffer, address: Any = NO_ADDRESS) -> None:
         with self._send_guard:
-            await self._ring._loop_calls.begin()
+            await self._ring._loop_calls.checkpoint_before()
             if type(data) is not bytes and not self._closed:
                 # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
                 data = self._output.unchangeable(data) or bytes(data)
             while not self._output.offer(data, address):
                 await self._output.wait_window()
-            await self._ring._loop_calls.end()
+            await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:
         with self._receive_guard:
@@ -90,7 +90,9 @@ class _Datagrams:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            self._output.abandon(self._socket)
+            if self._ring.is_own_thread():
+                self._receiver.close()
+                self._output.close(self._socket)
             self._socket.close()
 
 

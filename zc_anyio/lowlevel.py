@@ -129,6 +129,7 @@ async def unregister_tx_contexts(ring: Ring) -> None:
         raise _error(errno.ENXIO)
     for context in contexts:
         context._registered = False
+        context._context.take_no_more()
         context._context.flush(even_empty=False)
     ring._reaper.turn()
     try:

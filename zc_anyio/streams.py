@@ -18,8 +18,9 @@ from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._outputs import Output
-from ._receiving import DirectReceiver, ReceivedBefore, Receiver, make_receiver
+from ._receiving import DirectReceiver, ReceivedBefore, Receiver
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 
 __all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
@@ -45,8 +46,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
-        self._begin = ring._loop_calls.begin
-        self._end = ring._loop_calls.end
+        self._checkpoint_before = ring._loop_calls.checkpoint_before
+        self._checkpoint_after = ring._loop_calls.checkpoint_after
         self._eof_sent = False
         self._closed = False
 
@@ -99,7 +100,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await self._begin()
+            await self._checkpoint_before()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -111,7 +112,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await self._end()
+            await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -199,8 +200,8 @@ class ZeroCopySocketStream(SocketStream):
         """
         if not self._closed:
             self._closed = True
-            self._receiver.close()
-            self._output.close(self, reset=_has_unread(self._socket))
+            unread = self._receiver.close() or _has_unread(self._socket)
+            self._output.close(self, reset=unread)
             self._socket.close()
         await checkpoint()
 
@@ -221,9 +222,10 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            with suppress(RuntimeError):  # no event loop runs here
-                self._receiver.close()
-            self._output.abandon(self._socket)
+            if self._ring.is_own_thread():
+                with suppress(RuntimeError):  # no event loop runs any more
+                    self._receiver.close()
+                self._output.close(self._socket)
             self._socket.close()
 
 

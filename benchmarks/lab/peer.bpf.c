@@ -1,9 +1,18 @@
 /*
- * A TCP peer that accepts and acknowledges everything, as a classifier on the way out of a device.
+ * A TCP peer that accepts and acknowledges everything, made of two programs on one device.
  *
  * A machine cannot receive its own zero-copy data without copying it, so here nothing is received:
- * each segment is cut to its headers and turned round as its own acknowledgement.  What was sent is
- * counted by the sender's own tcpi_bytes_acked.
+ * each segment is turned round as its own acknowledgement, and its payload is never touched.  What
+ * was sent is counted by the sender's own tcpi_bytes_acked.
+ *
+ * `peer`, on the way out of the device, rewrites the headers and sends the segment back in, with a
+ * length in its IP header that says "no payload".  It does not cut the payload off: the helper for
+ * that, bpf_skb_change_tail, first copies all of it into linear memory.  What cuts it off, without
+ * reading it, is the bridge that the device is a port of, which trims packets to their IP length.
+ *
+ * `fresh`, on the bridge, does nothing, but for a program of its kind ("frags", generic) the kernel
+ * first rebuilds the packet, by now 54 bytes, in memory of its own.  The segment, with the sender's
+ * pages, is freed before it reaches the protocols, where its notification would say "copied".
  *
  * Needs tcp_timestamps=0 and tcp_sack=0, so that the headers of data are 40 bytes.
  */
@@ -22,7 +31,8 @@
 
 #define IP_AT ETH_HLEN
 #define TCP_AT (ETH_HLEN + sizeof(struct iphdr))
-#define HEADERS (TCP_AT + sizeof(struct tcphdr))
+/* The device drops what it is to send, and frees its pages untouched. */
+#define SINK TC_ACT_OK
 
 static __always_inline __u16 ip_checksum(const struct iphdr *ip)
 {
@@ -43,11 +53,11 @@ int peer(struct __sk_buff *skb)
     struct tcphdr tcp;
 
     if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, IP_AT, &ip, sizeof(ip)) < 0)
-        return TC_ACT_OK;
+        return SINK;
     if (ip.protocol != IPPROTO_TCP)
-        return TC_ACT_OK; /* a datagram: the device drops it and frees its pages untouched */
+        return SINK;
     if (ip.ihl != 5 || bpf_skb_load_bytes(skb, TCP_AT, &tcp, sizeof(tcp)) < 0)
-        return TC_ACT_SHOT;
+        return SINK;
 
     __u32 payload = bpf_ntohs(ip.tot_len);
     /* A segment of more than 64 KiB has no length in its header. */
@@ -56,12 +66,10 @@ int peer(struct __sk_buff *skb)
     payload -= sizeof(ip) + tcp.doff * 4;
 
     if (tcp.rst)
-        return TC_ACT_SHOT;
+        return SINK;
     if (!tcp.syn) {
         if (tcp.dest == bpf_htons(STALLED_PORT) || (!payload && !tcp.fin))
-            return TC_ACT_SHOT;
-        if (bpf_skb_change_tail(skb, HEADERS, 0) < 0)
-            return TC_ACT_SHOT;
+            return SINK;
         ip.tot_len = bpf_htons(sizeof(ip) + sizeof(tcp));
         tcp.doff = 5;
     }
@@ -85,8 +93,15 @@ int peer(struct __sk_buff *skb)
     /* The checksum stays: a local packet's is complete only on the wire, and taken for right. */
     if (bpf_skb_store_bytes(skb, IP_AT, &ip, sizeof(ip), 0) < 0 ||
         bpf_skb_store_bytes(skb, TCP_AT, &tcp, sizeof(tcp), 0) < 0)
-        return TC_ACT_SHOT;
+        return SINK;
     return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+SEC("xdp.frags")
+int fresh(struct xdp_md *packet)
+{
+    (void)packet;
+    return XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

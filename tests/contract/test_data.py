@@ -65,7 +65,7 @@ async def test_buffers(driver: Any, kind: str) -> None:
     content = os.urandom(SIZE)
     data = KINDS[kind](content)
     with tcp_pair() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             async with zc_anyio.send_group() as group:
                 await group.send(client, data)
                 group.send_nowait(client, data)

@@ -35,7 +35,7 @@ async def main(driver, port, total):
     try:
         async with (
             await anyio.connect_tcp("127.0.0.1", port) as stream,
-            zc_anyio.open_ring(driver=driver, zero_copy="always") as ring,
+            zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring,
         ):
             for first in range(0, total // MIB, len(frames)):
                 async with zc_anyio.send_group() as group:

@@ -28,6 +28,7 @@ ORDER = [
     "_senders",
     "_groups",
     "_receiving",
+    "_ring_receiving",
     "_outputs",
     "_takeover",
     "streams",

@@ -52,7 +52,7 @@ async def overwritten(
     buffers = [bytearray(os.urandom(SIZE)) for _ in range(24)]
     expected = b"".join(buffers)
     with rig.connection() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 for buffer in buffers:
                     await group.send(client, buffer)
@@ -87,7 +87,7 @@ async def test_overwriting_after_leaving_does_not_corrupt(
 ) -> None:
     expected = b""
     with namespaces.connection() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             for _ in range(3):
                 buffers = [bytearray(os.urandom(SIZE)) for _ in range(8)]
                 expected += b"".join(buffers)

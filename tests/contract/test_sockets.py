@@ -80,7 +80,7 @@ async def test_streams(driver: Any, kind: str) -> None:
     async with connected(kind) as (stream, peer):
         peer.settimeout(LIMIT)
         with Reader(peer) as reader:
-            async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+            async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
                 async with zc_anyio.send_group() as group:
                     for start in range(0, len(data), 100_000):
                         await group.send(stream, bytearray(data[start : start + 100_000]))
@@ -130,7 +130,7 @@ async def connected_datagrams(kind: str) -> AsyncIterator[tuple[Any, socket.sock
 async def test_datagrams(driver: Any, kind: str) -> None:
     sizes = [1, 1000, 60_000, 0, 20_000, 17]
     async with connected_datagrams(kind) as (stream, peer):
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 for index, size in enumerate(sizes):
                     await group.send(stream, bytearray([index]) * size)

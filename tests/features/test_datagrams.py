@@ -85,7 +85,7 @@ async def test_datagrams_arrive_one_by_one(driver: str, family: int, zero_copy: 
 async def test_several_buffers_are_one_datagram(driver: str, family: int) -> None:
     parts = [b"head", bytearray(b"body") * 1000, memoryview(b"a tail")[2:], b""]
     with udp_pair(family) as (sender, receiver):
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             async with zc_anyio.send_group() as group:
                 await group.send(sender, parts)
                 await group.send(sender, [b"", b""])
@@ -99,7 +99,7 @@ async def test_several_buffers_are_one_datagram(driver: str, family: int) -> Non
 async def test_sending_to_addresses(driver: str, family: int) -> None:
     with bound(family) as first, bound(family) as second, bound(family) as sender:
         sender.setblocking(False)
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             async with zc_anyio.send_group() as group:
                 for number in range(50):
                     receiver = (first, second)[number % 2]
@@ -127,7 +127,7 @@ async def test_sockets_of_anyio(driver: str) -> None:
         async with (
             await anyio.create_connected_udp_socket(host, port) as connected,
             await anyio.create_udp_socket(local_host="127.0.0.1") as free,
-            zc_anyio.open_ring(driver=driver, zero_copy="always"),
+            zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0),
             zc_anyio.send_group() as group,
         ):
             await group.send(connected, b"connected")
@@ -168,7 +168,7 @@ async def test_many_in_flight(driver: str) -> None:
     buffers = [bytearray(number.to_bytes(4, "big") * 300) for number in range(count)]
     expected = Counter(bytes(buffer) for buffer in buffers)
     with udp_pair() as (sender, receiver), Collector(receiver) as collector:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 for buffer in buffers:
                     group.send_nowait(sender, buffer)
@@ -197,7 +197,7 @@ async def test_more_than_the_socket_holds_where_packets_wait_on_asyncio(
         sender.connect(receiver.getsockname())
         expected = Counter[bytes]()
         with Collector(receiver) as collector:
-            async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+            async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
                 for _ in range(3):
                     buffers = [bytearray(os.urandom(size)) for _ in range(count // 3)]
                     expected.update(bytes(buffer) for buffer in buffers)
@@ -227,7 +227,7 @@ async def test_leaving_does_not_wait_for_a_receiver_that_reads_nothing_on_asynci
         sender.setblocking(False)
         sender.connect(receiver.getsockname())
         rescue = threading.Timer(LIMIT / 4, receiver.recv, [1 << 16])
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             rescue.start()
             with anyio.CancelScope() as scope:
                 async with zc_anyio.send_group(
@@ -257,7 +257,7 @@ async def test_leaving_does_not_wait_for_a_receiver_that_reads_nothing_on_asynci
 )
 async def test_too_large_a_datagram_breaks_nothing(driver: str, data: Any, queued: bool) -> None:
     with udp_pair() as (sender, receiver):
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             async with zc_anyio.send_group(on_error="collect") as group:
                 await group.send(sender, b"before")
                 if queued:
@@ -342,7 +342,7 @@ async def test_cancelling_does_not_break_a_datagram_socket(
     driver: str, make: Callable[[int], Any]
 ) -> None:
     with udp_pair() as (sender, receiver), Collector(receiver) as collector:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             with anyio.CancelScope() as scope:
                 async with zc_anyio.send_group() as group:
                     for _ in range(100):

@@ -43,7 +43,7 @@ async def test_bytes_stay_with_their_connection(
     make = tcp_pair(stalled=True) if when == "held" else parked_pair()
     with make as (client, peer), tcp_pair() as (spare, other_peer):
         number = client.fileno()
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                 for part in parts:
                     group.send_nowait(client, part)
@@ -103,7 +103,9 @@ async def test_a_reset_meets_the_old_connection_only(
     data = bytearray(b"o" * SIZE)
     with pair as (client, peer), tcp_pair() as (spare, other_peer), ExitStack() as stack:
         number = client.fileno()
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             with anyio.CancelScope() as scope:
                 async with zc_anyio.send_group(
                     on_error="collect", release_timeout=0.05 if after == "timed-out" else None
@@ -185,7 +187,7 @@ async def test_two_objects_of_one_socket_share_one_queue(driver: str) -> None:
 
 async def test_an_idle_ring_keeps_no_connection_open(driver: str) -> None:
     with tcp_pair() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always"):
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0):
             async with zc_anyio.send_group(release_timeout=LIMIT) as group:
                 await group.send(client, b"d" * SIZE)
                 await group.flush().wait_released()

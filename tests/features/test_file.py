@@ -114,7 +114,9 @@ async def test_the_descriptor_and_the_file_may_go_while_it_is_held(
     holding_driver: str, cut: Path, content: bytes
 ) -> None:
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             async with zc_anyio.send_group() as group:
                 with cut.open("rb") as file:
                     await group.send_file(client, file, count=1 << 20)

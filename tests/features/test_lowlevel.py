@@ -115,7 +115,7 @@ async def test_unregistering_flushes_and_waits_for_release(holding_driver: str) 
 
     with tcp_pair(stalled=True) as (client, peer):
         async with (
-            zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring,
+            zc_anyio.open_ring(driver=holding_driver, zero_copy="always", threshold=0) as ring,
             anyio.create_task_group() as tg,
         ):
             contexts = lowlevel.register_tx_contexts(ring, [5, 6])
@@ -138,7 +138,9 @@ async def test_unregistering_flushes_and_waits_for_release(holding_driver: str) 
 
 async def test_unregistering_that_is_cancelled_leaves_what_is_held(holding_driver: str) -> None:
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             (context,) = lowlevel.register_tx_contexts(ring, [1])
             data = bytearray(1 << 20)
             await context.send(client, data)
@@ -179,7 +181,9 @@ async def test_flush_with_a_send_ends_its_generation(driver: str, size: int) -> 
 
 async def test_flush_with_a_send_waits_for_its_result_only(holding_driver: str) -> None:
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             (context,) = lowlevel.register_tx_contexts(ring, [1])
             with anyio.fail_after(LIMIT):
                 await context.send(client, bytes(1 << 20), flush=True)

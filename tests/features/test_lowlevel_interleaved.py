@@ -93,7 +93,7 @@ async def eight_contexts(
             )
             for _, peer in pairs
         ]
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             contexts = lowlevel.register_tx_contexts(ring, range(8), window=300_000)
             stations = [Station(context, [client for client, _ in pairs]) for context in contexts]
             ended = [anyio.Event() for _ in stations]

@@ -93,7 +93,7 @@ async def test_ranges_of_several_sends() -> None:
         receive_exactly(peer, count * size)
         assert errors(client) == [(0, count - 1)]
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 generations = []
                 for buffer in buffers:
@@ -129,7 +129,7 @@ async def test_ids_out_of_order_on_asyncio() -> None:
         slow = [bytearray(os.urandom(1_400)) for _ in range(200)]
         sent = {bytes(data) for data in slow}
         with Collector(receiver) as collector:
-            async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+            async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
                 async with zc_anyio.send_group() as group:
                     with group.notifications as notifications:
                         for data in slow:
@@ -159,7 +159,7 @@ async def test_a_socket_that_comes_again(namespaces: Rig) -> None:
     expected = b""
     zero_copied = 0
     with namespaces.connection() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             for _ in range(6):
                 buffers = [bytearray(os.urandom(50_000)) for _ in range(4)]
                 expected += b"".join(buffers)
@@ -194,7 +194,7 @@ async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
             await until(lambda: polled(client) & select.POLLERR)
         if theirs == "taken":
             assert errors(client) == [(0, 2)]
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             for buffer in buffers:
                 async with zc_anyio.send_group() as group:
                     await group.send(client, buffer)
@@ -208,7 +208,7 @@ async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
 async def test_a_reset_gives_every_buffer_back() -> None:
     data = bytearray(1 << 20)
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 await group.send(client, data)
                 await until_held(ring, 1)
@@ -226,7 +226,7 @@ async def test_a_reset_gives_every_buffer_back() -> None:
 
 async def test_an_idle_loop_with_a_held_send_does_not_spin() -> None:
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 await group.send(client, bytes(1 << 20))
                 await until_held(ring, 1)
@@ -242,7 +242,7 @@ async def test_an_idle_loop_with_a_held_send_does_not_spin() -> None:
 async def test_a_connection_that_is_shut_down_both_ways_does_not_spin_either() -> None:
     # Every poll of it reports a hang-up, for as long as its last bytes are not acknowledged.
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 await group.send(client, bytes(1 << 20))
                 await until_held(ring, 1)
@@ -278,7 +278,7 @@ async def test_a_reader_of_the_program_s_own_is_not_woken_for_ever() -> None:
                 await anyio.sleep(0)
 
     with tcp_pair() as (client, peer), Reader(peer, keep=False) as reader:
-        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
             async with anyio.create_task_group() as tg:
                 tg.start_soon(read)
                 async with zc_anyio.send_group() as group:

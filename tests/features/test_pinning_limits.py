@@ -30,7 +30,9 @@ async def test_few_notifications_may_be_due(namespaces: Rig) -> None:
     buffers = [bytearray(os.urandom(size)) for _ in range(count)]
     expected = b"".join(buffers)
     with namespaces.connection() as (client, peer), Reader(peer) as reader:
-        async with zc_anyio.open_ring(driver="msg_zerocopy", zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver="msg_zerocopy", zero_copy="always", threshold=0
+        ) as ring:
             async with zc_anyio.send_group() as group:
                 for buffer in buffers:
                     # Each its own request, so that more are due than may be.
@@ -64,7 +66,7 @@ async def main():
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     expected = b""
-    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always") as ring:
+    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always", threshold=0) as ring:
         assert ring.capabilities.zero_copy_limited
         for size in (1 << 20, 50_000, 2 << 20, 10):
             data = os.urandom(size)

@@ -16,7 +16,7 @@ from tests.support.waiting import until_idle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-THRESHOLD = 16 << 10
+THRESHOLD = 64 << 10
 
 
 def zero_copied_requests(ring: zc_anyio.Ring) -> int:
@@ -39,11 +39,13 @@ async def test_always_and_never(
                     await group.send(client, bytearray(size))
             await until_idle(ring)
             counters = ring.statistics()
-            assert (counters.sends, counters.staged) == (4, 0)
-            assert counters.zero_copied + counters.copied == 4
+            staged = 2 if zero_copy == "always" else 0
+            assert (counters.sends, counters.staged) == (4, staged)
+            assert counters.zero_copied + counters.copied == 4 - staged
             if zero_copy == "never" or driver == "copy":
-                assert (zero_copied_requests(ring), counters.copied) == (0, 4)
+                assert (zero_copied_requests(ring), counters.zero_copied) == (0, 0)
             else:
+                # What was staged leaves zero-copy as well.
                 assert zero_copied_requests(ring) == counters.requests
         client.shutdown(socket.SHUT_WR)
         assert len(await reader.all()) == 101 + THRESHOLD + 100_000
@@ -99,7 +101,7 @@ async def test_sockets_without_zero_copy_are_sent_to_by_copying(driver: str, kin
             peer, _ = server.accept()
     with client, peer, Reader(peer) as reader:
         client.setblocking(False)
-        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:
             async with zc_anyio.send_group() as group:
                 for _ in range(20):
                     await group.send(client, b"d" * 100_000)

@@ -55,7 +55,7 @@ async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
     libc = ctypes.CDLL(None)
     with tcp_pair() as (client, peer):
         async with (
-            zc_anyio.open_ring(driver="io_uring", zero_copy="always") as ring,
+            zc_anyio.open_ring(driver="io_uring", zero_copy="always", threshold=0) as ring,
             open_buffer_pool(buffer_size=SIZE, count=2, huge_pages="never") as pool,
         ):
             view = await pool.acquire()
@@ -74,7 +74,7 @@ async def test_buffers_sent_in_a_burst_are_read_from_registered_memory_too() -> 
     data = [os.urandom(SIZE) for _ in range(8)]
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with (
-            zc_anyio.open_ring(driver="io_uring", zero_copy="always") as ring,
+            zc_anyio.open_ring(driver="io_uring", zero_copy="always", threshold=0) as ring,
             open_buffer_pool(buffer_size=SIZE, count=len(data)) as pool,
         ):
             views = [await pool.acquire() for _ in data]
@@ -182,7 +182,9 @@ async def test_a_buffer_goes_back_on_the_release_of_its_last_generation(
     holding_driver: str,
 ) -> None:
     with tcp_pair(stalled=True) as (first, peer), tcp_pair() as (second, other), Reader(other):
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             async with open_buffer_pool(buffer_size=HELD, count=2) as pool:
                 async with zc_anyio.send_group() as group:
                     view = await pool.acquire()
@@ -217,7 +219,9 @@ async def test_a_failed_send_gives_its_buffer_back(driver: str) -> None:
 
 async def test_a_cancelled_group_leaves_its_buffer_to_the_ring(holding_driver: str) -> None:
     with tcp_pair(stalled=True) as (client, peer):
-        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
             async with open_buffer_pool(buffer_size=HELD, count=1) as pool:
                 with anyio.CancelScope() as scope:
                     async with zc_anyio.send_group() as group:
@@ -250,7 +254,7 @@ async def main():
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     expected = hashlib.sha256()
-    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always") as ring:
+    async with zc_anyio.open_ring(driver=sys.argv[1], zero_copy="always", threshold=0) as ring:
         async with zc_anyio.open_buffer_pool(buffer_size=1 << 20, count=4) as pool:
             assert pool.unregistered, "registered"
             assert sys.argv[1] != "io_uring" or "memory" in pool.unregistered.lower()

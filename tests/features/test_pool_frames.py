@@ -89,7 +89,7 @@ async def test_frames_for_20_receivers_of_different_speeds_on_asyncio(driver: st
         ]
         stack.callback(start.set)
         async with (
-            zc_anyio.open_ring(driver=driver, zero_copy="always") as ring,
+            zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring,
             zc_anyio.open_buffer_pool(buffer_size=FRAME, count=POOL) as pool,
             anyio.create_task_group() as tg,
         ):

@@ -26,7 +26,7 @@ from tests.support.waiting import LIMIT, until, until_held, until_idle, until_pa
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-THRESHOLD = 16 << 10
+THRESHOLD = 64 << 10
 
 
 def zero_copied_requests(ring: zc_anyio.Ring) -> int:

@@ -11,6 +11,7 @@ import errno
 
 from tests.native.model_queues import Queues
 from tests.native.model_state import (
+    ALONE_BYTES,
     ALWAYS,
     COPIED,
     COPIED_IN_A_ROW,
@@ -24,13 +25,19 @@ from tests.native.model_state import (
     MORE,
     NEVER,
     NOTIF,
+    REGISTERED,
     RETRIED,
+    SMALLER_ZERO_COPY,
     STREAM,
     Req,
     Send,
     Sock,
     cut,
 )
+
+
+def registered(send: Send) -> bool:
+    return send.slab is not None or bool(send.flags & REGISTERED)
 
 
 class Model(Queues):
@@ -40,7 +47,10 @@ class Model(Queues):
         ctx, sock = send.gen.ctx, send.sock
         if not sock.can_zero_copy or send.force_copy or self.denied or ctx.policy == NEVER:
             return False
-        return ctx.policy == ALWAYS or (send.size >= ctx.threshold and not sock.copy_left)
+        least = ctx.threshold
+        if registered(send) or sock.kind == DATAGRAM:
+            least = min(least, SMALLER_ZERO_COPY)
+        return ctx.policy == ALWAYS or (send.size >= least and not sock.copy_left)
 
     def may_build(self) -> bool:
         return len(self.requests) < self.max_requests and any(s.ready for s in self.sockets)
@@ -56,7 +66,8 @@ class Model(Queues):
         for send in sock.queue:
             full = req.bytes >= GATHER_BYTES or len(req.sends) == GATHER_BUFFERS
             other = self.wants_zero_copy(send) != req.zero_copy
-            if req.sends and (sock.kind == DATAGRAM or full or other or not self.gather(req, send)):
+            alone = sock.kind == DATAGRAM or not self.may_follow(req, send)
+            if req.sends and (alone or full or other or not self.gather(req, send)):
                 break
             if not req.sends:
                 self.gather(req, send)
@@ -75,16 +86,32 @@ class Model(Queues):
         self.requests.append(req)
         return req
 
+    def may_follow(self, req: Req, send: Send) -> bool:
+        """Whether a send may share a request with the last one in it."""
+        if not req.sends or not req.zero_copy:
+            return True
+        before = req.sends[-1]
+        if registered(before) or registered(send):
+            both = registered(before) and registered(send)
+            kinds = (before.slab is None) == (send.slab is None)
+            single = len(before.pieces) == len(send.pieces) == 1
+            return both and kinds and single and sum(before.pieces[0]) == send.pieces[0][0]
+        return before.size < ALONE_BYTES and send.size < ALONE_BYTES
+
     def gather(self, req: Req, send: Send) -> bool:
         """Adds what is left of a send and fits; false if nothing of it fits."""
         pieces = cut(send.pieces, send.done, send.size) if send.size else send.pieces
-        if send.slab is not None and req.pieces and sum(req.pieces[-1]) == pieces[0][0]:
-            # Runs whose slabs touch go out as one piece.
-            req.pieces[-1] = (req.pieces[-1][0], req.pieces[-1][1] + pieces[0][1])
-            return True
-        room = GATHER_BUFFERS - len(req.pieces) if send.sock.kind == STREAM else len(pieces)
-        req.pieces += pieces[:room]
-        return room > 0
+        taken = False
+        for piece in pieces:
+            if registered(send) and req.pieces and sum(req.pieces[-1]) == piece[0]:
+                # Runs whose slabs touch, and neighbours of a pool, go out as one piece.
+                req.pieces[-1] = (req.pieces[-1][0], req.pieces[-1][1] + piece[1])
+            elif len(req.pieces) < GATHER_BUFFERS or send.sock.kind == DATAGRAM:
+                req.pieces.append(piece)
+            else:
+                break
+            taken = True
+        return taken
 
     # --- completions
 

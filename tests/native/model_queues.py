@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tests.native.model_state import (
-    AUTO,
     DATAGRAM,
     FAILED,
     FLUSH,
     IDLE,
     KICK,
     MUTABLE,
+    NEVER,
     RELEASED,
     REPORT,
     RESULT,
@@ -217,7 +217,7 @@ class Queues:
         if self.window_full(ctx, size):
             return -errno.EAGAIN
         sent = -errno.ENOSPC
-        small = ctx.policy == AUTO and size < ctx.threshold and not flags & ~MUTABLE
+        small = ctx.policy != NEVER and size < ctx.threshold and not flags & ~MUTABLE
         if self.slabs and small and sock.kind == STREAM and len(pieces) == 1:
             sent = self.stage(ctx, sock, pieces[0])
         if sent == -errno.ENOSPC:

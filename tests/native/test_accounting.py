@@ -27,6 +27,7 @@ from tests.native.model_state import (
     MUTABLE,
     NEVER,
     NOTIF,
+    REGISTERED,
     REPORT,
     STAGE_SLAB,
     STREAM,
@@ -59,7 +60,12 @@ some_sizes = st.lists(sizes, min_size=1, max_size=5)
 vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6) | st.builds(
     lambda size, count: [size] * count, st.integers(1, 3), st.sampled_from([100, 127, 128, 300])
 )
-flags = st.sampled_from([0] * 6 + [MUTABLE] * 6 + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE])
+flags = st.sampled_from(
+    [0] * 6
+    + [MUTABLE] * 6
+    + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE]
+    + [REGISTERED | UNSTAGED] * 3
+)
 # What breaks sockets is rare: a broken one takes part in nothing more.
 disturbances = st.sampled_from(["told"] * 5 + ["fail", "reset", "reset mutable"])
 # Allocations that may still succeed; few make a send fail half-way.

@@ -1,0 +1,105 @@
+"""What a peer is: a way to send, given connected sockets and a payload.
+
+A peer is an asynchronous context manager made of a function of one argument, the :class:`Job`.
+Around what it yields is set-up, which is not measured; what it yields is a function that sends the
+payload so many times to each socket.  Each module of this folder adds its peers by
+:func:`peer`, so that a new one is a new file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+__all__ = ["Job", "Open", "Outside", "Peer", "Send", "peer", "peers_of"]
+
+# How to have anyio run each of the event loops.
+BACKENDS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+
+@dataclass(slots=True)
+class Job:
+    """What to send.
+
+    :ivar sockets: connected and non-blocking; they may be closed when the peer is left.
+    :ivar core: where everything runs that sends.
+    :ivar options: of the command line, by name.
+    :ivar notes: what a peer has to tell of its sends, as counters of its own.
+    """
+
+    sockets: list[socket.socket]
+    payload: bytes
+    core: int
+    options: dict[str, str]
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a program that makes its own connection did, in a time of its own.
+
+    :ivar claimed: bytes that it says it sent.
+    :ivar counted: bytes that were counted at the receiver.
+    """
+
+    claimed: int
+    counted: int
+    seconds: float
+    cpu_seconds: float
+
+
+Send: TypeAlias = Callable[[int], Awaitable[Outside | None]]
+Open: TypeAlias = Callable[[Job], AbstractAsyncContextManager[Send]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A way to send.
+
+    :ivar kind: the kind of scenario that it takes part in.
+    :ivar backend: the event loop that it runs on; for what needs none, any.
+    :ivar why_not: tells from the options, and ``"place"``, why it cannot run, or ``None``.
+    """
+
+    name: str
+    kind: str
+    backend: str
+    open: Open
+    why_not: Callable[[dict[str, str]], str | None]
+
+
+_peers: dict[tuple[str, str], Peer] = {}
+
+
+def peer(
+    name: str,
+    *kinds: str,
+    backend: str = "asyncio",
+    why_not: Callable[[dict[str, str]], str | None] = lambda _options: None,
+) -> Callable[[Open], Open]:
+    """Add a peer for kinds of scenarios; the function is to be an asynchronous context manager."""
+
+    def add(function: Open) -> Open:
+        assert backend in BACKENDS, backend
+        for kind in kinds:
+            assert (kind, name) not in _peers, (kind, name)
+            _peers[kind, name] = Peer(name, kind, backend, function, why_not)
+        return function
+
+    return add
+
+
+def peers_of(kind: str) -> list[Peer]:
+    """Return the peers of a kind of scenario, from all modules of this folder."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        importlib.import_module(f"benchmarks.peers.{path.stem}")
+    return [peer for peer in _peers.values() if peer.kind == kind]

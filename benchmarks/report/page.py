@@ -1,0 +1,73 @@
+"""The page of results: blocks between marks are written anew, what is between them stays.
+
+A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
+NAME is ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a scenario.
+"""
+
+from __future__ import annotations
+
+import re
+
+from benchmarks.report.goals import defaults_table, goals_table
+from benchmarks.report.results import Results
+from benchmarks.report.tables import case_rows, columns
+from benchmarks.scenarios.scenario import all_scenarios
+
+__all__ = ["rewrite"]
+
+BLOCK = re.compile(
+    r"(?P<begin><!-- begin measured: (?P<name>\S+) -->\n).*?(?P<end><!-- end measured -->)",
+    re.DOTALL,
+)
+
+
+def rewrite(page: str, results: Results) -> str:
+    """Return a page with each of its blocks as measured last.
+
+    :raises ValueError: a block is of no known name, or the page has none.
+    """
+    written, number = BLOCK.subn(
+        lambda found: f"{found['begin']}\n{_block(found['name'], results)}\n{found['end']}", page
+    )
+    if not number:
+        raise ValueError("the page has no marks for what was measured")
+    return written
+
+
+def _block(name: str, results: Results) -> str:
+    if name == "environment":
+        return _environments(results)
+    if name == "goals":
+        return _table(goals_table(results))
+    if name == "goals-by-cpu":
+        return _table(goals_table(results, by_cpu=True))
+    if name == "defaults":
+        return _table(defaults_table(results))
+    scenario = all_scenarios().get(name)
+    if scenario is None:
+        raise ValueError(f"nothing is called {name!r} that could be measured")
+    cases = results.scenarios.get(name, {})
+    parts = []
+    for case in cases.values():
+        where = "" if case.place == "lab" else f" ({case.place})"
+        rows = [columns(scenario), *case_rows(scenario, case)]
+        parts.append(f"**{scenario.title} {case.name}**{where}\n\n{_table(rows)}")
+    return "\n".join(parts) or "Not measured yet.\n"
+
+
+def _environments(results: Results) -> str:
+    if not results.environments:
+        return "Nothing measured yet.\n"
+    latest = max(results.environments.values(), key=lambda one: one["date"])
+    own = ("date", "rounds", "others running")
+    common = {name: value for name, value in latest.items() if name not in own}
+    rows = [["", ""], *[[name, value] for name, value in common.items()]]
+    measured = [["scenario", *own]]
+    measured += [[name, *[one[key] for key in own]] for name, one in results.environments.items()]
+    return f"{_table(rows)}\n{_table(measured)}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,135 @@
+"""Plots of results: throughput by size, cost of a delivery by connections, memory by peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+from benchmarks.measure.rounds import Round
+from benchmarks.report import results as figures
+from benchmarks.report.results import CaseResults, Results, spread
+from benchmarks.scenarios.scenario import size_name
+
+__all__ = ["draw"]
+
+# Told apart without colours by their markers.
+STYLES: dict[str, dict[str, Any]] = {
+    "zc_anyio on trio": {"color": "#005f9e", "marker": "o", "linewidth": 2.2},
+    "zc_anyio on uvloop": {"color": "#5aa9e6", "marker": "o", "linewidth": 2.2},
+    "zc_anyio on trio, pool": {"color": "#005f9e", "marker": "^", "linestyle": "--"},
+    "zc_anyio on trio, huge pages": {"color": "#005f9e", "marker": "s", "linestyle": ":"},
+    "anyio stream on trio": {"color": "#b8480b", "marker": "v"},
+    "StreamWriter on uvloop": {"color": "#8a5a00", "marker": "D"},
+    "socket.send loop": {"color": "#6b6b6b", "marker": "x"},
+    "MSG_ZEROCOPY in C": {"color": "#7b3fa0", "marker": "P"},
+    "liburing send-zerocopy": {"color": "#1b7f3b", "marker": "*"},
+    "liburing send-zerocopy, huge pages": {"color": "#1b7f3b", "marker": "s", "linestyle": ":"},
+}
+STABLE: Any = {"svg.hashsalt": "zc_anyio", "svg.fonttype": "none", "font.size": 9}
+
+
+def draw(results: Results, folder: Path) -> None:
+    """Draw what was measured, each as SVG and as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with pyplot.rc_context(STABLE):
+        for name, make in (
+            ("throughput-by-size", _throughput),
+            ("delivery-by-connections", _deliveries),
+            ("memory-by-stalled-peers", _memory),
+        ):
+            figure = make(results)
+            if figure is None:
+                continue
+            # Without a date in it, the file changes only when the picture does.
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=130)
+            pyplot.close(figure)
+
+
+def _throughput(results: Results) -> Any:
+    cases = list(results.scenarios.get("stream", {}).values())
+    if not cases:
+        return None
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    _lines(axes, cases, lambda case: case.size, figures.throughput, 1e-9)
+    sizes = [case.size for case in cases]
+    axes.set_xticks(sizes, [size_name(size) for size in sizes])
+    axes.set_xlabel("bytes of one send")
+    axes.set_ylabel("GB/s, one core")
+    axes.set_title("One TCP stream")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _deliveries(results: Results) -> Any:
+    cases = list(results.scenarios.get("broadcast", {}).values())
+    sizes = sorted({case.size for case in cases})
+    if not sizes:
+        return None
+    figure, grid = pyplot.subplots(
+        (len(sizes) + 1) // 2, 2, figsize=(9, 7), layout="constrained", squeeze=False
+    )
+    for axes, size in zip(grid.flat, sizes, strict=False):
+        chosen = [case for case in cases if case.size == size]
+        _lines(axes, chosen, lambda case: case.connections, figures.operation_seconds, 1e6)
+        connections = [case.connections for case in chosen]
+        axes.set_xticks(connections, [f"{number:,}" for number in connections])
+        axes.set_xlabel("connections")
+        axes.set_ylabel("us a delivery")
+        # From nothing on, so that a flat line looks like one.
+        axes.set_yscale("linear")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"Broadcast of {size_name(size)}")
+    for axes in grid.flat[len(sizes) :]:
+        axes.remove()
+    grid.flat[0].legend(fontsize=7)
+    return figure
+
+
+def _memory(results: Results) -> Any:
+    cases = list(results.scenarios.get("stalled", {}).values())
+    if not cases:
+        return None
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4.5), layout="constrained")
+    _lines(left, cases, lambda case: case.connections, figures.memory_available, 1e-6)
+    _lines(right, cases, lambda case: case.connections, lambda one: one.seconds, 1e3)
+    for axes, what in ((left, "MB of memory (MemAvailable)"), (right, "ms to queue it")):
+        connections = [case.connections for case in cases]
+        axes.set_xticks(connections, [f"{number:,}" for number in connections])
+        axes.set_xlabel("peers that read nothing, 1 MiB for each")
+        axes.set_ylabel(what)
+    # Ours is near nothing, and noise may make it less than that.
+    left.set_yscale("symlog", linthresh=1)
+    right.legend(fontsize=8)
+    return figure
+
+
+def _lines(
+    axes: Any,
+    cases: list[CaseResults],
+    place: Callable[[CaseResults], int],
+    figure: Callable[[Round], float],
+    scale: float,
+) -> None:
+    """Draw a line for each peer that has a style: medians, and quartiles as bars."""
+    for name, style in STYLES.items():
+        points: list[tuple[int, float, float, float]] = []
+        for case in cases:
+            result = case.peers.get(name)
+            if result is not None and result.rounds and not result.failure:
+                found = spread([figure(one) * scale for one in result.rounds])
+                below, above = found.median - found.low, found.high - found.median
+                points.append((place(case), found.median, below, above))
+        if points:
+            where, middle, below_all, above_all = zip(*points, strict=True)
+            axes.errorbar(where, middle, yerr=(below_all, above_all), label=name, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
