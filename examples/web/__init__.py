@@ -43,7 +43,7 @@ exception of the handler resets it.
 from .exchange import Exchange, Handler, HTTPError, Request
 from .metrics import Metrics
 from .options import add_options, address, listen, open_ring, run, stop_on_signal
-from .outgoing import Part, abort, acknowledged, kernel_memory
+from .outgoing import Part, abort, acknowledged, acknowledged_on, kernel_memory
 from .routes import Asset, Routes, assets
 from .server import Limits, Server
 
@@ -60,6 +60,7 @@ __all__ = [
     "Server",
     "abort",
     "acknowledged",
+    "acknowledged_on",
     "add_options",
     "address",
     "assets",
