@@ -172,7 +172,7 @@ def _pieces(total: int, most: int) -> Iterator[tuple[int, int]]:
 async def open_outgoing(
     stream: SocketStream, *, ring: zc_anyio.Ring | None, stall_seconds: float
 ) -> AsyncIterator[Outgoing]:
-    """Open the way out of a connection, for the length of an exchange.
+    """Open the way out of a connection, for as long as that lasts.
 
     :param ring: ``None`` for anyio's own stream and its copies.
     :param stall_seconds: how long a peer may acknowledge nothing.
