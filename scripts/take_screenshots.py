@@ -1,21 +1,23 @@
 """Takes the pictures of the examples' pages, for docs/images.
 
-``.venv/bin/python scripts/take_screenshots.py``; it needs Chromium and ffmpeg.
+``.venv/bin/python -m scripts.take_screenshots [stream] [chat]``; it needs Chromium and ffmpeg.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
+from playwright.sync_api import Page, expect
 
 from tests.examples.stream.viewers import Viewers, watch
-from tests.support.browser import browser, page
+from tests.support.browser import PHONE, browser, page
 from tests.support.served import serve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +73,47 @@ def stream() -> None:
             shrink(IMAGES / name)
 
 
+def say(view: Page, *lines: str) -> None:
+    """Say something in the chat, and wait until it is kept."""
+    for line in lines:
+        view.locator("#text").fill(line)
+        view.locator("#text").press("Enter")
+        expect(view.locator(".messages .own").last).to_contain_text("✓")
+
+
+def chat() -> None:
+    """Take the chat's page, on a desk and on a phone."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        picture = folder / "fractal.png"
+        drawn = Image.effect_mandelbrot((640, 300), (-2.2, -0.8, 0.9, 0.65), 60)
+        ImageOps.colorize(drawn, "#0b1f33", "#f0b35a", "#4fc3b3").save(picture)
+        server = stack.enter_context(serve("examples.chat"))
+        started = stack.enter_context(browser())
+        views = []
+        for name, phone in (("Ada", False), ("Grace", True), ("Mary", False), ("Emmy", False)):
+            view = stack.enter_context(page(started, server.url, phone=phone))
+            view.set_viewport_size(PHONE if phone else {"width": 1000, "height": 720})
+            view.locator("#join-name").fill(name)
+            view.locator("#join-name").press("Enter")
+            expect(view.locator("#state")).to_have_class("state open")
+            views.append(view)
+        ada, grace, mary, emmy = views
+        say(ada, "Good morning!", "Who has seen how deep this picture goes?")
+        grace.locator("#file").set_input_files(picture)
+        expect(grace.locator(".own .picture img")).to_be_visible()
+        say(grace, "This one?  It never ends.")
+        say(emmy, "It is its own picture, again and again.")
+        say(mary, "One buffer, a thousand windows: https://example.org/fractals")
+        say(ada, "That is the one.  Thank you all!")
+        for view, name in ((ada, "chat.png"), (grace, "chat-phone.png")):
+            expect(view.locator(".messages li")).to_have_count(7)
+            view.screenshot(path=IMAGES / name)
+            shrink(IMAGES / name)
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    stream()
+    # Which ones, if not all.
+    for take in [globals()[name] for name in sys.argv[1:]] or [stream, chat]:
+        take()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from typing import Any
 
 import anyio
@@ -67,7 +66,14 @@ class Output(Sender):
         :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
         """
         self._check()
-        pinned, size, flags, reference = self._pin(data)
+        pinned: Any
+        reference: object
+        if type(data) is bytes:
+            pinned = reference = data
+            size = len(data)
+            flags = 0
+        else:
+            pinned, size, flags, reference = self._pin(data)
         if not size and self._stream_error:
             return True
         sent = queue_or_send(
@@ -187,11 +193,3 @@ class Output(Sender):
         self._context.flush(even_empty=False)
         self._context.close()
         self._ring._sockets.let_go(self._attached, name)
-
-    def abandon(self, name: object) -> None:
-        """Close for a stream that was never closed, from whichever thread drops it.
-
-        In another thread the ring cannot be touched: its duplicate goes with the ring.
-        """
-        if self._ring._thread == threading.get_ident():
-            self.close(name)

@@ -112,4 +112,6 @@ class ZeroCopySocketListener(SocketListener):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
+            if self._ring.is_own_thread():
+                self._acceptor.close()
             self._socket.close()

@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from io import IOBase
 from typing import NoReturn, Self, cast
 
@@ -45,6 +46,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
+        self._checkpoint_before = ring._loop_calls.checkpoint_before
+        self._checkpoint_after = ring._loop_calls.checkpoint_after
         self._eof_sent = False
         self._closed = False
 
@@ -97,7 +100,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint()
+            await self._checkpoint_before()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -109,6 +112,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
+            await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -201,8 +205,8 @@ class ZeroCopySocketStream(SocketStream):
         await checkpoint()
 
     def _raise_end(self) -> NoReturn:
-        # A reset is told once.  When a send was told, receiving meets what looks like the peer's end,
-        # and bytes may be missing.
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's
+        # end, and bytes may be missing.
         if (error := self._output.lost_connection()) is not None:
             raise anyio.BrokenResourceError from error
         raise anyio.EndOfStream
@@ -217,7 +221,11 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            self._output.abandon(self._socket)
+            with suppress(RuntimeError):  # no event loop runs here
+                self._receiver.close()
+            if self._ring.is_own_thread():
+                self._receiver.close()
+                self._output.close(self._socket)
             self._socket.close()
 
 
@@ -237,9 +245,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     _receiver: DirectReceiver
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG004
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(sock)
+        return DirectReceiver(ring._loop_calls, sock)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.

@@ -19,6 +19,7 @@ ORDER = [
     "_capabilities",
     "_buffers",
     "_files",
+    "_loops",
     "_reaper",
     "_sockets",
     "_contexts",

@@ -29,8 +29,13 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def page(started: Browser, url: str, *, phone: bool = False) -> Iterator[Page]:
-    """Open a page in a profile of its own; an error in its script, or its console, fails."""
+def page(
+    started: Browser, url: str, *, phone: bool = False, expected: str | None = None
+) -> Iterator[Page]:
+    """Open a page in a profile of its own; an error in its script, or its console, fails.
+
+    :param expected: what may stand in the console nevertheless.
+    """
     context = started.new_context(
         viewport=PHONE if phone else DESKTOP,  # type: ignore[arg-type]
         is_mobile=phone,
@@ -45,6 +50,7 @@ def page(started: Browser, url: str, *, phone: bool = False) -> Iterator[Page]:
         # A page with an endless picture is never loaded.
         opened.goto(url, wait_until="domcontentloaded")
         yield opened
+        wrong = [line for line in wrong if expected is None or expected not in line]
         assert not wrong, wrong
     finally:
         context.close()
