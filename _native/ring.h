@@ -17,6 +17,10 @@
 #define MAX_REQUESTS (1u << 16)
 /* user_data of cancellations and probes; no request has it, its slot number being too high. */
 #define NOBODY UINT64_MAX
+/* In user_data: what follows is the index of a receiver; requests have lower numbers there. */
+#define RECEIVER_MARK 0x80000000u
+/* Buffers that receivers share. */
+#define SHARED_BUFFERS 32u
 
 struct zc_ring;
 
@@ -51,9 +55,21 @@ struct zc_ring {
     bool has_buffer_table;
     char *stage_memory;
     size_t stage_size;
+    /* Of receivers, see receive.c. */
+    struct zc_rx **receivers; /* NULL where one was freed */
+    uint32_t receivers_size, receivers_free; /* none is free before that index */
+    struct link receiver_work;
+    char *shared; /* the buffers, and behind them... */
+    struct io_uring_buf_ring *shared_ring;
+    uint32_t shared_used[SHARED_BUFFERS]; /* bytes of each that completions have brought */
+    bool shared_in_pieces;
 };
 
 extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_driver;
+
+void zc_rx_submit(struct zc_ring *ring);
+void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);
+void zc_rx_close(struct zc_ring *ring);
 
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
 int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);

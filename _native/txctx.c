@@ -56,6 +56,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     link_init(&core->ready);
     link_init(&core->cancels);
     link_init(&core->broken);
+    link_init(&core->lingering);
     link_init(&core->contexts);
     link_init(&core->sockets);
     link_init(&core->requests);
@@ -185,6 +186,9 @@ int zc_events(zc_core *core, int64_t *out, int max_events)
         }
         case ZC_EV_WINDOW:
             out[1] = (int64_t)container(event, struct zc_ctx, window_event)->id;
+            break;
+        case ZC_EV_READY:
+            out[1] = (int64_t)container(event, struct ready_event, event)->id;
             break;
         default: /* ZC_EV_IDLE */
             out[1] = (int64_t)container(event, struct zc_sock, idle_event)->id;

@@ -38,7 +38,11 @@ static void reap(struct zc_ring *ring)
         /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
         count = io_uring_peek_batch_cqe(&ring->uring, cqes, REAP_BATCH);
         for (unsigned i = 0; i < count; i++)
-            if (cqes[i]->user_data != NOBODY)
+            if (cqes[i]->user_data == NOBODY)
+                continue;
+            else if ((uint32_t)cqes[i]->user_data & RECEIVER_MARK)
+                zc_rx_complete(ring, cqes[i]->user_data, cqes[i]->res, cqes[i]->flags);
+            else
                 zc_complete(ring->core, cqes[i]->user_data, cqes[i]->res, neutral_flags(cqes[i]));
         io_uring_cq_advance(&ring->uring, count);
     } while (count);
@@ -96,6 +100,7 @@ static int submit(struct zc_ring *ring)
     int total = 0, taken;
     for (;;) {
         struct zc_req *req;
+        zc_rx_submit(ring);
         while (io_uring_sq_space_left(&ring->uring) && zc_next_cancel(core, &user_data) > 0) {
             struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
             io_uring_prep_cancel64(sqe, user_data, 0);
@@ -107,7 +112,8 @@ static int submit(struct zc_ring *ring)
         if (taken <= 0)
             break;
         total += taken;
-        if (link_alone(&core->ready) && link_alone(&core->cancels))
+        if (link_alone(&core->ready) && link_alone(&core->cancels) &&
+            link_alone(&ring->receiver_work))
             break;
     }
     return taken < 0 ? taken : total;
@@ -130,6 +136,7 @@ static int set_region(struct zc_ring *ring, uint32_t index, const struct zc_regi
 static void close_uring(struct zc_ring *ring)
 {
     io_uring_queue_exit(&ring->uring);
+    zc_rx_close(ring);
 }
 
 const struct zc_driver zc_uring_driver = {

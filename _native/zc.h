@@ -52,7 +52,14 @@
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
+#define ZC_EV_LATER 8       /* sockets are idle, but that is not told yet: take a turn in a while */
+#define ZC_EV_READY 7       /* a = receiver: look what can be taken */
 #define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
+
+/* What a receiver waits for. */
+#define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
+#define ZC_RX_POLL 2        /* until the socket can be read, once */
+#define ZC_RX_ACCEPT 3      /* connections, until it is stopped */
 
 /* How a ring tells the event loop that completions wait. */
 #define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
@@ -64,6 +71,7 @@ struct zc_stats {
     uint64_t generations_open, generations_released;
     uint64_t requests, registered, refused, completions, strays;
     uint64_t contexts, sockets, allocations;
+    uint64_t receivers, receives;
 };
 
 struct zc_ctx_stats {
@@ -85,12 +93,14 @@ typedef struct zc_core zc_core;
 typedef struct zc_ctx zc_ctx;
 typedef struct zc_sock zc_sock;
 typedef struct zc_ring zc_ring;
+typedef struct zc_rx zc_rx;
 
 /* --- accounting: no system calls (txctx.c, sockq.c) --- */
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
+int zc_core_linger(zc_core *core, uint32_t milliseconds);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
@@ -129,6 +139,8 @@ int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, ui
 int zc_next_cancel(zc_core *core, uint64_t *user_data);
 int zc_next_broken(zc_core *core, int *fd, int *reset);
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id);
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
 
 /* --- the ring (ring.c, setup.c, uring.c, epoll.c, direct.c) --- */
 
@@ -165,6 +177,19 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
                         const struct zc_learned *learned);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+
+/* --- receiving (receive.c) --- */
+
+int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out);
+int zc_rx_free(zc_ring *ring, zc_rx *rx);
+int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what);
+int64_t zc_rx_ready(const zc_rx *rx);
+const char *zc_rx_data(const zc_rx *rx);
+int zc_rx_consume(zc_rx *rx, size_t size);
+int zc_rx_accepted(zc_rx *rx);
+int zc_rx_is_bulk(const zc_rx *rx);
+int zc_rx_is_armed(const zc_rx *rx);
+int zc_ring_stop_receiving(zc_ring *ring);
 int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);
 int zc_sock_unsent(const zc_sock *sock);

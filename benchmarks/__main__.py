@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -66,9 +67,10 @@ def _find_place(wanted: str | None, console: Console) -> str:
     except LabUnavailable as exc:
         if wanted == "lab":
             sys.exit(f"the lab cannot be made: {exc}")
+        left_out = [one.name for one in all_scenarios().values() if "loopback" not in one.places]
         console.print(
-            f"[bold yellow]Measuring on loopback, where the kernel copies zero-copy data too, "
-            f"because the lab cannot be made: {exc}."
+            f"[bold yellow]Measuring on loopback, where the kernel copies zero-copy data too and "
+            f"without {' and '.join(left_out)}, because the lab cannot be made: {exc}."
         )
         return "loopback"
     return "lab"
@@ -98,8 +100,8 @@ def main() -> int:
     """Measure what the command line asks for; return the exit status."""
     arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    # An end by SIGTERM is one by an exception, so that child processes end as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # SIGTERM ends it like Ctrl-C, so that child processes end as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if arguments.core is None else arguments.core
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -117,7 +119,7 @@ def main() -> int:
     with ExitStack() as stack:
         places: dict[str, Place] = {"lab": LAB, "loopback": stack.enter_context(loopback(cores[0]))}
         os.sched_setaffinity(0, {core})
-        described = environment(core)
+        described = environment(core, settings.rounds, settings.seconds)
         console.print("; ".join(f"{name} {value}" for name, value in described.items()))
         for scenario, where, cases, peers in _chosen(arguments, place):
             results.environments[scenario.name] = described
@@ -158,6 +160,8 @@ def _measure(
         console=console,
         transient=True,
     )
+    if scenario.once:
+        settings = replace(settings, seconds=None)
     with bar:
         total = (settings.rounds + 1) * len(peers)
         task = bar.add_task(f"{scenario.title} {case.name}", total=total)
@@ -168,4 +172,7 @@ def _measure(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the cases that were complete are in the results")

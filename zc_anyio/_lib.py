@@ -24,10 +24,15 @@ __all__ = [
     "AGAIN",
     "FAILED",
     "IDLE",
+    "LATER",
     "NO_ADDRESS",
     "POLICIES",
+    "READY",
     "RELEASED",
     "RESULT",
+    "RX_ACCEPT",
+    "RX_POLL",
+    "RX_RECEIVE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
     "SEND_REGISTERED",
@@ -51,7 +56,14 @@ __all__ = [
     "queue_or_send",
     "queue_to",
     "queue_vector",
+    "rx_accepted",
+    "rx_consume",
+    "rx_data",
+    "rx_is_armed",
+    "rx_is_bulk",
+    "rx_ready",
     "socket_info",
+    "unpack",
 ]
 
 
@@ -65,11 +77,16 @@ FAILED: Final = _constant("ZC_EV_FAILED")
 WINDOW: Final = _constant("ZC_EV_WINDOW")
 IDLE: Final = _constant("ZC_EV_IDLE")
 RESULT: Final = _constant("ZC_EV_RESULT")
+READY: Final = _constant("ZC_EV_READY")
+LATER: Final = _constant("ZC_EV_LATER")
 AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
 SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
+RX_RECEIVE: Final = _constant("ZC_RX_RECEIVE")
+RX_POLL: Final = _constant("ZC_RX_POLL")
+RX_ACCEPT: Final = _constant("ZC_RX_ACCEPT")
 POLICIES: Final = {
     name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
 }
@@ -82,6 +99,14 @@ queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore
 export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
 # The same for a ring instead of a core; what need not wait is handed to the kernel at once.
 queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_ring_send", None)  # type: ignore[assignment]
+unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type: ignore[assignment]
+# See receive.c; each answers -EAGAIN for nothing yet.
+rx_ready: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_ready", None)  # type: ignore[assignment]
+rx_data: Final[Callable[[Any], Any]] = getattr(lib, "zc_rx_data", None)  # type: ignore[assignment]
+rx_consume: Final[Callable[[Any, int], int]] = getattr(lib, "zc_rx_consume", None)  # type: ignore[assignment]
+rx_accepted: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_accepted", None)  # type: ignore[assignment]
+rx_is_bulk: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_bulk", None)  # type: ignore[assignment]
+rx_is_armed: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_armed", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
 NO_ADDRESS: Final[Any] = getattr(ffi, "NULL", None)
 
@@ -283,6 +308,10 @@ class NativeRing:
         """Have the generations of a context end only when they are flushed."""
         check(lib.zc_ctx_by_hand(handle))
 
+    def linger(self, milliseconds: int) -> None:
+        """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
+        check(lib.zc_core_linger(self.core, milliseconds))
+
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""
         lib.zc_core_disown(self.core)
@@ -359,6 +388,24 @@ class NativeRing:
         """Return the errno that broke a socket, or 0."""
         result: int = lib.zc_sock_error(handle)
         return result
+
+    def new_receiver(self, fd: int, ident: int) -> Any:
+        """Return the handle of a receiver of a socket; READY events name it by ``ident``."""
+        out = ffi.new("zc_rx **")
+        check(lib.zc_rx_new(self.ring, fd, ident, out))
+        return out[0]
+
+    def free_receiver(self, handle: Any) -> None:
+        """Free a receiver; the descriptor may be closed after this."""
+        check(lib.zc_rx_free(self.ring, handle))
+
+    def arm(self, handle: Any, what: int) -> None:
+        """Have an operation of a receiver armed in the next turn."""
+        check(lib.zc_rx_arm(self.ring, handle, what))
+
+    def stop_receiving(self) -> int:
+        """Cancel the operations of all receivers; return how many are armed yet."""
+        return check(lib.zc_ring_stop_receiving(self.ring))
 
     def close(self) -> bool:
         """Close the ring; return whether every send had been retired."""

@@ -66,7 +66,14 @@ class Output(Sender):
         :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
         """
         self._check()
-        pinned, size, flags, reference = self._pin(data)
+        pinned: Any
+        reference: object
+        if type(data) is bytes:
+            pinned = reference = data
+            size = len(data)
+            flags = 0
+        else:
+            pinned, size, flags, reference = self._pin(data)
         if not size and self._stream_error:
             return True
         sent = queue_or_send(
@@ -125,6 +132,16 @@ class Output(Sender):
             self._ring._reaper.submit_soon()
             raise self._ring._sockets.broken(self._attached)
         raise anyio.BrokenResourceError from os_error(number)
+
+    def lost_connection(self) -> OSError | None:
+        """Return why sending has failed, if that may have been the end of the connection."""
+        if self.closed or self._ring._closed:
+            return None
+        # The completion of the send that failed may still wait to be taken.
+        self._ring._reaper.turn()
+        number = self._native.socket_error(self._attached.handle)
+        # A send that was cut short here says nothing of the peer.
+        return os_error(number) if number not in (0, errno.ECANCELED) else None
 
     # --- waiting ---
 

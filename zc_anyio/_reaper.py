@@ -1,7 +1,7 @@
 """The reaper: the one task of a ring that waits for completions, and what it does with them.
 
 A turn (reap, submit, dispatch) is one synchronous step that never waits for a consumer, so it is
-safe to take anywhere in the ring's thread.  Three callers take turns: the reaper when the ring's
+safe to take anywhere in the ring's thread.  Callers that take turns: the reaper when the ring's
 descriptor becomes readable, the submitter at the end of an event-loop turn in which something was
 queued, and a send that has gathered enough.
 """
@@ -9,17 +9,32 @@ queued, and a send that has gathered enough.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 from anyio import CancelScope, Event
 
-from ._lib import AGAIN, EVENTS_A_TURN, FAILED, IDLE, RELEASED, RESULT, WINDOW, NativeRing
+from ._lib import (
+    AGAIN,
+    EVENTS_A_TURN,
+    FAILED,
+    IDLE,
+    LATER,
+    READY,
+    RELEASED,
+    RESULT,
+    WINDOW,
+    NativeRing,
+)
+from ._loops import Loop
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
 # The kernel was short of memory for a submission: how long until it is asked again.
 RETRY_SECONDS = 0.001
+# An idle socket stays attached for so long, by a duplicate of its descriptor: attaching costs more
+# than a small send, and a socket that was closed meanwhile ends that much later.
+LINGER_MILLISECONDS = 10
 
 
 class ContextSink(Protocol):
@@ -44,15 +59,27 @@ class SocketSink(Protocol):
     def on_socket_idle(self, socket: int, /) -> None: ...
 
 
+class ReceiverSink(Protocol):
+    """What a receiver is told."""
+
+    def on_ready(self) -> None: ...
+    def on_ring_stopped(self) -> None: ...
+
+
 class Reaper:
     """Takes turns of one native ring and tells contexts and sockets what happened."""
 
-    def __init__(self, native: NativeRing, sockets: SocketSink) -> None:
+    def __init__(self, native: NativeRing, sockets: SocketSink, loop: Loop) -> None:
         self._native = native
+        self._loop = loop
         self._sockets = sockets
+        native.linger(LINGER_MILLISECONDS)
         self._contexts: dict[int, ContextSink] = {}
         self._next_context = 0
+        self._receivers: dict[int, ReceiverSink] = {}
+        self._next_receiver = 0
         self._wake = Event()
+        self._linger = Event()
         self._scopes: list[CancelScope] = []
         self._turned = Event()
         self._stopping = False
@@ -73,11 +100,31 @@ class Reaper:
         """Forget a context that was freed."""
         del self._contexts[ident]
 
+    def add_receiver(self, receiver: ReceiverSink, fd: int) -> tuple[int, Any]:
+        """Give a receiver the number under which events name it, and its native handle."""
+        handle = self._native.new_receiver(fd, self._next_receiver + 1)
+        self._next_receiver += 1
+        self._receivers[self._next_receiver] = receiver
+        return self._next_receiver, handle
+
+    def remove_receiver(self, ident: int, handle: Any) -> None:
+        """Free a receiver; its socket may be closed after this."""
+        del self._receivers[ident]
+        self._native.free_receiver(handle)
+        # The kernel keeps the socket open until it has seen the cancellation.
+        self.submit_soon()
+
+    def stop_receivers(self) -> None:
+        """Have receivers take over what the ring has brought: it will bring no more."""
+        for receiver in self._receivers.values():
+            receiver.on_ring_stopped()
+        self._receivers.clear()
+
     def turn(self) -> None:
         """Reap, submit and dispatch until nothing is left to tell."""
         contexts = self._contexts
         count = EVENTS_A_TURN
-        while count >= EVENTS_A_TURN - 1:
+        while count >= EVENTS_A_TURN - 2:
             count, events = self._native.turn()
             # Dispatching may drop the last reference to a buffer, and so run anything, even
             # another turn: `events` is a copy.
@@ -87,6 +134,10 @@ class Reaper:
                     contexts[a].on_released(b)
                 elif kind == IDLE:
                     self._sockets.on_socket_idle(a)
+                elif kind == READY:
+                    # It may have been freed by what was told before this.
+                    if (receiver := self._receivers.get(a)) is not None:
+                        receiver.on_ready()
                 elif kind == WINDOW:
                     contexts[a].on_window()
                 elif kind == FAILED:
@@ -96,6 +147,8 @@ class Reaper:
                     contexts[a].on_result(b, c)
                 elif kind == AGAIN:
                     self.submit_soon()
+                elif kind == LATER:
+                    self._linger.set()
         self._turned.set()
 
     def submit_soon(self) -> None:
@@ -129,16 +182,19 @@ class Reaper:
 
         Shielded: sends are waited for while everything around them is being cancelled.
         """
+        completions = self._loop.readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
-                    await anyio.wait_readable(self._native.wake_fd)
+                    await completions.wait()
                     if not self._stopping:
                         self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
+            finally:
+                completions.close()
 
     async def run_submitter(self) -> None:
         """Take a turn once in each turn of the event loop in which something was queued."""
@@ -156,12 +212,27 @@ class Reaper:
                 self._fail(exc)
                 raise
 
+    async def run_lingering(self) -> None:
+        """Take a turn now and then while sockets are idle, so that they are given up."""
+        with CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            try:
+                while not self._stopping:
+                    await self._linger.wait()
+                    self._linger = Event()
+                    await anyio.sleep(LINGER_MILLISECONDS / 1000)
+                    if not self._stopping:
+                        self.turn()
+            except Exception as exc:
+                self._fail(exc)
+                raise
+
     def stop_soon(self) -> None:
-        """Take no more turns in either task."""
+        """Take no more turns in any task."""
         self._stopping = True
 
     def stop(self) -> None:
-        """Stop both tasks, also if they have not begun."""
+        """Stop all tasks, also if they have not begun."""
         self.stop_soon()
         for scope in self._scopes:
             scope.cancel()
@@ -176,3 +247,5 @@ class Reaper:
         self._turned.set()
         for context in self.contexts:
             context.on_ring_stopped()
+        for receiver in list(self._receivers.values()):
+            receiver.on_ready()

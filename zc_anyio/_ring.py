@@ -23,6 +23,7 @@ from ._contexts import Context, Lease
 from ._errors import DriverUnavailable
 from ._events import RingStatistics
 from ._lib import NativeRing, map_address
+from ._loops import running_loop
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
@@ -89,7 +90,8 @@ class Ring:
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
         self._sockets = SocketTable(native)
-        self._reaper = Reaper(native, self._sockets)
+        self._loop_calls = running_loop()
+        self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
@@ -98,6 +100,9 @@ class Ring:
         # Pool buffers that are out, by the identity of the view that was handed out.
         self._leases_by_view: dict[int, Any] = {}
         self._yield_at = 0.0
+        # Whether receiving goes through the ring, and how many tasks wait for bytes.
+        self._receives: bool = capabilities.driver == "io_uring"
+        self._receiving: int = 0
         self._closed = False
         self._final: RingStatistics | None = None
 
@@ -128,6 +133,8 @@ class Ring:
             refused=counters.refused,
             submits=self._native.submits,
             completions=counters.completions,
+            receivers=counters.receivers,
+            receives=counters.receives,
         )
 
     def check(self) -> None:
@@ -141,6 +148,10 @@ class Ring:
         if self._closed:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
+
+    def is_own_thread(self) -> bool:
+        """Whether this thread may touch the ring: an object that is dropped may be so in any."""
+        return self._thread == threading.get_ident()
 
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""
@@ -203,6 +214,7 @@ class Ring:
         for context in self._reaper.contexts:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
+        self._receives = False
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -210,6 +222,16 @@ class Ring:
             self._reaper.turn()
             again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
             cancelled = cancelled or again
+        if self._native.stop_receiving():
+            self._reaper.turn()
+            again = await self._reaper.wait_anyway(
+                lambda: not self._native.stop_receiving(), RESET_SECONDS
+            )
+            cancelled = cancelled or again
+        self._reaper.stop_receivers()
+        # What was learned of sockets is remembered when they are detached.
+        self._native.linger(0)
+        self._reaper.turn()
         return cancelled
 
     def _close(self) -> None:
@@ -302,6 +324,7 @@ async def open_ring(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
             tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
+            tasks.start_soon(ring._reaper.run_lingering, name="zc_anyio idle sockets")
             token = _ambient.set(ring)
             try:
                 yield ring

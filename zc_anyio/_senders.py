@@ -203,7 +203,7 @@ class Sender:
         return list(self._failures.values())
 
     def take_failures(self) -> list[SendFailure]:
-        """Return :attr:`failures` and forget them, so that they do not gather in a long-lived group.
+        """Return :attr:`failures` and forget them, as a long-lived group has to do.
 
         A failure that was taken counts as raised.
         """

@@ -11,8 +11,9 @@ from anyio import ResourceGuard
 from anyio.abc import SocketListener
 from anyio.lowlevel import checkpoint
 
-from ._receiving import is_shortage, make_acceptor, wait_shortage
+from ._receiving import is_shortage, wait_shortage
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_acceptor
 from ._takeover import take_socket
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 
@@ -105,7 +106,12 @@ class ZeroCopySocketListener(SocketListener):
         await checkpoint()
 
     def __del__(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        try:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
+            if self._ring.is_own_thread():
+                self._acceptor.close()
             self._socket.close()

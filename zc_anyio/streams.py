@@ -5,25 +5,22 @@ from __future__ import annotations
 import array
 import os
 import socket
-import threading
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from io import IOBase
-from typing import Self, cast
+from typing import NoReturn, Self, cast
 
 import anyio
 from anyio import ResourceGuard, wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
-from anyio.lowlevel import (
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-)
+from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._outputs import Output
-from ._receiving import DirectReceiver, ReceivedBefore, Receiver, make_receiver
+from ._receiving import DirectReceiver, ReceivedBefore, Receiver
 from ._ring import Ring, require_ring
+from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 
 __all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
@@ -49,6 +46,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
+        self._checkpoint_before = ring._loop_calls.checkpoint_before
+        self._checkpoint_after = ring._loop_calls.checkpoint_after
         self._eof_sent = False
         self._closed = False
 
@@ -101,7 +100,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint_if_cancelled()
+            await self._checkpoint_before()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -113,7 +112,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            await cancel_shielded_checkpoint()
+            await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -133,7 +132,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not data:
-            raise anyio.EndOfStream
+            self._raise_end()
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
@@ -154,7 +153,7 @@ class ZeroCopySocketStream(SocketStream):
             except OSError as exc:
                 raise self._broken() from exc
         if not size:
-            raise anyio.EndOfStream
+            self._raise_end()
         return size
 
     async def send_eof(self) -> None:
@@ -200,10 +199,17 @@ class ZeroCopySocketStream(SocketStream):
         """
         if not self._closed:
             self._closed = True
-            self._receiver.close()
-            self._output.close(self, reset=_has_unread(self._socket))
+            unread = self._receiver.close() or _has_unread(self._socket)
+            self._output.close(self, reset=unread)
             self._socket.close()
         await checkpoint()
+
+    def _raise_end(self) -> NoReturn:
+        # A reset is told once.  When a send was told, receiving meets what looks like the peer's
+        # end, and bytes may be missing.
+        if (error := self._output.lost_connection()) is not None:
+            raise anyio.BrokenResourceError from error
+        raise anyio.EndOfStream
 
     def _broken(self) -> Exception:
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
@@ -211,12 +217,16 @@ class ZeroCopySocketStream(SocketStream):
     def __del__(self) -> None:
         if self._closed:
             return
-        self._closed = True
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-        # In another thread the ring cannot be touched: its duplicate goes with the ring.
-        if self._ring._thread == threading.get_ident():
-            self._output.close(self._socket)
-        self._socket.close()
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        finally:
+            self._closed = True
+            with suppress(RuntimeError):  # no event loop runs here
+                self._receiver.close()
+            if self._ring.is_own_thread():
+                self._receiver.close()
+                self._output.close(self._socket)
+            self._socket.close()
 
 
 def _has_unread(sock: socket.socket) -> bool:
@@ -235,9 +245,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     _receiver: DirectReceiver
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:  # noqa: ARG004
+    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(sock)
+        return DirectReceiver(ring._loop_calls, sock)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.

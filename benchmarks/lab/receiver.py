@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def receiving(core: int | None = None) -> Iterator[tuple[str, int]]:
 
 
 def _receive() -> None:
+    # Ctrl-C is meant for the process that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     print(listener.getsockname()[1], flush=True)
     selector = selectors.DefaultSelector()

@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["environment"]
 
 
-def environment(core: int) -> dict[str, str]:
+def environment(core: int, rounds: int, seconds: float | None) -> dict[str, str]:
     """Return what a reader of results needs to know of the machine, by name."""
     info = dict(
         line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line
@@ -25,6 +25,7 @@ def environment(core: int) -> dict[str, str]:
         "machine": f"{model.strip() or platform.machine()}{virtual}, {os.cpu_count()} cores, "
         f"{round(pages / (1 << 30))} GiB",
         "pinned to": f"core {core}",
+        "rounds": f"{rounds} of {seconds} s" if seconds else f"{rounds} that are too small to tell",
         "others running": f"load {os.getloadavg()[0]:.2f} when it began",
         "Python": platform.python_version(),
         **{name: version(name) for name in ("zc_anyio", "anyio", "trio", "uvloop")},

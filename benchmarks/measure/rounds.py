@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from socket import socket
 from typing import TypeAlias
@@ -35,6 +36,7 @@ __all__ = [
 
 # A peer that gets nothing more acknowledged for so long has not sent what it claims.
 SILENT_SECONDS = 2.0
+ROUND_SECONDS = 60.0
 # Calibrating ends when a round takes this part of what it should.
 LONG_ENOUGH = 0.3
 
@@ -137,6 +139,13 @@ def _calibrate(measure: Measure, peer: Peer, case: Case, place: Place, settings:
         count *= max(2, min(16, math.floor(LONG_ENOUGH * settings.seconds / seconds)))
 
 
+@asynccontextmanager
+async def _time_limit() -> AsyncIterator[None]:
+    """Have a peer that waits for ever fail."""
+    with anyio.fail_after(ROUND_SECONDS):
+        yield
+
+
 class _Watch:
     """Time and CPU time (user and system, of this process) since it was made."""
 
@@ -156,7 +165,7 @@ def _run(peer: Peer, job: Job, count: int, arrived: Callable[[], int]) -> Round:
 
     async def run() -> Round:
         claimed = len(job.payload) * len(job.sockets) * count
-        async with peer.open(job) as send:
+        async with _time_limit(), peer.open(job) as send:
             before = arrived()
             watch = _Watch()
             outside = await send(count)
@@ -214,7 +223,7 @@ def measure_queueing(
 
     async def run(sockets: list[socket]) -> Round:
         job = _job(sockets, case, settings)
-        async with peer.open(job) as send:
+        async with _time_limit(), peer.open(job) as send:
             watch, memory = _Watch(), Memory()
             await send(1)
             seconds, cpu = watch.read()
@@ -233,7 +242,7 @@ def measure_entering(
 
     async def run() -> Round:
         job = _job([], case, settings)
-        async with peer.open(job) as act:
+        async with _time_limit(), peer.open(job) as act:
             watch = _Watch()
             await act(count)
             seconds, cpu = watch.read()

@@ -69,6 +69,9 @@ async def _pool(job: Job, huge_pages: bool = False) -> AsyncIterator[Send]:
         async def send(count: int) -> None:
             async with zc_anyio.send_group() as group:
                 for _ in range(count):
+                    if not pool.free:
+                        # Buffers come back with their generation, which ends sometime or now.
+                        group.flush()
                     await group.send(stream, await pool.acquire())
 
         yield send
@@ -117,21 +120,41 @@ async def _broadcast(job: Job) -> AsyncIterator[Send]:
         yield send
 
 
+async def _queue_all(
+    group: zc_anyio.SendGroup,
+    ring: zc_anyio.Ring,
+    streams: list[SocketStream],
+    data: zc_anyio.Buffer,
+) -> None:
+    """Queue until the kernel has taken everything; the peers never let go of it."""
+    await group.broadcast(streams, data)
+    group.flush()
+    while (counters := ring.statistics()).queued or counters.in_flight:
+        await anyio.lowlevel.checkpoint()
+
+
 @asynccontextmanager
 async def _stalled(job: Job) -> AsyncIterator[Send]:
-    """Queue until the kernel has taken everything; the peers never let go of it."""
     async with _open(job) as (ring, streams):
         with anyio.CancelScope() as scope:
             async with zc_anyio.send_group() as group:
+                yield lambda _count: _queue_all(group, ring, streams, job.payload)
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
 
-                async def send(count: int) -> None:
-                    for _ in range(count):
-                        await group.broadcast(streams, job.payload)
-                    group.flush()
-                    while (counters := ring.statistics()).queued or counters.in_flight:
-                        await anyio.lowlevel.checkpoint()
 
-                yield send
+@asynccontextmanager
+async def _stalled_pool(job: Job) -> AsyncIterator[Send]:
+    async with (
+        _open(job) as (ring, streams),
+        # Of huge pages a socket would be charged more than it has room for.
+        zc_anyio.open_buffer_pool(buffer_size=len(job.payload), count=1) as pool,
+    ):
+        buffer = await pool.acquire()
+        buffer[:] = job.payload
+        with anyio.CancelScope() as scope:
+            async with zc_anyio.send_group() as group:
+                yield lambda _count: _queue_all(group, ring, streams, buffer)
                 scope.cancel()
                 await anyio.lowlevel.checkpoint()
 
@@ -163,6 +186,8 @@ async def _datagram_pool(job: Job) -> AsyncIterator[Send]:
         async def send(count: int) -> None:
             async with zc_anyio.send_group() as group:
                 for _ in range(count):
+                    if not pool.free:
+                        group.flush()
                     await group.send(sock, await pool.acquire())
 
         yield send
@@ -208,6 +233,7 @@ for _backend in BACKENDS:
     peer(_ours, "datagram", backend=_backend)(_datagrams)
     peer(f"{_ours}, pool", "datagram", backend=_backend)(_datagram_pool)
     peer(_ours, "stalled", backend=_backend)(_stalled)
+    peer(f"{_ours}, pool", "stalled", backend=_backend)(_stalled_pool)
     peer(_ours, "empty group", backend=_backend)(_empty_group)
 _drivers: tuple[zc_anyio.Driver, ...] = ("io_uring", "msg_zerocopy", "copy")
 for _driver in _drivers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.measure.rounds import Round
 from benchmarks.peers.peer import BACKENDS
@@ -47,6 +47,7 @@ def _at_least(
     return [Goal(work, scenario, case, ours, name, least) for name, least in theirs.values()]
 
 
+STREAM = "zc_anyio stream on {}"
 OURS, POOL, HUGE = "zc_anyio on {}", "zc_anyio on {}, pool", "zc_anyio on {}, huge pages"
 GOALS = [
     *_at_least("64 B", "stream", "64 B", OURS, a=(ANYIO, 20), u=(UVLOOP, 4)),
@@ -94,7 +95,8 @@ GOALS = [
         c=(LIBURING, 0.95),
     ),
     *[
-        Goal("1 MiB to 200 stalled peers", "stalled", "1 MiB to 200", OURS, SEND, None, *rest)
+        Goal(f"1 MiB to 200 stalled peers{how}", "stalled", "1 MiB to 200", ours, SEND, None, *rest)
+        for how, ours in (("", OURS), (", registered", POOL))
         for rest in (
             (0.05, figures.memory_sockets, "memory of sockets"),
             (0.05, figures.memory_available, "memory by MemAvailable"),
@@ -108,10 +110,18 @@ GOALS = [
 ]
 
 
-def goals_table(results: Results) -> list[list[str]]:
-    """Return a title row, and a row for each goal: what was reached on each event loop."""
+def goals_table(results: Results, *, by_cpu: bool = False) -> list[list[str]]:
+    """Return a title row, and a row for each goal: what was reached on each event loop.
+
+    :param by_cpu: compare bytes for a second of CPU time, of which others on the core take none,
+        in place of bytes a second; goals for something else are left out.
+    """
     rows = [["work", "against", "goal", *[f"on {backend}" for backend in BACKENDS]]]
-    for goal in GOALS:
+    goals = GOALS
+    if by_cpu:
+        bytes_for_cpu = [one for one in GOALS if one.figure is figures.throughput]
+        goals = [replace(one, figure=figures.bytes_for_cpu_second) for one in bytes_for_cpu]
+    for goal in goals:
         reached = [_reached(results, goal, backend) for backend in BACKENDS]
         against = goal.theirs.format("the same") + (f": {goal.what}" if goal.what else "")
         wanted = f"{goal.least}x" if goal.least is not None else f"at most {goal.most:.0%}"
@@ -142,11 +152,15 @@ def _mark(met: bool) -> str:
 # Scenarios in which anyio does the same work, our peers and theirs, and what is better.
 COMPARED = (
     ("stream", OURS, "anyio stream on {}"),
+    ("stream", STREAM, "anyio stream on {}"),
+    ("one-at-a-time", STREAM, "anyio stream on {}"),
     ("one-at-a-time", "zc_anyio on {}, flush after each", "anyio stream on {}"),
     ("one-at-a-time", "zc_anyio on {}, group for each", "anyio stream on {}"),
     ("broadcast", OURS, "anyio stream on {}"),
     ("datagrams", OURS, "anyio UDP socket on {}"),
     ("loopback", OURS, "anyio stream on {}"),
+    ("loopback", STREAM, "anyio stream on {}"),
+    ("loopback-one-at-a-time", STREAM, "anyio stream on {}"),
     ("loopback-one-at-a-time", "zc_anyio on {}, flush after each", "anyio stream on {}"),
     ("loopback-one-at-a-time", "zc_anyio on {}, group for each", "anyio stream on {}"),
 )
@@ -156,7 +170,7 @@ def defaults_table(results: Results) -> list[list[str]]:
     """Return rows of how many times as fast as anyio on the same event loop the defaults are."""
     rows = [["scenario", "case", *[f"on {backend}" for backend in BACKENDS]]]
     for scenario, ours, theirs in COMPARED:
-        variant = ours.partition(", ")[2]
+        variant = "its stream" if ours == STREAM else ours.partition(", ")[2] or "group"
         for case in results.scenarios.get(scenario, {}):
             cells = []
             for backend in BACKENDS:
@@ -170,5 +184,5 @@ def defaults_table(results: Results) -> list[list[str]]:
                     continue
                 slow = found.median < 1 - TOLERANCE
                 cells.append(f"{'**slower** ' if slow else ''}{spread_text(found)}")
-            rows.append([f"{scenario}{f', {variant}' if variant else ''}", case, *cells])
+            rows.append([f"{scenario}, {variant}", case, *cells])
     return rows

@@ -1,7 +1,7 @@
 """The page of results: blocks between marks are written anew, what is between them stays.
 
 A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
-NAME is ``environment``, ``goals``, ``defaults``, or that of a scenario.
+NAME is ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a scenario.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def _block(name: str, results: Results) -> str:
         return _environments(results)
     if name == "goals":
         return _table(goals_table(results))
+    if name == "goals-by-cpu":
+        return _table(goals_table(results, by_cpu=True))
     if name == "defaults":
         return _table(defaults_table(results))
     scenario = all_scenarios().get(name)
@@ -57,15 +59,12 @@ def _environments(results: Results) -> str:
     if not results.environments:
         return "Nothing measured yet.\n"
     latest = max(results.environments.values(), key=lambda one: one["date"])
-    common = {
-        name: value for name, value in latest.items() if name not in {"date", "others running"}
-    }
+    own = ("date", "rounds", "others running")
+    common = {name: value for name, value in latest.items() if name not in own}
     rows = [["", ""], *[[name, value] for name, value in common.items()]]
-    dates = [["scenario", "measured", "others running"]]
-    dates += [
-        [name, one["date"], one["others running"]] for name, one in results.environments.items()
-    ]
-    return f"{_table(rows)}\n{_table(dates)}"
+    measured = [["scenario", *own]]
+    measured += [[name, *[one[key] for key in own]] for name, one in results.environments.items()]
+    return f"{_table(rows)}\n{_table(measured)}"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -25,6 +25,7 @@ class Scenario:
     :ivar kind: that of the peers that take part.
     :ivar places: where it can be measured, the best first.
     :ivar reference: the peer that others are compared with.
+    :ivar once: a round does its work once, instead of as often as fits into its time.
     :ivar quick: the cases of a quick run, by name.
     """
 
@@ -37,6 +38,7 @@ class Scenario:
     unit: Unit = "throughput"
     places: tuple[str, ...] = ("lab", "loopback")
     measure: Measure = measure_sending
+    once: bool = False
 
 
 _scenarios: dict[str, Scenario] = {}

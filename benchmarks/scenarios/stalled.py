@@ -20,5 +20,6 @@ scenario(
         unit="memory",
         places=("lab",),
         measure=measure_queueing,
+        once=True,
     )
 )

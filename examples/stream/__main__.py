@@ -37,6 +37,7 @@ except ImportError as exc:  # pragma: no cover - they are optional dependencies
     raise SystemExit(f"the stream server needs zc_anyio[examples]: {exc}") from exc
 
 PAGES = Path(__file__).parent / "pages"
+LISTED_SECONDS = 1.0
 
 
 def parse() -> argparse.Namespace:
@@ -59,6 +60,8 @@ def parse() -> argparse.Namespace:
     )
     add_options(parser, port=8000)
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is not a folder")
     if not 0 < options.fps <= 120:
         parser.error("--fps must be more than 0, and 120 at most")
     if not 160 <= options.width <= 3840:
@@ -69,17 +72,25 @@ def parse() -> argparse.Namespace:
 
 
 class Page:
-    """The page, with the files of the folder in it."""
+    """The page, with the files of the folder in it, which are looked for once a second at most."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._template = Template((PAGES / "index.html").read_text())
+        self._looking = anyio.Lock()
+        self._asset: Asset | None = None
+        self._looked = 0.0
 
     async def __call__(self, request: Request, exchange: Exchange) -> None:
-        entries = await anyio.to_thread.run_sync(self._folder.list)
-        items = "\n".join(map(_item, entries)) or "<li>There are no files here yet.</li>"
-        page = self._template.substitute(files=items).encode()
-        await Asset(page, "index.html")(request, exchange)
+        async with self._looking:
+            if self._asset is None or anyio.current_time() - self._looked > LISTED_SECONDS:
+                entries = await anyio.to_thread.run_sync(self._folder.list)
+                items = "\n".join(map(_item, entries)) or "<li>There are no files here yet.</li>"
+                page = self._template.substitute(files=items).encode()
+                self._asset = Asset(page, "index.html")
+                self._looked = anyio.current_time()
+            asset = self._asset
+        await asset(request, exchange)
 
 
 def _item(entry: Entry) -> str:

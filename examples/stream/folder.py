@@ -56,8 +56,6 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self._root = path.resolve(strict=True)
-        if not self._root.is_dir():
-            raise NotADirectoryError(f"{path} is not a folder")
 
     def open(self, path: str) -> tuple[int, os.stat_result]:
         """Open a regular file and return its descriptor, which is the caller's to close.

@@ -191,7 +191,7 @@ class Server:
         except Exception as exc:
             if _is_gone(exc) or exchange.status is not None or exchange.taken_over:
                 raise
-            log.exception("%s %s failed", request.method, request.path)
+            log.exception("%s %r failed", request.method, request.path)
             await exchange.refuse(HTTPError(500))
 
     async def _next_request(

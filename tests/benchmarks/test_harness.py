@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.support.commands import ROOT, run
 from tests.support.needs import need_command, need_root
@@ -49,8 +49,8 @@ def test_a_crash_leaves_no_namespace(namespaces: Rig) -> None:
         assert sleeper.stdout is not None
         try:
             assert sleeper.stdout.readline() == b"ready\n"
-            lab = os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino
-            assert lab != os.stat("/proc/self/ns/net").st_ino
+            lab = Path(f"/proc/{sleeper.pid}/ns/net").readlink()
+            assert lab != Path("/proc/self/ns/net").readlink()
             # A device whose other end is in the lab lives as long as the lab does.
             namespaces.sender.command(
                 *("ip", "link", "add", "tie", "type", "veth", "peer", "name", "tied"),

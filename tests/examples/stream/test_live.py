@@ -121,11 +121,17 @@ def test_stalled_viewers_change_nothing_for_the_others(tmp_path: Path) -> None:
                     memory[-1]["stream_live_bytes_total"]
                     / (memory[-1]["stream_frames_delivered_total"])
                 )
+                # Between two frames only the stalled have anything outstanding: two frames each,
+                # for which the kernel accounts up to four times as much.
+                until_metric(
+                    server,
+                    lambda values: (
+                        values["stream_unacknowledged_bytes"] < STALLED * 2.2 * frame
+                        and values["stream_kernel_bytes"] < STALLED * 8 * frame
+                    ),
+                )
                 for values in memory:
-                    # Two frames each; the kernel accounts for up to four times as much.
-                    assert values["stream_kernel_bytes_most"] < 2 * 4 * frame
-                    assert values["stream_unacknowledged_bytes"] < (STALLED + 60) * 2 * frame
-                assert memory[0]["stream_pool_bytes"] == memory[1]["stream_pool_bytes"]
+                    assert values["stream_kernel_bytes_most"] < 8 * frame
 
 
 @pytest.mark.parametrize("combination", ["--backend=trio --driver=io_uring", "--driver=copy"])

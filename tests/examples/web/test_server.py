@@ -392,7 +392,7 @@ async def test_a_handler_that_fails_in_the_middle_resets_the_connection(
 async def test_a_stop_lets_answers_end_and_closes_the_rest(driver: str, large: Path) -> None:
     sizes: list[int] = []
     async with driven(driver) as ring:
-        async with serving(ring, large=large, stop_seconds=LIMIT) as rig:
+        async with serving(ring, large=large, header_seconds=60, stop_seconds=60) as rig:
             idle = await anyio.to_thread.run_sync(rig.connect)
 
             def run(sock: socket.socket) -> None:

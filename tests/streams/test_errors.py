@@ -1,0 +1,291 @@
+"""The ends and failures of a stream, and what tasks that wait in it get."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+import zc_anyio
+from tests.streams.pairs import clog, connected, facing, outcome, settle
+from tests.support.peers import at_end, listener, receive_exactly, receive_to_end, reset
+from tests.support.waiting import LIMIT, until
+
+KINDS = pytest.mark.parametrize("kind", ["tcp", "unix"])
+Stream = zc_anyio.ZeroCopySocketStream
+
+
+@pytest.mark.anyio
+@KINDS
+async def test_the_peers_end(driver: Any, kind: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), connected(kind) as (one, other):
+        await one.send(b"last")
+        await one.send_eof()
+        await one.send_eof()
+        assert await other.receive() == b"last"
+        for _ in range(2):
+            with pytest.raises(anyio.EndOfStream):
+                await other.receive()
+            with pytest.raises(anyio.EndOfStream):
+                await other.receive_into(bytearray(10))
+        with pytest.raises(anyio.ClosedResourceError):
+            await one.send(b"more")
+        # The other direction goes on.
+        await other.send(b"answer")
+        await other.aclose()
+        assert await one.receive() == b"answer"
+        with pytest.raises(anyio.EndOfStream):
+            await one.receive()
+
+
+@pytest.mark.anyio
+async def test_the_end_comes_behind_all_that_is_queued(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        async with zc_anyio.send_group() as group:
+            await stream.send(b"a" * (1 << 20))
+            await group.send(stream, b"b" * (2 << 20))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send_eof)
+                await settle()
+                assert not at_end(peer)
+                with pytest.raises(anyio.BusyResourceError):
+                    await stream.send(b"no")
+                data = await anyio.to_thread.run_sync(receive_to_end, peer)
+        assert data == b"a" * (1 << 20) + b"b" * (2 << 20)
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_end_was_not_sent(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await stream.send(bytes(1 << 20))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.send_eof)
+            await settle()
+            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.send, b"more")
+            data = await anyio.to_thread.run_sync(receive_exactly, peer, (1 << 20) + 4)
+        assert data[-4:] == b"more"
+        await stream.send_eof()
+        assert await anyio.to_thread.run_sync(receive_to_end, peer) == b""
+
+
+@pytest.mark.anyio
+@KINDS
+async def test_closed(driver: Any, kind: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), connected(kind) as (one, other):
+        await one.aclose()
+        await one.aclose()
+        closed = anyio.ClosedResourceError
+        assert await outcome(one.send, b"x") is closed
+        assert await outcome(one.send, b"") is closed
+        assert await outcome(one.send, bytearray(100_000)) is closed
+        assert await outcome(one.receive) is closed
+        assert await outcome(one.receive_into, bytearray(1)) is closed
+        assert await outcome(one.send_eof) is closed
+        assert await outcome(one.wait_send_might_not_block) is closed
+        with pytest.raises(anyio.EndOfStream):
+            await other.receive()
+
+
+BLOCKED: dict[str, Callable[[Stream], Awaitable[Any]]] = {
+    "send": lambda stream: stream.send(b"x"),
+    "send of a changeable buffer": lambda stream: stream.send(bytearray(1 << 20)),
+    "send_eof": lambda stream: stream.send_eof(),
+    "wait_send_might_not_block": lambda stream: stream.wait_send_might_not_block(),
+    "receive": lambda stream: stream.receive(),
+    "receive_into": lambda stream: stream.receive_into(bytearray(10)),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", BLOCKED)
+async def test_closing_wakes_a_blocked_task(driver: Any, call: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await clog(stream)
+        woken = []
+
+        async def block() -> None:
+            woken.append(await outcome(BLOCKED[call], stream))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(block)
+            await settle()
+            assert not woken
+            await stream.aclose()
+        assert woken == [anyio.ClosedResourceError]
+        peer.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", BLOCKED)
+async def test_cancelling_a_blocked_task(driver: Any, call: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await clog(stream)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(BLOCKED[call], stream)
+            await settle()
+            tasks.cancel_scope.cancel()
+        # Everything accepted arrives, and nothing of what was cancelled.
+        before = zc_anyio.current_ring().statistics()  # type: ignore[union-attr]
+        await stream.aclose()
+        data = await anyio.to_thread.run_sync(receive_to_end, peer)
+        assert not any(data)
+        assert len(data) >= before.bytes_sent
+        assert b"x" not in data
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", BLOCKED)
+async def test_two_tasks_in_one_direction(driver: Any, call: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await clog(stream)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(BLOCKED[call], stream)
+            await settle()
+            for other, again in BLOCKED.items():
+                if other.startswith("receive") == call.startswith("receive"):
+                    assert await outcome(again, stream) is anyio.BusyResourceError
+            tasks.cancel_scope.cancel()
+        peer.close()
+
+
+@pytest.mark.anyio
+async def test_a_reset_breaks_it_with_the_cause(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing() as (stream, peer):
+        reset(peer)
+        with pytest.raises(anyio.BrokenResourceError) as received:
+            await stream.receive()
+        assert isinstance(received.value.__cause__, ConnectionResetError)
+        with pytest.raises(anyio.BrokenResourceError) as sent:
+            for _ in range(3):
+                await stream.send(b"x")
+        assert isinstance(sent.value.__cause__, OSError)
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError):
+                await stream.send(b"x")
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.send(bytearray(1 << 20))
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.send_eof()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", BLOCKED)
+async def test_a_reset_fails_what_waits(driver: Any, call: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await clog(stream)
+        woken: list[BaseException | None] = []
+
+        async def block() -> None:
+            try:
+                await BLOCKED[call](stream)
+            except anyio.BrokenResourceError as exc:
+                woken.append(exc.__cause__)
+            else:
+                woken.append(None)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(block)
+            await settle()
+            assert not woken
+            reset(peer)
+        if call == "wait_send_might_not_block":
+            assert woken == [None]  # it says that sending would not wait, not that it would succeed
+        else:
+            assert isinstance(woken[0], OSError)
+
+
+@pytest.mark.anyio
+async def test_what_was_accepted_arrives_after_closing(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver) as ring:
+        async with facing(small=True) as (stream, peer):
+            # The last one is let in alone, whatever its size.
+            await stream.send(b"a" * (4 << 20))
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await stream.aclose()
+            assert scope.cancelled_caught
+            data = await anyio.to_thread.run_sync(receive_to_end, peer)
+            assert data == b"a" * (4 << 20)
+        await until(lambda: ring.statistics().held == 0)
+        counters = ring.statistics()
+        assert (counters.generations_open, counters.failed) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_closing_with_bytes_unread_resets(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
+        await stream.send(bytes(4 << 20))
+        peer.sendall(b"unread")
+        await anyio.wait_readable(stream.extra(anyio.abc.SocketAttribute.raw_socket))
+        await stream.aclose()
+
+        def receive() -> type:
+            try:
+                receive_to_end(peer)
+            except OSError as exc:
+                return type(exc)
+            return bytes
+
+        assert await anyio.to_thread.run_sync(receive) is ConnectionResetError
+
+
+@pytest.mark.anyio
+async def test_wrong_input(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver) as ring, connected() as (one, other):
+        for data in ("text", 5, None, [b"a"]):
+            with pytest.raises(TypeError):
+                await one.send(data)
+        with pytest.raises(BufferError):
+            await one.send(memoryview(bytearray(10))[::2])
+        with pytest.raises(ValueError, match="positive"):
+            await one.receive(0)
+        with pytest.raises(ValueError, match="empty"):
+            await one.receive_into(bytearray())
+        await other.send(b"x")
+        with pytest.raises(TypeError, match="read-write"):
+            await one.receive_into(b"read-only")
+        assert ring.statistics().sends == 1
+        assert await one.receive() == b"x"
+
+
+@pytest.mark.anyio
+async def test_what_was_never_closed_warns_and_is_closed(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        with listener() as server:
+            made: list[Any] = [
+                await zc_anyio.connect_tcp(*server.getsockname()),
+                await zc_anyio.create_unix_listener(b"\0zc_anyio unclosed"),
+                await zc_anyio.create_udp_socket(local_host="127.0.0.1"),
+            ]
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(LIMIT)
+                await made[0].send(b"sent")
+                for name in ("UDPSocket", "SocketListener", "SocketStream"):
+                    with pytest.warns(ResourceWarning, match=f"unclosed <ZeroCopy{name} fd="):
+                        made.pop()
+                assert await anyio.to_thread.run_sync(receive_to_end, peer) == b"sent"
+
+
+@pytest.mark.anyio
+async def test_a_stream_outlives_its_ring(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        client, peer = socket.socketpair()
+        stream = await zc_anyio.ZeroCopyUNIXSocketStream.from_socket(client)
+        await stream.send(b"before")
+    with peer:
+        assert peer.recv(100) == b"before"
+        peer.send(b"after")
+        assert await stream.receive() == b"after"
+        with pytest.raises(RuntimeError, match="the ring is closed"):
+            await stream.send(b"x")
+        with pytest.raises(RuntimeError, match="the ring is closed"):
+            await stream.send_eof()
+        await stream.aclose()
+        assert peer.recv(100) == b""

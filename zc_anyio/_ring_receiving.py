@@ -1,0 +1,262 @@
+"""Receiving and accepting through an io_uring.
+
+One operation stays armed and brings bytes, or connections, for as long as its user takes them; what
+it brought for all sockets is told in one turn.  That pays when many tasks wait.  Where few do, each
+wake-up brings one message, and waiting for the socket itself costs less: no second task has to run.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ._errors import os_error
+from ._lib import (
+    RX_ACCEPT,
+    RX_POLL,
+    RX_RECEIVE,
+    rx_accepted,
+    rx_consume,
+    rx_data,
+    rx_is_armed,
+    rx_is_bulk,
+    rx_ready,
+    unpack,
+)
+from ._loops import Waiter
+from ._receiving import (
+    Acceptor,
+    DirectAcceptor,
+    Receiver,
+    is_shortage,
+    make_direct_receiver,
+    wait_shortage,
+)
+from ._ring import Ring
+
+if TYPE_CHECKING:
+    from ._buffers import Buffer
+
+__all__ = ["RingAcceptor", "RingReceiver", "make_acceptor", "make_receiver"]
+
+T = TypeVar("T")
+
+# So many tasks have to wait before the ring is used for waiting.
+MANY = 4
+# After so many small pieces in a row a stream that got large ones is no longer taken for bulk.
+SMALL, SMALL_IN_A_ROW = 4096, 8
+
+
+def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
+    """Return the receiver of a connected stream socket."""
+    return RingReceiver(ring, sock) if ring._receives else make_direct_receiver(ring, sock)
+
+
+def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:
+    """Return the acceptor of a listening socket."""
+    return RingAcceptor(ring, sock) if ring._receives else DirectAcceptor(ring, sock)
+
+
+class _Operation:
+    """What receiving and accepting have in common: a native receiver and who waits for it."""
+
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+        self._ring = ring
+        self._fd = sock.fileno()
+        self._handle: Any = None
+        self._ident = 0
+        self._event: Waiter | None = None
+        self._new_waiter = ring._loop_calls.new_waiter
+        self._closed = False
+
+    def on_ready(self) -> None:
+        """Something was brought, or the operation has ended."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    def on_ring_stopped(self) -> None:
+        """Nothing will be brought any more; what was, is taken over."""
+        self._handle = None
+        self.on_ready()
+
+    def _arm(self, what: int) -> None:
+        if self._handle is None:
+            self._ident, self._handle = self._ring._reaper.add_receiver(self, self._fd)
+        self._ring._native.arm(self._handle, what)
+        self._ring._reaper.submit_soon()
+
+    async def _wait_brought(self) -> None:
+        self._event = event = self._new_waiter()
+        await event.wait()
+
+    def _free(self) -> None:
+        if self._handle is not None and not self._ring.is_foreign():
+            self._ring._reaper.remove_receiver(self._ident, self._handle)
+        self._handle = None
+        self.on_ready()
+
+
+class RingReceiver(_Operation):
+    """Receives through the ring when many streams wait, and by itself when few do."""
+
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+        super().__init__(ring, sock)
+        self._recv = sock.recv
+        self._recv_into = sock.recv_into
+        self._direct = make_direct_receiver(ring, sock)
+        # What the ring had brought when it ended.
+        self._left = b""
+        self._checkpoint = ring._loop_calls.checkpoint
+        self._small_in_a_row = 0
+
+    async def receive(self, max_bytes: int) -> bytes:
+        if self._handle is None and not self._left and not self._may_use_ring():
+            return await self._receive_directly(self._direct.receive, max_bytes)
+        if self._must_wait():
+            await self._wait()
+        else:
+            await self._checkpoint()
+        while (data := self._take(max_bytes)) is None:
+            await self._wait()
+        return data
+
+    async def receive_into(self, buffer: Buffer) -> int:
+        if self._handle is None and not self._left and not self._may_use_ring():
+            return await self._receive_directly(self._direct.receive_into, buffer)
+        await self._checkpoint()
+        with memoryview(buffer).cast("B") as view:
+            while True:
+                if self._brings() or self._left:
+                    data = self._take(view.nbytes)
+                    if data is not None:
+                        view[: len(data)] = data
+                        return len(data)
+                elif (size := self._try(self._recv_into, view)) is not None:
+                    return size
+                await self._wait()
+
+    def _may_use_ring(self) -> bool:
+        """Whether it pays, and nothing was taken from the socket before."""
+        ring = self._ring
+        if ring._receiving < MANY or not ring._receives or self._direct.has_taken():
+            return False
+        self._direct.stop()
+        return True
+
+    async def _receive_directly(self, receive: Callable[[Any], Awaitable[T]], argument: Any) -> T:
+        self._ring._receiving += 1
+        try:
+            return await receive(argument)
+        finally:
+            self._ring._receiving -= 1
+
+    def _must_wait(self) -> bool:
+        """Whether nothing is there, most likely."""
+        handle = self._handle
+        return (
+            handle is not None and bool(rx_is_armed(handle)) and rx_ready(handle) == -errno.EAGAIN
+        )
+
+    def _brings(self) -> bool:
+        """Whether bytes come through the ring, so that none may be taken past it."""
+        if self._handle is None:
+            return False
+        return bool(rx_is_armed(self._handle)) or rx_ready(self._handle) != -errno.EAGAIN
+
+    def _take(self, most: int) -> bytes | None:
+        """Return what is there, ``b""`` for the end, ``None`` for nothing yet."""
+        handle = self._handle
+        if handle is not None:
+            size = rx_ready(handle)
+            if size == 0:
+                return b""
+            if size > 0:
+                data: bytes = unpack(rx_data(handle), min(size, most))
+                rx_consume(handle, len(data))
+                return data
+            if size != -errno.EAGAIN:
+                raise os_error(-size)
+            if rx_is_armed(handle):
+                return None
+        elif self._left:
+            taken, self._left = self._left[:most], self._left[most:]
+            return taken
+        received = self._try(self._recv, most)
+        if received is not None:
+            self._small_in_a_row = self._small_in_a_row + 1 if len(received) < SMALL else 0
+        return received
+
+    def _try(self, function: Callable[..., T], argument: Any) -> T | None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        try:
+            return function(argument)
+        except BlockingIOError:
+            return None
+
+    async def _wait(self) -> None:
+        if self._closed:
+            await self._checkpoint()
+            raise anyio.ClosedResourceError
+        ring, handle = self._ring, self._handle
+        ring._receiving += 1
+        try:
+            if handle is None or not rx_is_armed(handle):
+                if not ring._receives:
+                    await ring._loop_calls.wait_readable(self._fd)
+                    return
+                bulk = handle is not None and rx_is_bulk(handle)
+                still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
+                self._arm(RX_POLL if still else RX_RECEIVE)
+            self._event = event = self._new_waiter()
+            await event.wait()
+        finally:
+            ring._receiving -= 1
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+    def on_ring_stopped(self) -> None:
+        handle = self._handle
+        if handle is not None and (size := rx_ready(handle)) > 0:
+            self._left = unpack(rx_data(handle), size)
+        super().on_ring_stopped()
+
+    def close(self) -> bool:
+        handle = self._handle
+        unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)
+        self._closed = True
+        self._free()
+        return self._direct.close() or unread
+
+
+class RingAcceptor(_Operation):
+    """Accepts through the ring; a few connections may be taken before anybody asks for them."""
+
+    async def accept(self) -> socket.socket:
+        await checkpoint()
+        while True:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if not self._ring._receives:
+                raise RuntimeError("the ring is closed")
+            number = -errno.EAGAIN if self._handle is None else rx_accepted(self._handle)
+            if number >= 0:
+                return socket.socket(fileno=number)
+            error = os_error(-number)
+            if number == -errno.EAGAIN:
+                self._arm(RX_ACCEPT)
+                await self._wait_brought()
+            elif is_shortage(error):
+                await wait_shortage(error)
+            elif number != -errno.ECONNABORTED:
+                raise error
+
+    def close(self) -> None:
+        self._closed = True
+        self._free()
