@@ -48,7 +48,7 @@ def one_server(folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def nginx(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that serves the same folder."""
-    command = need_command("nginx", "nginx-light")
+    command = need_command("nginx", "nginx")
     root = tmp_path_factory.mktemp("nginx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
