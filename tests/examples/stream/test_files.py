@@ -304,6 +304,7 @@ def test_one_connection_carries_many_requests(server: Served, folder: Path) -> N
 
 
 def test_the_ring_has_sent_it(server: Served) -> None:
+    assert server.ask("/files/film.mp4").status == 200
     values = server.metrics()
     assert values["stream_file_bytes_total"] > 0
     if "--plain" in server.process.args:  # type: ignore[operator]
