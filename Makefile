@@ -13,6 +13,8 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
+# Tests wait for peers more than they compute.
+JOBS ?= $(shell expr $$(nproc) + 1)
 # What `make stream` serves: a test video, unless told otherwise.
 FOLDER ?= build/videos
 TEST_VIDEO := build/videos/test.mp4
@@ -36,7 +38,7 @@ ASAN_PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-
 ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/asan" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:strict_string_checks=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
-ASAN_PYTEST = -m pytest --capture=sys -p no:faulthandler
+ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,7 +59,7 @@ chat: $(VENV)/.installed ## Run the chat server (ARGS=--help: the options)
 	@$(BIN)/python -m examples.chat $(ARGS)
 
 test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -92,7 +94,7 @@ wheel: dist/.built ## Build the wheel into dist/
 test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
 	@for version in $(VERSIONS); do \
 		if python=$$(scripts/find_python $$version); then \
-			PYTEST_ARGS="$(VERSION_TESTS) $(PYTEST_ARGS)" \
+			PYTEST_ARGS="-n $(JOBS) $(VERSION_TESTS) $(PYTEST_ARGS)" \
 				scripts/test_wheel_on "$$python" .venvs/$$version || exit 1; \
 		else \
 			echo "test-versions: there is no Python $$version here"; \
