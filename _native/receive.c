@@ -1,12 +1,14 @@
 /*
- * Receiving and accepting through an io_uring.
+ * Receiving through an io_uring.
  *
  * A receiver has one operation armed at most: a multishot receive, which goes on bringing bytes into
- * buffers that all receivers share; a multishot accept; or a poll, after which its user calls recv()
- * for himself.  What arrives is moved out of the shared buffers at once, so that a slow reader never
- * keeps them from the others, and into memory of the receiver, which is bounded: past a limit the
- * operation is cancelled, and armed again when its user has taken everything.  Connections are
- * bounded in the same way.
+ * buffers that all receivers share; or a poll, after which its user calls recv() for himself.  What
+ * arrives is moved out of the shared buffers at once, so that a slow reader never keeps them from the
+ * others, and into memory of the receiver, which is bounded: past a limit the operation is
+ * cancelled, and armed again when its user has taken everything.
+ *
+ * There is no multishot accept: it takes connections for as long as there are descriptors, before
+ * anybody can say that it is enough, so that a flood takes those of the whole process.
  *
  * Bytes that come in large pieces are better not moved.  A receiver that gets one ("bulk") has its
  * operation cancelled; its user then polls, until the pieces are small again.
@@ -32,7 +34,6 @@
 #define SHARED_SIZE (SHARED_BUFFERS * (SHARED_BUFFER + sizeof(struct io_uring_buf)))
 /* What a receiver holds before its operation is cancelled; a socket's own buffer may come on top. */
 #define HELD_BYTES ((size_t)256 << 10)
-#define HELD_CONNECTIONS 64u
 /* A piece of this size makes a receiver bulk. */
 #define BULK_BYTES 16384
 /* Memory that an idle receiver keeps. */
@@ -46,8 +47,8 @@ struct zc_rx {
     int armed;  /* ZC_RX_..., or 0 */
     int wanted; /* what to arm next */
     bool cancel, cancelled; /* the operation is to be cancelled; that was submitted */
-    bool accepts, freed, end, bulk;
-    char *data; /* bytes, or descriptors */
+    bool freed, end, bulk;
+    char *data;
     size_t start, used, size;
 };
 
@@ -159,11 +160,6 @@ int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out)
 
 static void forget(struct zc_ring *ring, struct zc_rx *rx)
 {
-    for (; rx->accepts && rx->used; rx->used -= sizeof(int), rx->start += sizeof(int)) {
-        int fd;
-        memcpy(&fd, rx->data + rx->start, sizeof(fd));
-        close(fd);
-    }
     link_remove(&rx->work_link);
     link_remove(&rx->ready.event.link);
     ring->receivers[rx->index] = NULL;
@@ -206,13 +202,13 @@ int zc_rx_free(zc_ring *ring, zc_rx *rx)
     return 0;
 }
 
-/* Bytes, or connections, that can be taken; 0: the end of the stream; EAGAIN: nothing yet. */
+/* Bytes that can be taken; 0: the end of the stream; EAGAIN: nothing yet. */
 int64_t zc_rx_ready(const zc_rx *rx)
 {
     if (!rx)
         return -EINVAL;
     if (rx->used)
-        return (int64_t)(rx->accepts ? rx->used / sizeof(int) : rx->used);
+        return (int64_t)rx->used;
     return rx->error ? -rx->error : rx->end ? 0 : -EAGAIN;
 }
 
@@ -224,7 +220,7 @@ const char *zc_rx_data(const zc_rx *rx)
 
 int zc_rx_consume(zc_rx *rx, size_t size)
 {
-    if (!rx || rx->accepts || size > rx->used)
+    if (!rx || size > rx->used)
         return -EINVAL;
     rx->start += size;
     rx->used -= size;
@@ -237,27 +233,6 @@ int zc_rx_consume(zc_rx *rx, size_t size)
         rx->size = 0;
     }
     return 0;
-}
-
-/* The next connection.  A shortage (EMFILE and the like) is told once: what comes next is up to the
- * caller. */
-int zc_rx_accepted(zc_rx *rx)
-{
-    if (!rx || (rx->used && !rx->accepts))
-        return -EINVAL;
-    int fd = -EAGAIN;
-    if (!rx->used) {
-        if (rx->error)
-            fd = -rx->error;
-        rx->error = 0;
-        return fd;
-    }
-    memcpy(&fd, rx->data + rx->start, sizeof(fd));
-    rx->start += sizeof(fd);
-    rx->used -= sizeof(fd);
-    if (!rx->used)
-        rx->start = 0;
-    return fd;
 }
 
 int zc_rx_is_bulk(const zc_rx *rx)
@@ -274,13 +249,12 @@ int zc_rx_is_armed(const zc_rx *rx)
 /* Has an operation armed in the next turn; ZC_EV_READY then tells of what it brings. */
 int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what)
 {
-    if (!ring || !rx || rx->freed || (what != ZC_RX_RECEIVE && what != ZC_RX_POLL && what != ZC_RX_ACCEPT))
+    if (!ring || !rx || rx->freed || (what != ZC_RX_RECEIVE && what != ZC_RX_POLL))
         return -EINVAL;
     if (rx->armed && !rx->cancel)
         return 0;
     if (what == ZC_RX_RECEIVE)
         rx->bulk = false;
-    rx->accepts = what == ZC_RX_ACCEPT;
     rx->wanted = what;
     if (!rx->armed)
         work(ring, rx);
@@ -319,18 +293,12 @@ void zc_rx_submit(struct zc_ring *ring)
             rx->cancelled = true;
             continue;
         }
-        switch (rx->wanted) {
-        case ZC_RX_RECEIVE:
+        if (rx->wanted == ZC_RX_RECEIVE) {
             io_uring_prep_recv_multishot(sqe, rx->fd, NULL, 0, 0);
             sqe->flags |= IOSQE_BUFFER_SELECT;
             sqe->buf_group = GROUP;
-            break;
-        case ZC_RX_POLL:
+        } else
             io_uring_prep_poll_add(sqe, rx->fd, POLLIN);
-            break;
-        default:
-            io_uring_prep_multishot_accept(sqe, rx->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        }
         io_uring_sqe_set_data64(sqe, user_data);
         rx->armed = rx->wanted;
         rx->wanted = 0;
@@ -380,17 +348,6 @@ static void take_bytes(struct zc_ring *ring, struct zc_rx *rx, size_t size, uint
         stop(ring, rx);
 }
 
-static void take_connection(struct zc_ring *ring, struct zc_rx *rx, int fd)
-{
-    if (rx->freed || !append(rx, &fd, sizeof(fd))) {
-        close(fd);
-        rx->error = rx->freed ? 0 : ENOMEM;
-    }
-    ring->core->stats.receives++;
-    if (rx->used >= HELD_CONNECTIONS * sizeof(fd) || rx->error)
-        stop(ring, rx);
-}
-
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags)
 {
     uint32_t index = (uint32_t)user_data & ~RECEIVER_MARK;
@@ -405,8 +362,6 @@ void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, ui
     }
     if (result > 0 && was == ZC_RX_RECEIVE)
         take_bytes(ring, rx, (size_t)result, flags);
-    else if (result >= 0 && was == ZC_RX_ACCEPT)
-        take_connection(ring, rx, result);
     else if (result == 0 && was == ZC_RX_RECEIVE)
         rx->end = true;
     else if (result < 0 && result != -ECANCELED && result != -ENOBUFS && result != -EINTR)

@@ -59,7 +59,6 @@
 /* What a receiver waits for. */
 #define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
 #define ZC_RX_POLL 2        /* until the socket can be read, once */
-#define ZC_RX_ACCEPT 3      /* connections, until it is stopped */
 
 /* How a ring tells the event loop that completions wait. */
 #define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
@@ -186,7 +185,6 @@ int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what);
 int64_t zc_rx_ready(const zc_rx *rx);
 const char *zc_rx_data(const zc_rx *rx);
 int zc_rx_consume(zc_rx *rx, size_t size);
-int zc_rx_accepted(zc_rx *rx);
 int zc_rx_is_bulk(const zc_rx *rx);
 int zc_rx_is_armed(const zc_rx *rx);
 int zc_ring_stop_receiving(zc_ring *ring);

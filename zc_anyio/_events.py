@@ -49,8 +49,8 @@ class RingStatistics:
         net.core.optmem_max); their bytes were copied.
     :ivar submits: times the kernel was entered to submit.
     :ivar completions: completions of sends that came back, results and notifications.
-    :ivar receivers: sockets that are, or were, received from or accepted from through the ring.
-    :ivar receives: times that the ring brought bytes or a connection.
+    :ivar receivers: sockets that are received from through the ring.
+    :ivar receives: times that the ring brought bytes.
     """
 
     driver: str

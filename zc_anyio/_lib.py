@@ -30,7 +30,6 @@ __all__ = [
     "READY",
     "RELEASED",
     "RESULT",
-    "RX_ACCEPT",
     "RX_POLL",
     "RX_RECEIVE",
     "SEND_FLUSH",
@@ -57,7 +56,6 @@ __all__ = [
     "queue_or_send",
     "queue_to",
     "queue_vector",
-    "rx_accepted",
     "rx_consume",
     "rx_data",
     "rx_is_armed",
@@ -87,7 +85,6 @@ SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
 SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
 RX_RECEIVE: Final = _constant("ZC_RX_RECEIVE")
 RX_POLL: Final = _constant("ZC_RX_POLL")
-RX_ACCEPT: Final = _constant("ZC_RX_ACCEPT")
 POLICIES: Final = {
     name: _constant(f"ZC_POLICY_{name.upper()}") for name in ("auto", "always", "never")
 }
@@ -106,7 +103,6 @@ unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type:
 rx_ready: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_ready", None)  # type: ignore[assignment]
 rx_data: Final[Callable[[Any], Any]] = getattr(lib, "zc_rx_data", None)  # type: ignore[assignment]
 rx_consume: Final[Callable[[Any, int], int]] = getattr(lib, "zc_rx_consume", None)  # type: ignore[assignment]
-rx_accepted: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_accepted", None)  # type: ignore[assignment]
 rx_is_bulk: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_bulk", None)  # type: ignore[assignment]
 rx_is_armed: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_armed", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]

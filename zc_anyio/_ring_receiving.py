@@ -1,7 +1,7 @@
-"""Receiving and accepting through an io_uring.
+"""Receiving through an io_uring.
 
-One operation stays armed and brings bytes, or connections, for as long as its user takes them; what
-it brought for all sockets is told in one turn.  That pays when many tasks wait.  Where few do, each
+One operation stays armed and brings bytes for as long as its user takes them; what came for all
+sockets is told in one turn.  That pays when many tasks wait.  Where few do, each
 wake-up brings one message, and waiting for the socket itself costs less: no second task has to run.
 """
 
@@ -13,14 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from ._errors import os_error
 from ._lib import (
-    RX_ACCEPT,
     RX_POLL,
     RX_RECEIVE,
-    rx_accepted,
     rx_consume,
     rx_data,
     rx_is_armed,
@@ -30,19 +27,15 @@ from ._lib import (
 )
 from ._loops import Waiter
 from ._receiving import (
-    Acceptor,
-    DirectAcceptor,
     Receiver,
-    is_shortage,
     make_direct_receiver,
-    wait_shortage,
 )
 from ._ring import Ring
 
 if TYPE_CHECKING:
     from ._buffers import Buffer
 
-__all__ = ["RingAcceptor", "RingReceiver", "make_acceptor", "make_receiver"]
+__all__ = ["RingReceiver", "make_receiver"]
 
 T = TypeVar("T")
 
@@ -57,13 +50,8 @@ def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
     return RingReceiver(ring, sock) if ring._receives else make_direct_receiver(ring, sock)
 
 
-def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:
-    """Return the acceptor of a listening socket."""
-    return RingAcceptor(ring, sock) if ring._receives else DirectAcceptor(ring, sock)
-
-
-class _Operation:
-    """What receiving and accepting have in common: a native receiver and who waits for it."""
+class RingReceiver:
+    """Receives through the ring when many streams wait, and by itself when few do."""
 
     def __init__(self, ring: Ring, sock: socket.socket) -> None:
         self._ring = ring
@@ -73,40 +61,6 @@ class _Operation:
         self._event: Waiter | None = None
         self._new_waiter = ring._loop_calls.new_waiter
         self._closed = False
-
-    def on_ready(self) -> None:
-        """Something was brought, or the operation has ended."""
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    def on_ring_stopped(self) -> None:
-        """Nothing will be brought any more; what was, is taken over."""
-        self._handle = None
-        self.on_ready()
-
-    def _arm(self, what: int) -> None:
-        if self._handle is None:
-            self._ident, self._handle = self._ring._reaper.add_receiver(self, self._fd)
-        self._ring._native.arm(self._handle, what)
-        self._ring._reaper.submit_soon()
-
-    async def _wait_brought(self) -> None:
-        self._event = event = self._new_waiter()
-        await event.wait()
-
-    def _free(self) -> None:
-        if self._handle is not None and not self._ring.is_foreign():
-            self._ring._reaper.remove_receiver(self._ident, self._handle)
-        self._handle = None
-        self.on_ready()
-
-
-class RingReceiver(_Operation):
-    """Receives through the ring when many streams wait, and by itself when few do."""
-
-    def __init__(self, ring: Ring, sock: socket.socket) -> None:
-        super().__init__(ring, sock)
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._direct = make_direct_receiver(ring, sock)
@@ -200,6 +154,12 @@ class RingReceiver(_Operation):
         except BlockingIOError:
             return None
 
+    def _arm(self, what: int) -> None:
+        if self._handle is None:
+            self._ident, self._handle = self._ring._reaper.add_receiver(self, self._fd)
+        self._ring._native.arm(self._handle, what)
+        self._ring._reaper.submit_soon()
+
     async def _wait(self) -> None:
         if self._closed:
             await self._checkpoint()
@@ -221,42 +181,26 @@ class RingReceiver(_Operation):
         if self._closed:
             raise anyio.ClosedResourceError
 
+    def on_ready(self) -> None:
+        """Something was brought, or the operation has ended."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
     def on_ring_stopped(self) -> None:
+        """Nothing will be brought any more; what was, is taken over."""
         handle = self._handle
         if handle is not None and (size := rx_ready(handle)) > 0:
             self._left = unpack(rx_data(handle), size)
-        super().on_ring_stopped()
+        self._handle = None
+        self.on_ready()
 
     def close(self) -> bool:
         handle = self._handle
         unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)
         self._closed = True
-        self._free()
+        if handle is not None and not self._ring.is_foreign():
+            self._ring._reaper.remove_receiver(self._ident, handle)
+        self._handle = None
+        self.on_ready()
         return self._direct.close() or unread
-
-
-class RingAcceptor(_Operation):
-    """Accepts through the ring; a few connections may be taken before anybody asks for them."""
-
-    async def accept(self) -> socket.socket:
-        await checkpoint()
-        while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            if not self._ring._receives:
-                raise RuntimeError("the ring is closed")
-            number = -errno.EAGAIN if self._handle is None else rx_accepted(self._handle)
-            if number >= 0:
-                return socket.socket(fileno=number)
-            error = os_error(-number)
-            if number == -errno.EAGAIN:
-                self._arm(RX_ACCEPT)
-                await self._wait_brought()
-            elif is_shortage(error):
-                await wait_shortage(error)
-            elif number != -errno.ECONNABORTED:
-                raise error
-
-    def close(self) -> None:
-        self._closed = True
-        self._free()

@@ -11,9 +11,8 @@ from anyio import ResourceGuard
 from anyio.abc import SocketListener
 from anyio.lowlevel import checkpoint
 
-from ._receiving import is_shortage, wait_shortage
+from ._receiving import DirectAcceptor, is_shortage, wait_shortage
 from ._ring import Ring, require_ring
-from ._ring_receiving import make_acceptor
 from ._takeover import take_socket
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 
@@ -30,7 +29,7 @@ class ZeroCopySocketListener(SocketListener):
         self._closed = True
         self._ring = ring
         self._socket = sock
-        self._acceptor = make_acceptor(ring, sock)
+        self._acceptor = DirectAcceptor(ring, sock)
         self._accept_guard = ResourceGuard("accepting connections from")
         self._closed = False
 
