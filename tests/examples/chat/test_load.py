@@ -43,7 +43,7 @@ def load(server: Served, folder: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("way", ["--backend=uvloop", "--backend=trio"])
 def test_slow_members_delay_nobody_and_nothing_is_lost(way: str, tmp_path: Path) -> None:
     connections = f"--connections={MEMBERS + SLOW + 10}"
-    with serve("examples.chat", way, connections, "--queue=1") as server:
+    with serve("examples.chat", way, connections, "--queue=0.5") as server:
         figures = load(
             server,
             tmp_path,
@@ -52,8 +52,8 @@ def test_slow_members_delay_nobody_and_nothing_is_lost(way: str, tmp_path: Path)
             f"--stalled={SLOW - SLOW // 2}",
             "--rate=10",
             # More than the kernel takes for those that read nothing, within the time.
-            "--picture-every=0.2",
-            f"--picture-size={128 * KIB}",
+            "--picture-every=0.1",
+            f"--picture-size={64 * KIB}",
         )
         assert figures["clients"] == MEMBERS
         assert figures["sent"] >= 10
