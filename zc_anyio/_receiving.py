@@ -53,6 +53,9 @@ class Receiver(Protocol):
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
+    def has_received(self) -> bool:
+        """Whether something was taken from the socket, if only its end, and not received."""
+
     def close(self) -> bool:
         """Take nothing more, and wake a call that waits; before the socket is closed.
 
@@ -122,6 +125,9 @@ class DirectReceiver:
             raise anyio.ClosedResourceError
         await self._readable.wait()
 
+    def has_received(self) -> bool:
+        return False
+
     def close(self) -> bool:
         if not self._closed:
             self._closed = True
@@ -154,6 +160,9 @@ class ReceivedBefore:
     def _take(self, size: int) -> bytes:
         taken, self._received = self._received[:size], self._received[size:]
         return taken
+
+    def has_received(self) -> bool:
+        return bool(self._received) or self._receiver.has_received()
 
     def close(self) -> bool:
         unread, self._received = self._received, b""

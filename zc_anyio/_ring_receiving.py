@@ -212,6 +212,10 @@ class RingReceiver(_Operation):
             self._drained = False
         super().on_ring_stopped()
 
+    def has_received(self) -> bool:
+        handle = self._handle
+        return bool(self._left) or (handle is not None and rx_ready(handle) != -errno.EAGAIN)
+
     def close(self) -> bool:
         handle = self._handle
         unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)
