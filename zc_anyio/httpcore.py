@@ -120,7 +120,7 @@ class _Connection(httpcore.AsyncNetworkStream):
         # The time is for each piece: a large body may take long, as long as it goes on.
         for start in range(0, len(buffer), PIECE):
             whole = len(buffer) <= PIECE
-            piece = buffer if whole else memoryview(buffer)[start : start + PIECE]
+            piece: Any = buffer if whole else memoryview(buffer)[start : start + PIECE]
             with _errors(timeout, httpcore.WriteTimeout, httpcore.WriteError):
                 await self._stream.send(piece)
 

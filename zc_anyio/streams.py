@@ -154,7 +154,7 @@ class ZeroCopySocketStream(SocketStream):
         return size
 
     def is_readable(self) -> bool:
-        """Whether :meth:`receive` would not wait: for bytes, the end, a failure, or a closed stream.
+        """Whether :meth:`receive` would not wait, be it for bytes, the end or a failure.
 
         Polling the descriptor does not tell, since a ring may have taken what arrived.
         """

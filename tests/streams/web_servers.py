@@ -6,7 +6,6 @@ import grp
 import hashlib
 import os
 import pwd
-import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import anyio
 import h11
 import trustme
-from anyio.abc import ByteStream, SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
