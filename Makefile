@@ -13,6 +13,11 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
+# Tests wait for peers more than they compute.
+JOBS ?= $(shell expr $$(nproc) + 1)
+# What `make stream` serves: a test video, unless told otherwise.
+FOLDER ?= build/videos
+TEST_VIDEO := build/videos/test.mp4
 ARGS ?=
 
 VENV := .venv
@@ -33,11 +38,11 @@ ASAN_PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-
 ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/asan" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:strict_string_checks=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
-ASAN_PYTEST = -m pytest --capture=sys -p no:faulthandler
+ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench bench-quick bench-page lint types asan wheel test-versions clean
+.PHONY: help setup demo stream test bench bench-quick bench-page lint types asan wheel test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,8 +52,11 @@ setup: $(VENV)/.installed ## Install what is missing and build the extension
 demo: $(VENV)/.installed ## Run the demonstration
 	@$(BIN)/python -m examples.demo
 
+stream: $(VENV)/.installed $(filter $(TEST_VIDEO),$(FOLDER)/test.mp4) ## Serve videos and a live picture (FOLDER=... for yours)
+	@$(BIN)/python -m examples.stream $(FOLDER)
+
 test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -83,7 +91,7 @@ wheel: dist/.built ## Build the wheel into dist/
 test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
 	@for version in $(VERSIONS); do \
 		if python=$$(scripts/find_python $$version); then \
-			PYTEST_ARGS="$(VERSION_TESTS) $(PYTEST_ARGS)" \
+			PYTEST_ARGS="-n $(JOBS) $(VERSION_TESTS) $(PYTEST_ARGS)" \
 				scripts/test_wheel_on "$$python" .venvs/$$version || exit 1; \
 		else \
 			echo "test-versions: there is no Python $$version here"; \
@@ -105,6 +113,11 @@ $(VENV)/.installed: $(VENV)/.created $(NATIVE)
 	@echo "setup: building zc_anyio and installing it with its test tools into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test]'
 	@touch $@
+
+$(TEST_VIDEO): | $(VENV)/.created
+	@mkdir -p $(@D)
+	@ffmpeg -loglevel error -y -f lavfi -i testsrc2=size=640x360:rate=25:duration=60 \
+		-f lavfi -i sine=beep_factor=4:duration=60 -pix_fmt yuv420p -movflags +faststart $@
 
 # The lab needs root anyway; without, the benchmarks measure on loopback.
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml

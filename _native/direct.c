@@ -85,8 +85,10 @@ int zc_sock_unsent(const zc_sock *sock)
 /* Tells once more that a socket is idle, if it is. */
 void zc_sock_tell_idle(zc_core *core, zc_sock *sock)
 {
-    if (core && sock)
-        zc_sock_check_idle(core, sock);
+    if (core && sock && link_alone(&sock->sends) && link_alone(&sock->requests)) {
+        link_remove(&sock->linger_link);
+        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+    }
 }
 
 /* Resets the connection of a stream: what is queued is lost, what is held comes back at once. */

@@ -85,19 +85,6 @@ static void detach(struct zc_ring *ring, int fd)
     epoll_ctl(ring->own_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
-/* Notifications for the ids from `low` to `high`, which wrap at 32 bits. */
-static void notify(struct zc_core *core, struct zc_sock *sock, uint32_t low, uint32_t high,
-                   bool copied)
-{
-    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
-         l = next, next = l->next) {
-        struct zc_req *req = container(l, struct zc_req, sock_link);
-        if (req->zero_copy && req->result_seen && req->id - low <= high - low)
-            zc_complete(core, zc_request_user_data(core, req), 0,
-                        ZC_NOTIF | (copied ? ZC_COPIED : 0));
-    }
-}
-
 /* Takes everything out of a socket's error queue. */
 static void drain_errors(struct zc_ring *ring, struct zc_sock *sock)
 {
@@ -116,8 +103,8 @@ static void drain_errors(struct zc_ring *ring, struct zc_sock *sock)
                 continue;
             memcpy(&err, CMSG_DATA(c), sizeof(err));
             if (err.ee_origin == SO_EE_ORIGIN_ZEROCOPY && err.ee_errno == 0)
-                notify(ring->core, sock, err.ee_info, err.ee_data,
-                       err.ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
+                zc_notify_range(ring->core, sock, err.ee_info, err.ee_data,
+                                err.ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
         }
     }
 }

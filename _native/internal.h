@@ -104,6 +104,8 @@ struct zc_core {
     struct link ready;   /* struct zc_sock: something to submit */
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
     struct link broken;  /* struct zc_sock: shut down or reset it */
+    struct link lingering; /* struct zc_sock: idle, but not for `linger` yet; the longest first */
+    uint64_t now, linger;  /* milliseconds; 0: idle sockets are told of at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
     uint32_t *sequences; /* of each slot: the upper half of user_data */
@@ -187,7 +189,8 @@ struct zc_req {
 
 struct zc_sock {
     struct link link; /* core->sockets */
-    struct link ready_link, broken_link, work_link;
+    struct link ready_link, broken_link, work_link, linger_link;
+    uint64_t idle_since;
     struct event idle_event;
     struct link sends;    /* struct zc_send, in the order of the calls, until retired */
     struct link requests; /* struct zc_req that still await a CQE */
@@ -228,6 +231,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
+void zc_core_advance(struct zc_core *core, uint64_t now);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);

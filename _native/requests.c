@@ -416,3 +416,31 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
     zc_sock_make_ready(core, sock);
     return 0;
 }
+
+/* Gives a request the number by which zc_notify_range will know it. */
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id)
+{
+    struct zc_req *req = core ? zc_find_request(core, user_data) : NULL;
+    if (!req)
+        return -ESTALE;
+    req->id = id;
+    return 0;
+}
+
+/*
+ * Notifications for the numbers from `low` to `high`, which wrap at 32 bits: how MSG_ZEROCOPY tells
+ * of them.
+ */
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
+         l = next, next = l->next) {
+        struct zc_req *req = container(l, struct zc_req, sock_link);
+        if (req->zero_copy && req->result_seen && req->id - low <= high - low)
+            zc_complete(core, zc_request_user_data(core, req), 0,
+                        ZC_NOTIF | (copied ? ZC_COPIED : 0));
+    }
+    return 0;
+}

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -282,15 +283,26 @@ static void deal_with_broken(struct zc_ring *ring)
         (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
 }
 
+static void add_event(int64_t *events, int *count, int kind)
+{
+    int64_t *event = events + (ptrdiff_t)(*count)++ * ZC_EVENT_FIELDS;
+    event[0] = kind;
+    event[1] = event[2] = event[3] = 0;
+}
+
 /*
  * Reaps, submits, and writes what there is to tell.  Returns the number of events; the last may be
- * ZC_EV_AGAIN: something is ready that no completion will announce, so take another turn soon.
+ * ZC_EV_LATER, and ZC_EV_AGAIN: something is ready that no completion will announce, so take another
+ * turn soon.
  */
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
 {
     int taken = 0;
-    if (!ring || !events || max_events < 2)
+    struct timespec now = {0};
+    if (!ring || !events || max_events < 3)
         return -EINVAL;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    zc_core_advance(ring->core, (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000);
     for (int round = 0; round < TURN_ROUNDS; round++) {
         ring->driver->reap(ring);
         deal_with_broken(ring);
@@ -301,12 +313,11 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
         if (taken <= 0)
             break;
     }
-    int count = zc_events(ring->core, events, max_events - 1);
+    int count = zc_events(ring->core, events, max_events - 2);
+    if (!link_alone(&ring->core->lingering))
+        add_event(events, &count, ZC_EV_LATER);
     if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels) ||
-        !link_alone(&ring->receiver_work)) {
-        int64_t *last = events + (ptrdiff_t)count++ * ZC_EVENT_FIELDS;
-        last[0] = ZC_EV_AGAIN;
-        last[1] = last[2] = last[3] = 0;
-    }
+        !link_alone(&ring->receiver_work))
+        add_event(events, &count, ZC_EV_AGAIN);
     return count;
 }

@@ -24,6 +24,7 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     link_init(&sock->broken_link);
     link_init(&sock->work_link);
     link_init(&sock->idle_event.link);
+    link_init(&sock->linger_link);
     link_init(&sock->sends);
     link_init(&sock->requests);
     link_append(&core->sockets, &sock->link);
@@ -41,6 +42,7 @@ int zc_sock_free(zc_core *core, zc_sock *sock)
     link_remove(&sock->ready_link);
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
+    link_remove(&sock->linger_link);
     link_remove(&sock->link);
     core->stats.sockets--;
     zc_release(core, sock);
@@ -105,11 +107,44 @@ void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock)
     zc_sock_make_ready(core, sock);
 }
 
-/* Idle is a socket that nothing refers to: the descriptor can be given up. */
+/*
+ * Idle is a socket that nothing refers to: the descriptor can be given up.  That is told a little
+ * later, since a socket that was sent to is often sent to again, and attaching costs more than that.
+ */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
 {
-    if (link_alone(&sock->sends) && link_alone(&sock->requests))
+    if (!link_alone(&sock->sends) || !link_alone(&sock->requests))
+        return;
+    if (!core->linger || sock->error) {
         zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+        return;
+    }
+    sock->idle_since = core->now;
+    link_remove(&sock->linger_link);
+    link_append(&core->lingering, &sock->linger_link);
+}
+
+/* Tells of the sockets that have been idle for long enough. */
+void zc_core_advance(struct zc_core *core, uint64_t now)
+{
+    core->now = now;
+    while (!link_alone(&core->lingering)) {
+        struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
+        if (core->linger && now - sock->idle_since < core->linger)
+            return;
+        link_remove(&sock->linger_link);
+        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+    }
+}
+
+/* How long an idle socket stays attached; 0 tells of all that are idle. */
+int zc_core_linger(zc_core *core, uint32_t milliseconds)
+{
+    if (!core)
+        return -EINVAL;
+    core->linger = milliseconds;
+    zc_core_advance(core, core->now);
+    return 0;
 }
 
 /* A send leaves its generation: its buffer is the caller's again. */
@@ -329,6 +364,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
     link_append(&send->gen->sends, &send->gen_link);
     link_append(&sock->sends, &send->sock_link);
     link_remove(&sock->idle_event.link);
+    link_remove(&sock->linger_link);
     if (!sock->head)
         sock->head = send;
     zc_sock_make_ready(core, sock);

@@ -52,6 +52,7 @@
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
+#define ZC_EV_LATER 8       /* sockets are idle, but that is not told yet: take a turn in a while */
 #define ZC_EV_READY 7       /* a = receiver: look what can be taken */
 #define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 
@@ -99,6 +100,7 @@ typedef struct zc_rx zc_rx;
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
+int zc_core_linger(zc_core *core, uint32_t milliseconds);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
@@ -137,6 +139,8 @@ int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, ui
 int zc_next_cancel(zc_core *core, uint64_t *user_data);
 int zc_next_broken(zc_core *core, int *fd, int *reset);
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id);
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
 
 /* --- the ring (ring.c, setup.c, uring.c, epoll.c, direct.c) --- */
 

@@ -5,8 +5,9 @@ message on each connection, waits for all of them to come back, and begins again
 take turns, in an order that changes from round to round, so that what else the machine does hits
 both.  Server and client have a processor each.
 
-Reported are messages a second (median of the rounds), and the ratio ours / anyio's of rounds which
-ran one right after the other: median and quartiles.  Above 1, ours is faster.
+Reported are messages a second and the server's CPU time for each (medians of the rounds), and the
+ratios of rounds which ran one right after the other (medians and quartiles): of the rates, ours /
+anyio's, and of the CPU times, anyio's / ours.  Above 1, ours is better.
 
 Run from the root of the source tree: ``python -m benchmarks.echo --help``.
 """
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -39,7 +41,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 SIZES = [1 << 10, 16 << 10, 64 << 10]
 CONNECTIONS = [1, 100]
 
-# Prints how many messages came back in a second.
+# Prints how many messages came back in a second, and how many in all.
 CLIENT = """
 import os, socket, sys, time
 port, connections, size, seconds = *map(int, sys.argv[1:4]), float(sys.argv[4])
@@ -57,13 +59,14 @@ def exchange():
         while left:
             left -= sock.recv_into(buffer, left)
 
-for _ in range(20):
+WARM_UP = 20
+for _ in range(WARM_UP):
     exchange()
 count, begun = 0, time.perf_counter()
 while time.perf_counter() - begun < seconds:
     exchange()
     count += connections
-print(count / (time.perf_counter() - begun))
+print(count / (time.perf_counter() - begun), count + WARM_UP * connections)
 """
 
 
@@ -76,17 +79,22 @@ async def echo(stream: SocketStream) -> None:
 CORES = sorted(os.sched_getaffinity(0))
 
 
-async def rate(port: int, connections: int, size: int, seconds: float) -> float:
-    """Run the client and return messages a second."""
+async def rate(port: int, connections: int, size: int, seconds: float) -> tuple[float, float]:
+    """Run the client; return messages a second, and this process's CPU seconds for each."""
     arguments = [str(value) for value in (port, connections, size, seconds, CORES[-1])]
     command = [sys.executable, "-I", "-S", "-c", CLIENT, *arguments]
     run = partial(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
+    begun = time.process_time()
     done = await anyio.to_thread.run_sync(run)
-    return float(done.stdout)
+    spent = time.process_time() - begun
+    a_second, count = map(float, done.stdout.split())
+    return a_second, spent / count
 
 
-async def measure(ours: bool, connections: int, size: int, seconds: float, driver: Any) -> float:
-    """Serve echoes to a client, with one kind of streams or the other; return messages a second."""
+async def measure(
+    ours: bool, connections: int, size: int, seconds: float, driver: Any
+) -> tuple[float, float]:
+    """Serve echoes to a client, with one kind of streams or the other; return what it measured."""
     async with AsyncExitStack() as stack:
         create: Any = anyio.create_tcp_listener
         if ours:
@@ -101,6 +109,13 @@ async def measure(ours: bool, connections: int, size: int, seconds: float, drive
     return result
 
 
+def spread(upper: Sequence[float], lower: Sequence[float]) -> str:
+    """Return the median ratio and its quartiles."""
+    ratios = [one / other for one, other in zip(upper, lower, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=11)
@@ -112,30 +127,36 @@ def main() -> None:
     arguments = parser.parse_args()
 
     os.sched_setaffinity(0, CORES[:1])
-    table = Table(title="Echo: messages a second, and ours / anyio's")
-    for column in ("event loop", "connections", "bytes", "anyio's", "ours", "ratio (quartiles)"):
-        table.add_column(column, justify="left" if column == "event loop" else "right")
+    table = Table(title="Echo: messages a second, and the server's CPU time for each")
+    for column in ("event loop", "connections", "bytes"):
+        table.add_column(column)
+    for column in ("anyio's", "ours", "ratio", "anyio's us", "ours us", "CPU ratio"):
+        table.add_column(column, justify="right")
     for backend in arguments.backend or BACKENDS:
         for connections in arguments.connections or CONNECTIONS:
             for size in arguments.size or SIZES:
-                rates: dict[bool, list[float]] = {False: [], True: []}
+                results: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
                 for number in range(arguments.rounds):
                     for ours in (number % 2 == 0, number % 2 != 0):
                         once = partial(
                             measure, ours, connections, size, arguments.seconds, arguments.driver
                         )
-                        rates[ours].append(anyio.run(once, **BACKENDS[backend]))
-                ratios = [a / b for a, b in zip(rates[True], rates[False], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
+                        results[ours].append(anyio.run(once, **BACKENDS[backend]))
+                (theirs, their_cpu), (own, own_cpu) = (
+                    zip(*results[ours], strict=True) for ours in (False, True)
+                )
                 table.add_row(
                     backend,
                     f"{connections}",
                     f"{size}",
-                    f"{statistics.median(rates[False]):.0f}",
-                    f"{statistics.median(rates[True]):.0f}",
-                    f"{middle:.2f} ({low:.2f}-{high:.2f})",
+                    f"{statistics.median(theirs):.0f}",
+                    f"{statistics.median(own):.0f}",
+                    spread(own, theirs),
+                    f"{statistics.median(their_cpu) * 1e6:.1f}",
+                    f"{statistics.median(own_cpu) * 1e6:.1f}",
+                    spread(their_cpu, own_cpu),
                 )
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(
         f"{time.strftime('%Y-%m-%d')}, Linux {platform.release()}, Python "

@@ -24,6 +24,7 @@ __all__ = [
     "AGAIN",
     "FAILED",
     "IDLE",
+    "LATER",
     "NO_ADDRESS",
     "POLICIES",
     "READY",
@@ -77,6 +78,7 @@ WINDOW: Final = _constant("ZC_EV_WINDOW")
 IDLE: Final = _constant("ZC_EV_IDLE")
 RESULT: Final = _constant("ZC_EV_RESULT")
 READY: Final = _constant("ZC_EV_READY")
+LATER: Final = _constant("ZC_EV_LATER")
 AGAIN: Final = _constant("ZC_EV_AGAIN")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
@@ -305,6 +307,10 @@ class NativeRing:
     def by_hand(self, handle: Any) -> None:
         """Have the generations of a context end only when they are flushed."""
         check(lib.zc_ctx_by_hand(handle))
+
+    def linger(self, milliseconds: int) -> None:
+        """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
+        check(lib.zc_core_linger(self.core, milliseconds))
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""

@@ -66,7 +66,14 @@ class Output(Sender):
         :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
         """
         self._check()
-        pinned, size, flags, reference = self._pin(data)
+        pinned: Any
+        reference: object
+        if type(data) is bytes:
+            pinned = reference = data
+            size = len(data)
+            flags = 0
+        else:
+            pinned, size, flags, reference = self._pin(data)
         if not size and self._stream_error:
             return True
         sent = queue_or_send(

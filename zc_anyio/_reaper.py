@@ -1,7 +1,7 @@
 """The reaper: the one task of a ring that waits for completions, and what it does with them.
 
 A turn (reap, submit, dispatch) is one synchronous step that never waits for a consumer, so it is
-safe to take anywhere in the ring's thread.  Three callers take turns: the reaper when the ring's
+safe to take anywhere in the ring's thread.  Callers that take turns: the reaper when the ring's
 descriptor becomes readable, the submitter at the end of an event-loop turn in which something was
 queued, and a send that has gathered enough.
 """
@@ -19,18 +19,22 @@ from ._lib import (
     EVENTS_A_TURN,
     FAILED,
     IDLE,
+    LATER,
     READY,
     RELEASED,
     RESULT,
     WINDOW,
     NativeRing,
 )
-from ._waiters import readable
+from ._loops import Loop
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
 # The kernel was short of memory for a submission: how long until it is asked again.
 RETRY_SECONDS = 0.001
+# An idle socket stays attached for so long, by a duplicate of its descriptor: attaching costs more
+# than a small send, and a socket that was closed meanwhile ends that much later.
+LINGER_MILLISECONDS = 10
 
 
 class ContextSink(Protocol):
@@ -65,14 +69,17 @@ class ReceiverSink(Protocol):
 class Reaper:
     """Takes turns of one native ring and tells contexts and sockets what happened."""
 
-    def __init__(self, native: NativeRing, sockets: SocketSink) -> None:
+    def __init__(self, native: NativeRing, sockets: SocketSink, loop: Loop) -> None:
         self._native = native
+        self._loop = loop
         self._sockets = sockets
+        native.linger(LINGER_MILLISECONDS)
         self._contexts: dict[int, ContextSink] = {}
         self._next_context = 0
         self._receivers: dict[int, ReceiverSink] = {}
         self._next_receiver = 0
         self._wake = Event()
+        self._linger = Event()
         self._scopes: list[CancelScope] = []
         self._turned = Event()
         self._stopping = False
@@ -117,7 +124,7 @@ class Reaper:
         """Reap, submit and dispatch until nothing is left to tell."""
         contexts = self._contexts
         count = EVENTS_A_TURN
-        while count >= EVENTS_A_TURN - 1:
+        while count >= EVENTS_A_TURN - 2:
             count, events = self._native.turn()
             # Dispatching may drop the last reference to a buffer, and so run anything, even
             # another turn: `events` is a copy.
@@ -140,6 +147,8 @@ class Reaper:
                     contexts[a].on_result(b, c)
                 elif kind == AGAIN:
                     self.submit_soon()
+                elif kind == LATER:
+                    self._linger.set()
         self._turned.set()
 
     def submit_soon(self) -> None:
@@ -173,7 +182,7 @@ class Reaper:
 
         Shielded: sends are waited for while everything around them is being cancelled.
         """
-        completions = readable(self._native.wake_fd)
+        completions = self._loop.readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -203,12 +212,27 @@ class Reaper:
                 self._fail(exc)
                 raise
 
+    async def run_lingering(self) -> None:
+        """Take a turn now and then while sockets are idle, so that they are given up."""
+        with CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            try:
+                while not self._stopping:
+                    await self._linger.wait()
+                    self._linger = Event()
+                    await anyio.sleep(LINGER_MILLISECONDS / 1000)
+                    if not self._stopping:
+                        self.turn()
+            except Exception as exc:
+                self._fail(exc)
+                raise
+
     def stop_soon(self) -> None:
-        """Take no more turns in either task."""
+        """Take no more turns in any task."""
         self._stopping = True
 
     def stop(self) -> None:
-        """Stop both tasks, also if they have not begun."""
+        """Stop all tasks, also if they have not begun."""
         self.stop_soon()
         for scope in self._scopes:
             scope.cancel()

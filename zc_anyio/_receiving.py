@@ -1,11 +1,12 @@
 """Receiving and accepting: what streams and listeners call, and the way that needs no ring.
 
-Whoever calls :meth:`Receiver.receive` or
+:func:`make_receiver` and :func:`make_acceptor` choose.  Whoever calls :meth:`Receiver.receive` or
 :meth:`Acceptor.accept` sees to it that only one task at a time does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -16,16 +17,18 @@ import anyio
 import anyio.lowlevel
 
 from ._buffers import Buffer
+from ._loops import AsyncioLoop, Loop
 from ._ring import Ring
-from ._waiters import readable
 
 __all__ = [
     "Acceptor",
+    "CallbackReceiver",
     "DirectAcceptor",
     "DirectReceiver",
     "ReceivedBefore",
     "Receiver",
     "is_shortage",
+    "make_direct_receiver",
     "wait_shortage",
 ]
 
@@ -53,8 +56,8 @@ class Receiver(Protocol):
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
-    def has_received(self) -> bool:
-        """Whether something was taken from the socket, if only its end, and not received."""
+    def has_taken(self) -> bool:
+        """Whether bytes, the end or an error were taken from the socket that nobody received."""
 
     def close(self) -> bool:
         """Take nothing more, and wake a call that waits; before the socket is closed.
@@ -77,62 +80,174 @@ class Acceptor(Protocol):
         """Take no more connections, and wake a call that waits; before the socket is closed."""
 
 
+def make_direct_receiver(ring: Ring, sock: socket.socket) -> DirectReceiver:
+    """Return a receiver that does not use the ring."""
+    loop = ring._loop_calls
+    # uvloop stops polling for good when a notification of MSG_ZEROCOPY makes an error event.
+    if isinstance(loop, AsyncioLoop) and ring.capabilities.driver != "msg_zerocopy":
+        return CallbackReceiver(loop, sock)
+    return DirectReceiver(loop, sock)
+
+
 class DirectReceiver:
     """Receives by non-blocking system calls, and waits with the event loop."""
 
-    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        self._loop = loop
+        self._checkpoint_before = loop.checkpoint_before
+        self._checkpoint_after = loop.checkpoint_after
+        self._wait_readable = loop.wait_readable
         self._recv = sock.recv
         self._recv_into = sock.recv_into
-        error_queue = ring.capabilities.driver == "msg_zerocopy"
-        self._readable = readable(sock.fileno(), error_queue=error_queue)
+        self._fd = sock.fileno()
         self._closed = False
-        # After less than was asked for there is most likely nothing: waiting at once saves a call.
-        self._drained = True
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._drained:
-            await self._wait()
-        else:
-            await anyio.lowlevel.checkpoint()
-        while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            try:
-                data = self._recv(max_bytes)
-            except BlockingIOError:
-                await self._wait()
-            else:
-                self._drained = len(data) < max_bytes
-                return data
+        return await self.call(self._recv, max_bytes)
 
     async def receive_into(self, buffer: Buffer) -> int:
         return await self.call(self._recv_into, buffer)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a non-blocking function of the socket until it does not have to wait."""
-        await anyio.lowlevel.checkpoint()
+        await self._checkpoint_before()
+        self._check()
+        try:
+            result = function(*arguments)
+        except BlockingIOError:
+            pass
+        else:
+            await self._checkpoint_after()
+            return result
         while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
             try:
+                await self._wait_readable(self._fd)
+                self._check()
                 return function(*arguments)
             except BlockingIOError:
-                await self._wait()
+                pass
+            except Exception:
+                self._check()
+                raise
 
-    async def _wait(self) -> None:
+    def _check(self) -> None:
         if self._closed:
-            await anyio.lowlevel.checkpoint()
             raise anyio.ClosedResourceError
-        await self._readable.wait()
 
-    def has_received(self) -> bool:
+    def stop(self) -> None:
+        """Do not look at the socket between the calls any more."""
+
+    def has_taken(self) -> bool:
         return False
 
     def close(self) -> bool:
         if not self._closed:
             self._closed = True
-            self._readable.close()
-        return False
+            self._loop.notify_closing(self._fd)
+        return self.has_taken()
+
+
+class CallbackReceiver(DirectReceiver):
+    """On asyncio and uvloop: the socket stays registered for as long as it is received from.
+
+    It is read where the event loop tells that it is readable.  Registering it anew for each message
+    would cost two system calls.
+    """
+
+    def __init__(self, loop: AsyncioLoop, sock: socket.socket) -> None:
+        super().__init__(loop, sock)
+        self._add_reader = loop.loop.add_reader
+        self._event_loop = loop.loop
+        self._create_future = loop.loop.create_future
+        self._checkpoint = loop.checkpoint
+        # After less than was asked for there is most likely nothing: waiting at once saves a call.
+        self._drained = True
+        self._registered = False
+        self._waiter: asyncio.Future[bytes] | None = None
+        self._size = 0
+        # What came for a call that was cancelled at the same time.
+        self._taken = b""
+        self._error: OSError | None = None
+
+    async def receive(self, max_bytes: int) -> bytes:
+        data: bytes
+        if not self._drained or self._closed:
+            await self._checkpoint()
+            self._check()
+            if self._error is not None:
+                raise self._error
+            if self._taken:
+                data, self._taken = self._taken[:max_bytes], self._taken[max_bytes:]
+                return data
+            try:
+                data = self._recv(max_bytes)
+            except BlockingIOError:
+                pass
+            else:
+                self._drained = len(data) < max_bytes
+                return data
+        self._size = max_bytes
+        self._waiter = waiter = self._create_future()
+        if not self._registered:
+            self._add_reader(self._fd, self._on_readable)
+            self._registered = True
+        try:
+            data = await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._put_back(waiter)
+            raise
+        finally:
+            self._waiter = None
+        self._drained = len(data) < max_bytes
+        return data
+
+    def _on_readable(self) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self._stop_reading()
+            return
+        try:
+            waiter.set_result(self._recv(self._size))
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            waiter.set_exception(exc)
+
+    def _put_back(self, waiter: asyncio.Future[bytes]) -> None:
+        error = waiter.exception()
+        if isinstance(error, OSError):
+            self._error = error
+        elif error is None:
+            self._taken = waiter.result()
+        self._drained = False
+
+    def _stop_reading(self) -> None:
+        if self._registered:
+            self._registered = False
+            if not self._event_loop.is_closed():
+                self._event_loop.remove_reader(self._fd)
+
+    async def receive_into(self, buffer: Buffer) -> int:
+        self._stop_reading()
+        if self._error is None and not self._taken:
+            return await super().receive_into(buffer)
+        with memoryview(buffer).cast("B") as view:
+            data = await self.receive(view.nbytes)
+            view[: len(data)] = data
+            return len(data)
+
+    def has_taken(self) -> bool:
+        return bool(self._taken) or self._error is not None
+
+    def stop(self) -> None:
+        self._stop_reading()
+
+    def close(self) -> bool:
+        self._stop_reading()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(anyio.ClosedResourceError())
+        return super().close()
 
 
 class ReceivedBefore:
@@ -146,23 +261,21 @@ class ReceivedBefore:
         if not self._received:
             return await self._receiver.receive(max_bytes)
         await anyio.lowlevel.checkpoint()
-        return self._take(max_bytes)
+        taken, self._received = self._received[:max_bytes], self._received[max_bytes:]
+        if not taken:
+            raise anyio.ClosedResourceError
+        return taken
 
     async def receive_into(self, buffer: Buffer) -> int:
         if not self._received:
             return await self._receiver.receive_into(buffer)
-        await anyio.lowlevel.checkpoint()
         with memoryview(buffer).cast("B") as view:
-            taken = self._take(view.nbytes)
+            taken = await self.receive(view.nbytes)
             view[: len(taken)] = taken
-        return len(taken)
+            return len(taken)
 
-    def _take(self, size: int) -> bytes:
-        taken, self._received = self._received[:size], self._received[size:]
-        return taken
-
-    def has_received(self) -> bool:
-        return bool(self._received) or self._receiver.has_received()
+    def has_taken(self) -> bool:
+        return bool(self._received) or self._receiver.has_taken()
 
     def close(self) -> bool:
         unread, self._received = self._received, b""
@@ -174,7 +287,7 @@ class DirectAcceptor:
 
     def __init__(self, ring: Ring, sock: socket.socket) -> None:
         self._accept = sock.accept
-        self._receiver = DirectReceiver(ring, sock)
+        self._receiver = DirectReceiver(ring._loop_calls, sock)
 
     async def accept(self) -> socket.socket:
         while True:

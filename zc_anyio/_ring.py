@@ -23,9 +23,9 @@ from ._contexts import Context, Lease
 from ._errors import DriverUnavailable
 from ._events import RingStatistics
 from ._lib import NativeRing, map_address
+from ._loops import running_loop
 from ._reaper import Reaper
 from ._sockets import SocketTable
-from ._waiters import waiter_type
 
 __all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
 
@@ -90,7 +90,8 @@ class Ring:
         self._zero_copy: ZeroCopy = zero_copy
         self._threshold = threshold
         self._sockets = SocketTable(native)
-        self._reaper = Reaper(native, self._sockets)
+        self._loop_calls = running_loop()
+        self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
         self._loop = anyio.lowlevel.current_token()
@@ -100,7 +101,6 @@ class Ring:
         self._leases_by_view: dict[int, Any] = {}
         self._yield_at = 0.0
         # Whether receiving goes through the ring, and how many tasks wait for bytes.
-        self._new_waiter = waiter_type()
         self._receives: bool = capabilities.driver == "io_uring"
         self._receiving: int = 0
         self._closed = False
@@ -229,6 +229,9 @@ class Ring:
             )
             cancelled = cancelled or again
         self._reaper.stop_receivers()
+        # What was learned of sockets is remembered when they are detached.
+        self._native.linger(0)
+        self._reaper.turn()
         return cancelled
 
     def _close(self) -> None:
@@ -321,6 +324,7 @@ async def open_ring(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
             tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
+            tasks.start_soon(ring._reaper.run_lingering, name="zc_anyio idle sockets")
             token = _ambient.set(ring)
             try:
                 yield ring

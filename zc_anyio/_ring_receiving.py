@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -28,19 +28,19 @@ from ._lib import (
     rx_ready,
     unpack,
 )
+from ._loops import Waiter
 from ._receiving import (
     Acceptor,
     DirectAcceptor,
-    DirectReceiver,
     Receiver,
     is_shortage,
+    make_direct_receiver,
     wait_shortage,
 )
 from ._ring import Ring
 
 if TYPE_CHECKING:
     from ._buffers import Buffer
-    from ._waiters import Waiter
 
 __all__ = ["RingAcceptor", "RingReceiver", "make_acceptor", "make_receiver"]
 
@@ -54,7 +54,7 @@ SMALL, SMALL_IN_A_ROW = 4096, 8
 
 def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
     """Return the receiver of a connected stream socket."""
-    return RingReceiver(ring, sock) if ring._receives else DirectReceiver(ring, sock)
+    return RingReceiver(ring, sock) if ring._receives else make_direct_receiver(ring, sock)
 
 
 def make_acceptor(ring: Ring, sock: socket.socket) -> Acceptor:
@@ -71,6 +71,7 @@ class _Operation:
         self._handle: Any = None
         self._ident = 0
         self._event: Waiter | None = None
+        self._new_waiter = ring._loop_calls.new_waiter
         self._closed = False
 
     def on_ready(self) -> None:
@@ -91,7 +92,7 @@ class _Operation:
         self._ring._reaper.submit_soon()
 
     async def _wait_brought(self) -> None:
-        self._event = event = self._ring._new_waiter()
+        self._event = event = self._new_waiter()
         await event.wait()
 
     def _free(self) -> None:
@@ -108,32 +109,27 @@ class RingReceiver(_Operation):
         super().__init__(ring, sock)
         self._recv = sock.recv
         self._recv_into = sock.recv_into
-        self._direct = DirectReceiver(ring, sock)
+        self._direct = make_direct_receiver(ring, sock)
         # What the ring had brought when it ended.
         self._left = b""
-        # After less than was asked for there is most likely nothing: waiting at once saves a call.
-        self._drained = True
+        self._checkpoint = ring._loop_calls.checkpoint
         self._small_in_a_row = 0
 
     async def receive(self, max_bytes: int) -> bytes:
+        if self._handle is None and not self._left and not self._may_use_ring():
+            return await self._receive_directly(self._direct.receive, max_bytes)
         if self._must_wait():
             await self._wait()
         else:
-            await checkpoint()
+            await self._checkpoint()
         while (data := self._take(max_bytes)) is None:
             await self._wait()
         return data
 
-    def _must_wait(self) -> bool:
-        """Whether nothing is there, most likely."""
-        handle = self._handle
-        if handle is not None and rx_is_armed(handle):
-            return rx_ready(handle) == -errno.EAGAIN
-        # With many streams at work something may have come since.
-        return self._drained and self._ring._receiving <= MANY
-
     async def receive_into(self, buffer: Buffer) -> int:
-        await checkpoint()
+        if self._handle is None and not self._left and not self._may_use_ring():
+            return await self._receive_directly(self._direct.receive_into, buffer)
+        await self._checkpoint()
         with memoryview(buffer).cast("B") as view:
             while True:
                 if self._brings() or self._left:
@@ -144,6 +140,28 @@ class RingReceiver(_Operation):
                 elif (size := self._try(self._recv_into, view)) is not None:
                     return size
                 await self._wait()
+
+    def _may_use_ring(self) -> bool:
+        """Whether it pays, and nothing was taken from the socket before."""
+        ring = self._ring
+        if ring._receiving < MANY or not ring._receives or self._direct.has_taken():
+            return False
+        self._direct.stop()
+        return True
+
+    async def _receive_directly(self, receive: Callable[[Any], Awaitable[T]], argument: Any) -> T:
+        self._ring._receiving += 1
+        try:
+            return await receive(argument)
+        finally:
+            self._ring._receiving -= 1
+
+    def _must_wait(self) -> bool:
+        """Whether nothing is there, most likely."""
+        handle = self._handle
+        return (
+            handle is not None and bool(rx_is_armed(handle)) and rx_ready(handle) == -errno.EAGAIN
+        )
 
     def _brings(self) -> bool:
         """Whether bytes come through the ring, so that none may be taken past it."""
@@ -159,7 +177,6 @@ class RingReceiver(_Operation):
             if size == 0:
                 return b""
             if size > 0:
-                self._drained = size <= most
                 data: bytes = unpack(rx_data(handle), min(size, most))
                 rx_consume(handle, len(data))
                 return data
@@ -172,7 +189,6 @@ class RingReceiver(_Operation):
             return taken
         received = self._try(self._recv, most)
         if received is not None:
-            self._drained = len(received) < most
             self._small_in_a_row = self._small_in_a_row + 1 if len(received) < SMALL else 0
         return received
 
@@ -186,19 +202,19 @@ class RingReceiver(_Operation):
 
     async def _wait(self) -> None:
         if self._closed:
-            await checkpoint()
+            await self._checkpoint()
             raise anyio.ClosedResourceError
         ring, handle = self._ring, self._handle
         ring._receiving += 1
         try:
             if handle is None or not rx_is_armed(handle):
-                if ring._receiving <= MANY or not ring._receives:
-                    await self._direct._wait()
+                if not ring._receives:
+                    await ring._loop_calls.wait_readable(self._fd)
                     return
                 bulk = handle is not None and rx_is_bulk(handle)
                 still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
                 self._arm(RX_POLL if still else RX_RECEIVE)
-            self._event = event = ring._new_waiter()
+            self._event = event = self._new_waiter()
             await event.wait()
         finally:
             ring._receiving -= 1
@@ -209,20 +225,20 @@ class RingReceiver(_Operation):
         handle = self._handle
         if handle is not None and (size := rx_ready(handle)) > 0:
             self._left = unpack(rx_data(handle), size)
-            self._drained = False
         super().on_ring_stopped()
 
-    def has_received(self) -> bool:
+    def has_taken(self) -> bool:
         handle = self._handle
-        return bool(self._left) or (handle is not None and rx_ready(handle) != -errno.EAGAIN)
+        if handle is not None and rx_ready(handle) != -errno.EAGAIN:
+            return True
+        return bool(self._left) or self._direct.has_taken()
 
     def close(self) -> bool:
         handle = self._handle
         unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)
         self._closed = True
         self._free()
-        self._direct.close()
-        return unread
+        return self._direct.close() or unread
 
 
 class RingAcceptor(_Operation):

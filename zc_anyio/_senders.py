@@ -202,6 +202,16 @@ class Sender:
         """One entry for each socket on which a send failed so far."""
         return list(self._failures.values())
 
+    def take_failures(self) -> list[SendFailure]:
+        """Return :attr:`failures` and forget them, as a long-lived group has to do.
+
+        A failure that was taken counts as raised.
+        """
+        taken = self.failures
+        self._failures.clear()
+        self._raised.clear()
+        return taken
+
     def statistics(self) -> GroupStatistics:
         """Return the counters of these sends, for as long as sends are taken."""
         self._check()

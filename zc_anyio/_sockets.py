@@ -14,6 +14,7 @@ import errno
 import socket
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ IPPROTO_MPTCP = 262
 SOCKETS_REMEMBERED = 4096
 # What the native part knew of sockets when they were detached, from whichever ring.  While two
 # rings have one attached, the second knows nothing of it.
-_learned: dict[int, Any] = {}
+_learned: OrderedDict[int, Any] = OrderedDict()
 
 
 class AttachedSocket:
@@ -68,7 +69,7 @@ class SocketTable:
         ] = weakref.WeakKeyDictionary()
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
-        self._broken: dict[int, OSError] = {}
+        self._broken: OrderedDict[int, OSError] = OrderedDict()
 
     def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
         """Return the attached socket of a stream, attaching it if it is not.
@@ -219,9 +220,9 @@ class SocketTable:
             _remember(self._broken, attached.inode, os_error(error))
 
 
-def _remember(memory: dict[int, Any], inode: int, value: Any) -> None:
+def _remember(memory: OrderedDict[int, Any], inode: int, value: Any) -> None:
     while len(memory) >= SOCKETS_REMEMBERED:
-        del memory[next(iter(memory))]
+        memory.popitem(last=False)
     memory[inode] = value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio import ResourceGuard
 from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
 from ._lib import NO_ADDRESS, address_of
@@ -32,7 +32,7 @@ class _Datagrams:
         self._ring = ring
         self._socket = sock
         self._received = deque(received)
-        self._receiver = DirectReceiver(ring, sock)
+        self._receiver = DirectReceiver(ring._loop_calls, sock)
         try:
             self._output = Output(ring, self, sock)
         except BaseException:
@@ -52,13 +52,13 @@ class _Datagrams:
 
     async def _send(self, data: Buffer, address: Any = NO_ADDRESS) -> None:
         with self._send_guard:
-            await checkpoint_if_cancelled()
+            await self._ring._loop_calls.checkpoint_before()
             if type(data) is not bytes and not self._closed:
                 # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
                 data = self._output.unchangeable(data) or bytes(data)
             while not self._output.offer(data, address):
                 await self._output.wait_window()
-            await cancel_shielded_checkpoint()
+            await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:
         with self._receive_guard:

@@ -8,6 +8,7 @@ import select
 import socket
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from io import IOBase
 from typing import NoReturn, Self, cast
 
@@ -46,6 +47,8 @@ class ZeroCopySocketStream(SocketStream):
         self._output = Output(ring, self, sock)
         self._send_guard = ResourceGuard("writing to")
         self._receive_guard = ResourceGuard("reading from")
+        self._checkpoint_before = ring._loop_calls.checkpoint_before
+        self._checkpoint_after = ring._loop_calls.checkpoint_after
         self._eof_sent = False
         self._closed = False
 
@@ -98,7 +101,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._send_guard:
-            await checkpoint()
+            await self._checkpoint_before()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             output = self._output
@@ -110,6 +113,7 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
+            await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -158,7 +162,7 @@ class ZeroCopySocketStream(SocketStream):
 
         Polling the descriptor does not tell, since a ring may have taken what arrived.
         """
-        if self._closed or self._receiver.has_received():
+        if self._closed or self._receiver.has_taken():
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -230,6 +234,8 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
+            with suppress(RuntimeError):  # no event loop runs here
+                self._receiver.close()
             if self._ring.is_own_thread():
                 self._receiver.close()
                 self._output.close(self._socket)
@@ -254,7 +260,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     @staticmethod
     def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(ring, sock)
+        return DirectReceiver(ring._loop_calls, sock)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.

@@ -1,7 +1,7 @@
 """The page of results: blocks between marks are written anew, what is between them stays.
 
 A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
-NAME is ``environment``, ``goals``, ``defaults``, or that of a scenario.
+NAME is ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a scenario.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def _block(name: str, results: Results) -> str:
         return _environments(results)
     if name == "goals":
         return _table(goals_table(results))
+    if name == "goals-by-cpu":
+        return _table(goals_table(results, by_cpu=True))
     if name == "defaults":
         return _table(defaults_table(results))
     scenario = all_scenarios().get(name)

@@ -82,6 +82,9 @@ def _deliveries(results: Results) -> Any:
         axes.set_xticks(connections, [f"{number:,}" for number in connections])
         axes.set_xlabel("connections")
         axes.set_ylabel("us a delivery")
+        # From nothing on, so that a flat line looks like one.
+        axes.set_yscale("linear")
+        axes.set_ylim(bottom=0)
         axes.set_title(f"Broadcast of {size_name(size)}")
     for axes in grid.flat[len(sizes) :]:
         axes.remove()

@@ -104,6 +104,11 @@ def throughput(one: Round) -> float:
     return one.bytes / one.seconds
 
 
+def bytes_for_cpu_second(one: Round) -> float:
+    """Bytes for each second of CPU time."""
+    return one.bytes / one.cpu_seconds if one.cpu_seconds else 0.0
+
+
 def operation_seconds(one: Round) -> float:
     """Seconds of one operation."""
     return one.seconds / one.operations

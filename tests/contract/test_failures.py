@@ -296,3 +296,20 @@ async def test_shutting_down_for_sending_while_sends_wait(driver: Any) -> None:
                     with Reader(_peer):
                         await group.flush().wait_released()
             assert only_cause(caught.value) <= GONE
+
+
+@pytest.mark.anyio
+async def test_failures_that_were_taken_are_not_told_again(driver: Any) -> None:
+    with tcp_pair() as (first, first_peer), tcp_pair() as (second, second_peer):
+        async with zc_anyio.open_ring(driver=driver):
+            with pytest.raises(ExceptionGroup) as caught:
+                async with zc_anyio.send_group() as group:
+                    reset(first_peer)
+                    await group.broadcast([first], b"to nobody")
+                    await until(lambda: group.failures)
+                    assert [failure.stream for failure in group.take_failures()] == [first]
+                    assert group.failures == group.take_failures() == []
+                    reset(second_peer)
+                    await group.broadcast([second], b"to nobody")
+            assert only_cause(caught.value) <= GONE | {errno.ENOTCONN}
+            assert [failure.stream for failure in group.failures] == [second]

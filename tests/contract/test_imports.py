@@ -19,7 +19,7 @@ ORDER = [
     "_capabilities",
     "_buffers",
     "_files",
-    "_waiters",
+    "_loops",
     "_reaper",
     "_sockets",
     "_contexts",

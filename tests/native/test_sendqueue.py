@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -204,3 +205,37 @@ def test_copied_is_told_of_what_a_request_took(q: Queue) -> None:
     q.notify(second)
     assert (q.stats("copied"), q.stats("zero_copied")) == (2, 1)
     q.finish()
+
+
+def numbered(q: Queue, *numbers: int) -> list[Any]:
+    """Datagrams that are held, by the numbers that MSG_ZEROCOPY gave them."""
+    views = []
+    for number in numbers:
+        q.send(100)
+        views.append(q.take())
+        assert lib.zc_request_number(q.core, views[-1].user_data, number) == 0
+        q.result(views[-1], 100)
+    return views
+
+
+@pytest.mark.parametrize("first", [0, 2**31 - 3, 2**32 - 3, 2**32 - 1])
+def test_ranges_of_numbers_wrap(udp: Queue, first: int) -> None:
+    numbered(udp, *((first + at) % 2**32 for at in range(6)))
+    for low, high, held in ((1, 3, 3), (5, 5, 2), (0, 0, 1), (1, 3, 1), (4, 4, 0)):
+        lib.zc_notify_range(
+            udp.core, udp.sock, (first + low) % 2**32, (first + high) % 2**32, False
+        )
+        assert udp.stats("held") == held
+    assert (udp.stats("zero_copied"), udp.stats("strays")) == (6, 0)
+    udp.finish()
+
+
+def test_a_range_tells_of_copying_and_waits_for_results(udp: Queue) -> None:
+    numbered(udp, 2**32 - 1)
+    udp.send(100)
+    unanswered = udp.take()
+    lib.zc_request_number(udp.core, unanswered.user_data, 0)
+    lib.zc_notify_range(udp.core, udp.sock, 2**32 - 1, 0, True)
+    assert (udp.stats("copied"), udp.stats("held"), udp.stats("in_flight")) == (1, 0, 1)
+    udp.result(unanswered, 100, 0)
+    udp.finish()

@@ -101,10 +101,14 @@ def receive_to_end(sock: socket.socket) -> bytes:
 
 def at_end(sock: socket.socket) -> bool:
     """Whether the end of the stream has arrived, and nothing before it waits."""
+    timeout = sock.gettimeout()
+    sock.setblocking(False)  # a socket with a timeout waits even with MSG_DONTWAIT
     try:
-        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except (BlockingIOError, TimeoutError):
+        return sock.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
         return False
+    finally:
+        sock.settimeout(timeout)
 
 
 class Reader:

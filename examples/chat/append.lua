@@ -1,0 +1,17 @@
+-- Puts a message at the end of a room's log and tells all servers, as one step: they see the order
+-- of the log.  A message that is appended again, since nobody knew whether the first time
+-- succeeded, is known by its number: those of one server come in order. KEYS: the log, the latest
+-- number of the server, where the picture goes ARGV: number, header, picture or '', length of the
+-- log, seconds to keep, channel
+local number = tonumber(ARGV[1])
+if tonumber(redis.call('GET', KEYS[2]) or '0') >= number then
+  return false
+end
+redis.call('SET', KEYS[2], number, 'EX', ARGV[5])
+local position = redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[4], '*', 'header', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+if ARGV[3] ~= '' then
+  redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[5])
+end
+redis.call('PUBLISH', ARGV[6], position .. ' ' .. ARGV[2])
+return position

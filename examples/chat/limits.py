@@ -1,0 +1,51 @@
+"""What the chat allows, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ChatLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatLimits:
+    """What members may do, and how long the chat waits for them.
+
+    :ivar message_rate: messages a second that a member may send, in the long run.
+    :ivar message_burst: messages that it may send at once.
+    :ivar picture_rate: bytes of pictures a second, in the long run.
+    :ivar picture_burst: bytes of pictures at once.
+    :ivar frame_rate: frames of any kind a second, in the long run; pings are frames.
+    :ivar frame_burst: frames at once.
+    :ivar strikes: messages refused in a row until the member is dropped.
+    :ivar uploads: pictures being received at the same time; more wait.
+    :ivar upload_seconds: for a picture to arrive.
+    :ivar queue_bytes: what may wait for a member that it has not taken; then it is dropped.
+    :ivar lag_seconds: how long something may wait for a member; then it is dropped.
+    :ivar ping_seconds: between two pings.
+    :ivar silence_seconds: without a frame of a member; then it is dropped.
+    :ivar close_seconds: for a member to take what was queued for it and a close frame.
+    :ivar rooms: at once; the history of rooms that nobody is in counts.
+    :ivar history: messages of a room that are kept.
+    :ivar history_bytes: of these, without the pictures.
+    :ivar picture_memory: bytes of pictures that are kept, of all rooms.
+    """
+
+    message_rate: float = 5
+    message_burst: float = 20
+    picture_rate: float = 1 << 20
+    picture_burst: float = 32 << 20
+    frame_rate: float = 100
+    frame_burst: float = 1000
+    strikes: int = 20
+    uploads: int = 16
+    upload_seconds: float = 60
+    queue_bytes: int = 16 << 20
+    lag_seconds: float = 15
+    ping_seconds: float = 20
+    silence_seconds: float = 60
+    close_seconds: float = 5
+    rooms: int = 500
+    history: int = 100
+    history_bytes: int = 256 << 10
+    picture_memory: int = 64 << 20

@@ -1,0 +1,87 @@
+"""The log of messages: where their order is decided and where they are kept.
+
+A message is acknowledged to its sender when it is in the log.  :class:`MemoryLog` is that of a
+server that is alone; see ``redis_log`` for one that several share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
+
+import anyio
+from anyio.abc import TaskStatus
+
+from .messages import Post
+from .rooms import Room
+
+__all__ = ["Answer", "FullError", "Log", "MemoryLog"]
+
+# Called with "pending" when a message was delivered here only, and with "ack" when it is in the
+# log.
+Answer: TypeAlias = Callable[[Literal["pending", "ack"]], None]
+
+
+class FullError(Exception):
+    """The log is out of reach, and too much waits for it already."""
+
+
+class Log(Protocol):
+    """What a chat server needs of a log.
+
+    :ivar shared: whether other servers are reached; ``None`` if there are none.
+    """
+
+    shared: bool | None
+
+    def new_id(self) -> str:
+        """Return the id of the message that is posted next."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connection to the other servers, until cancelled."""
+
+    async def open(self, room: Room) -> None:
+        """Fill a new room with its history."""
+
+    async def post(self, room: Room, post: Post, answer: Answer) -> None:
+        """Take a message; it is delivered to the room, and answered, now or later.
+
+        :raises FullError: it is not taken.
+        """
+
+    async def fetch(self, room: Room, ident: str) -> Post | None:
+        """Return a picture that this server does not have, if another had it."""
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until what was taken is in the log, for so long."""
+
+
+class MemoryLog:
+    """Rooms of this process alone: the order is that in which they deliver."""
+
+    shared: bool | None = None
+
+    def __init__(self) -> None:
+        self._origin = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def new_id(self) -> str:
+        return f"{self._origin}-{next(self._numbers)}"
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+
+    async def open(self, room: Room) -> None:
+        """There is no history but the room's own."""
+
+    async def post(self, room: Room, post: Post, answer: Answer) -> None:
+        await room.deliver(post)
+        answer("ack")
+
+    async def fetch(self, room: Room, ident: str) -> Post | None:  # noqa: ARG002
+        return None
+
+    async def flush(self, seconds: float) -> None:
+        """Nothing waits."""

@@ -1,0 +1,261 @@
+"""The messages of the chat: what members send, what they get, and what is not taken.
+
+Text frames hold a JSON object with a ``type``.  A picture is one binary frame: the length of a JSON
+header in two bytes, most significant first, the header, the picture.
+
+From a member:
+
+* ``{"type": "say", "nonce", "text"}``: the nonce is the member's own, to recognise the answer by;
+* ``{"type": "fetch", "id"}``: asks for a picture of the history;
+* a picture, its header ``{"nonce", "name"}``.
+
+To a member:
+
+* ``welcome``: ``name`` (the one it got), ``room``, ``members``, ``limits``, ``server``;
+* ``message``: ``id``, ``from``, ``at`` (milliseconds since 1970), ``text``;
+* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``; as the header of a
+  picture when it is dropped or fetched, alone in the history;
+* ``presence``: ``joined``, ``left``;
+* ``ack``: ``nonce``, ``id``: the message is in the history, and will not be lost;
+* ``pending``: ``nonce``, ``id``: it was delivered here, and an ``ack`` will come;
+* ``refused``: ``nonce``, ``reason``: it was not taken;
+* ``gone``: ``id`` of a picture that is not kept any more;
+* ``status``: ``shared``: whether other servers are reached.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+__all__ = [
+    "IMAGE_BYTES",
+    "PICTURE_FRAME_BYTES",
+    "TEXT_CHARACTERS",
+    "TEXT_FRAME_BYTES",
+    "Fetch",
+    "MalformedError",
+    "Picture",
+    "Post",
+    "RefusedError",
+    "Request",
+    "Say",
+    "clean_name",
+    "clean_room",
+    "encode",
+    "join_picture",
+    "parse_picture",
+    "parse_text",
+    "post_picture",
+    "post_text",
+    "split_picture",
+]
+
+TEXT_CHARACTERS = 4000
+IMAGE_BYTES = 8 << 20
+NAME_CHARACTERS = 32
+NONCE_CHARACTERS = 64
+HEADER_BYTES = 2048
+# Room for every character escaped, and for the rest of the object.
+TEXT_FRAME_BYTES = 64 << 10
+PICTURE_FRAME_BYTES = IMAGE_BYTES + HEADER_BYTES + 2
+# Formats that a browser shows and that cannot carry scripts, by how they begin.
+SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+}
+LENGTH = struct.Struct("!H")
+
+
+class MalformedError(Exception):
+    """This is not a message of the protocol; its sender is not worth talking to."""
+
+
+class RefusedError(Exception):
+    """A message that is not taken, with the reason that its sender is told.
+
+    :ivar nonce: of the message.
+    """
+
+    def __init__(self, nonce: str, reason: str) -> None:
+        super().__init__(reason)
+        self.nonce = nonce
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A member says something."""
+
+    nonce: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A member asks for a picture of the history."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A member drops a picture into the room."""
+
+    nonce: str
+    name: str
+    media_type: str
+    content: bytes
+
+
+Request: TypeAlias = Say | Fetch | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a room gets to see.
+
+    :ivar id: unlike any other, on all servers.
+    :ivar header: JSON, as members get it.
+    :ivar content: of a picture.
+    """
+
+    id: str
+    header: bytes
+    content: bytes | None = None
+
+
+def encode(**fields: object) -> bytes:
+    """Return a JSON object; lone surrogates must have been removed."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def clean_text(text: str) -> str:
+    """Return a text without control characters and lone surrogates, and without blank ends."""
+    kept = (c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return "".join(kept).strip()
+
+
+def clean_name(name: str) -> str:
+    """Return a name of printable characters, shortened; empty if nothing is left."""
+    return " ".join("".join(c for c in name if c.isprintable()).split())[:NAME_CHARACTERS].strip()
+
+
+def clean_room(name: str) -> str:
+    """Return the name of a room: lower case, of letters, digits and hyphens."""
+    kept = (c if c.isalnum() and c.isprintable() else "-" for c in name.strip().lower())
+    return "".join(kept)[:NAME_CHARACTERS].strip("-")
+
+
+# --- from members ---
+
+
+def parse_text(data: str) -> Say | Fetch:
+    """Read a text frame.
+
+    :raises MalformedError: it is no message.
+    :raises RefusedError: the text is empty or too long.
+    """
+    fields = _parse_object(data)
+    match fields.get("type"):
+        case "say":
+            nonce = _string(fields, "nonce", NONCE_CHARACTERS)
+            text = clean_text(_string(fields, "text", TEXT_FRAME_BYTES))
+            if not text:
+                raise RefusedError(nonce, "the message is empty")
+            if len(text) > TEXT_CHARACTERS:
+                raise RefusedError(nonce, f"the message has more than {TEXT_CHARACTERS} characters")
+            return Say(nonce, text)
+        case "fetch":
+            return Fetch(_string(fields, "id", NONCE_CHARACTERS))
+    raise MalformedError("unknown type")
+
+
+def parse_picture(data: bytes) -> Picture:
+    """Read a binary frame.
+
+    :raises MalformedError: it is no message.
+    :raises RefusedError: it is no picture of a format that is taken, or too large.
+    """
+    fields, content = split_picture(data)
+    nonce = _string(fields, "nonce", NONCE_CHARACTERS)
+    name = clean_name(_string(fields, "name", HEADER_BYTES))
+    media_type = _media_type(content)
+    if media_type is None:
+        raise RefusedError(nonce, "only PNG, JPEG, GIF and WebP pictures are taken")
+    if len(content) > IMAGE_BYTES:
+        raise RefusedError(nonce, f"the picture is larger than {IMAGE_BYTES >> 20} MiB")
+    return Picture(nonce, name, media_type, content)
+
+
+def _media_type(content: bytes) -> str | None:
+    for signature, media_type in SIGNATURES.items():
+        if content.startswith(signature):
+            return media_type
+    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
+
+
+def _parse_object(data: str | bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise MalformedError("this is not JSON") from exc
+    if not isinstance(fields, dict):
+        raise MalformedError("this is not a JSON object")
+    return fields
+
+
+def _string(fields: dict[str, Any], name: str, most: int) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or len(value) > most:
+        raise MalformedError(f"{name} is missing, too long or no string")
+    return clean_text(value) if most == NONCE_CHARACTERS else value
+
+
+# --- pictures, both ways ---
+
+
+def join_picture(header: bytes, content: bytes) -> bytes:
+    """Return the payload of a picture's frame."""
+    return b"".join((LENGTH.pack(len(header)), header, content))
+
+
+def split_picture(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a picture, and the picture.
+
+    :raises MalformedError: there is no header.
+    """
+    if len(data) < LENGTH.size:
+        raise MalformedError("a picture begins with a header")
+    (size,) = LENGTH.unpack_from(data)
+    end = LENGTH.size + size
+    if size > HEADER_BYTES or end > len(data):
+        raise MalformedError("the header of a picture is cut short, or too long")
+    return _parse_object(data[LENGTH.size : end]), data[end:]
+
+
+# --- to members ---
+
+
+def post_text(ident: str, at: int, sender: str, say: Say) -> Post:
+    """Return what the room gets to see of a text."""
+    return Post(ident, encode(type="message", id=ident, **{"from": sender}, at=at, text=say.text))
+
+
+def post_picture(ident: str, at: int, sender: str, picture: Picture) -> Post:
+    """Return what the room gets to see of a picture."""
+    header = encode(
+        type="image",
+        id=ident,
+        **{"from": sender},
+        at=at,
+        name=picture.name,
+        media_type=picture.media_type,
+        size=len(picture.content),
+    )
+    return Post(ident, header, picture.content)

@@ -1,0 +1,395 @@
+"""A log that several servers share, in Redis (by coredis).
+
+Each room has a stream, in which its messages are kept, and a channel, on which its servers are told
+of them.  One script does both, so that every server sees the messages of a room in the stream's
+order, and delivers them in that order, its own ones too.
+
+When Redis is not reached, rooms go on within this server: what is posted is delivered here at once,
+and its sender is told that it is *pending*.  It stays in a bounded backlog until Redis is back, is
+then appended, and only then acknowledged.  Other members' messages that were missed are read from
+the stream.  What Redis itself has lost meanwhile is put back by whoever has it in its history.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+from coredis import Redis
+from coredis.commands.script import Script
+from coredis.exceptions import RedisError
+from coredis.retry import NoRetryPolicy
+
+from .log import Answer, FullError
+from .messages import Post
+from .metrics import ChatMetrics
+from .presence import Presence
+from .rooms import Kept, Room
+from .websocket import text_frame
+
+__all__ = ["RedisLog"]
+
+log = logging.getLogger("examples.chat")
+
+PREFIX = "zc_chat"
+CHANNEL = f"{PREFIX}:room:"
+# More than the history, so that a server that was away for a while misses nothing.
+LOG_LENGTH = 500
+HISTORY_LENGTH = 100
+KEEP_SECONDS = 30 * 24 * 3600
+BACKLOG = 10_000
+BACKLOG_BYTES = 64 << 20
+RETRY_SECONDS = 0.5
+# Without an answer for so long, Redis counts as gone.
+ANSWER_SECONDS = 5.0
+IDLE_SECONDS = 5.0
+HERE = Path(__file__).parent
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+Append: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class Host(Protocol):
+    """The chat whose log this is."""
+
+    @property
+    def rooms(self) -> Mapping[str, Room]: ...
+    async def tell_shared(self, shared: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A message of this server that has not come back from Redis.
+
+    :ivar delivered: it was delivered here already.
+    :ivar acknowledged: it is in the log.
+    """
+
+    room: Room
+    post: Post
+    answer: Answer
+    delivered: bool = False
+    acknowledged: bool = False
+
+
+class RedisLog:
+    """See the module."""
+
+    def __init__(self, url: str, metrics: ChatMetrics) -> None:
+        self.shared: bool | None = False
+        self._url = url
+        self._metrics = metrics
+        self._origin = secrets.token_hex(8)
+        self._number = 0
+        self._host: Host | None = None
+        self._client: Redis[bytes] | None = None
+        self._presence: Presence | None = None
+        self._stopped = False
+        self._scope = CancelScope()
+        # By number, so in order.
+        self._waiting: dict[int, Waiting] = {}
+        self._waiting_bytes = 0
+        self._posted = anyio.Event()
+        self._delivering = anyio.Lock()
+        # Where each room's latest message stands in its stream.
+        self._positions: dict[str, str] = {}
+        # What arrives for rooms whose history is being read.
+        self._arrived: dict[str, list[tuple[str, bytes]]] = {}
+
+    def attach(self, host: Host) -> None:
+        """Say whose log this is, before it runs."""
+        self._host = host
+        self._presence = Presence(self._origin, f"{PREFIX}:presence", host.rooms)
+
+    # --- what the chat calls ---
+
+    def new_id(self) -> str:
+        self._number += 1
+        return f"{self._origin}-{self._number}"
+
+    async def post(self, room: Room, post: Post, answer: Answer) -> None:
+        size = len(post.header) + len(post.content or b"")
+        if len(self._waiting) >= BACKLOG or self._waiting_bytes + size > BACKLOG_BYTES:
+            raise FullError
+        self._waiting[_number(post.id)] = Waiting(room, post, answer)
+        self._waiting_bytes += size
+        self._metrics.backlog.set(len(self._waiting))
+        if self.shared:
+            self._posted.set()
+        else:
+            await self._deliver_waiting()
+
+    async def open(self, room: Room) -> None:
+        assert self._presence is not None
+        self._presence.open(room)
+        if self._client is None:
+            return
+        arrived = self._arrived[room.name] = []
+        try:
+            entries = await self._client.xrevrange(_stream(room.name), count=HISTORY_LENGTH)
+            for position, header in reversed(_read(entries)):
+                ident = json.loads(header)["id"]
+                room.keep([Kept(ident, position, header, text_frame(header))])
+                self._positions[room.name] = position
+            while arrived:
+                await self._arrive(self._client, room, *arrived.pop(0))
+        except RedisError:
+            # The connection is lost, and when it is back the room is filled.
+            log.warning("the history of %s cannot be read", room.name)
+        finally:
+            del self._arrived[room.name]
+
+    async def fetch(self, room: Room, ident: str) -> Post | None:
+        if self._client is None:
+            return None
+        try:
+            content = await self._client.get(_picture(ident))
+        except RedisError:
+            return None
+        header = next((kept.header for kept in room.history if kept.id == ident), None)
+        return None if content is None or header is None else Post(ident, header, content)
+
+    async def flush(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            while self._waiting:  # noqa: ASYNC110 - once, when the server stops
+                await anyio.sleep(0.01)
+
+    # --- the connection ---
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connection; started when the first attempt has succeeded or failed."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._keep_connected)
+            task_status.started()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self._stopped = True
+                self._scope.cancel()
+
+    async def _keep_connected(self, *, task_status: TaskStatus[None]) -> None:
+        started = False
+        # coredis has to leave its subscription before its connections: were all of it cancelled at
+        # once, it would write to a connection that is closed.
+        with CancelScope(shield=True):
+            while not self._stopped:
+                try:
+                    async with self._connected() as messages:
+                        if not started:
+                            started = True
+                            task_status.started()
+                        with self._stoppable():
+                            async for message in messages:
+                                await self._received(message)
+                except* (RedisError, OSError, TimeoutError, *GONE) as exc:
+                    if self.shared or not started:
+                        log.warning("Redis is not reached: %s", str(_first(exc)))
+                await self._lost()
+                if not started:
+                    started = True
+                    task_status.started()
+                with self._stoppable():
+                    await anyio.sleep(RETRY_SECONDS)
+
+    def _stoppable(self) -> CancelScope:
+        """Return a scope that is cancelled when the log is to be left."""
+        self._scope = CancelScope()
+        if self._stopped:
+            self._scope.cancel()
+        return self._scope
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        """Connect, and catch up with what happened meanwhile."""
+        assert self._host is not None
+        assert self._presence is not None
+        async with (
+            Redis.from_url(
+                self._url,
+                decode_responses=False,
+                retry_policy=NoRetryPolicy(),
+                stream_timeout=ANSWER_SECONDS,
+            ) as client,
+            # It does not connect again by itself, which would lose messages in silence.
+            client.pubsub(
+                retry_policy=None,
+                ignore_subscribe_messages=True,
+                patterns=[f"{CHANNEL}*"],
+                channels=[self._presence.channel],
+                max_idle_seconds=IDLE_SECONDS,
+            ) as messages,
+            anyio.create_task_group() as tasks,
+        ):
+            caught_up: set[Room] = set()
+            while missing := set(self._host.rooms.values()) - caught_up:
+                for room in missing:
+                    await self._catch_up(client, room)
+                caught_up |= missing
+            # Rooms that are opened from here on read their history themselves.
+            self._client = client
+            append = await self._append_waiting(client)
+            self.shared = True
+            tasks.start_soon(self._append_posted, append)
+            tasks.start_soon(self._presence.tell, client)
+            await self._host.tell_shared(True)
+            yield messages
+            tasks.cancel_scope.cancel()
+
+    async def _lost(self) -> None:
+        """Go on within this server."""
+        assert self._host is not None
+        assert self._presence is not None
+        was_shared, self.shared, self._client = self.shared, False, None
+        self._presence.forget_all()
+        await self._deliver_waiting()
+        if was_shared:
+            await self._host.tell_shared(False)
+
+    async def _catch_up(self, client: Redis[bytes], room: Room) -> None:
+        """Put back what the stream has lost, and deliver what was missed."""
+        seen = [kept for kept in room.history if kept.position is not None]
+        if seen:
+            restore: Script[bytes] = client.register_script((HERE / "restore.lua").read_text())
+            known = [value for kept in seen for value in (kept.position or "", kept.header)]
+            lost: Any = await restore([_stream(room.name)], [LOG_LENGTH, KEEP_SECONDS, *known])
+            if lost:
+                log.warning("put %s messages back into the log of %s", lost, room.name)
+        latest = self._positions.get(room.name)
+        if latest is None:
+            entries = (await client.xrevrange(_stream(room.name), count=HISTORY_LENGTH))[::-1]
+        else:
+            entries = await client.xrange(_stream(room.name), start=f"({latest}")
+        for position, header in _read(entries):
+            await self._arrive(client, room, position, header)
+
+    # --- messages of this server ---
+
+    async def _append_waiting(self, client: Redis[bytes]) -> Append:
+        """Append what waits; return what appends what is posted from then on."""
+        script: Script[bytes] = client.register_script((HERE / "append.lua").read_text())
+        appended = 0
+
+        async def append() -> None:
+            nonlocal appended
+            for number, waiting in list(self._waiting.items()):
+                if number > appended:
+                    room, post = waiting.room.name, waiting.post
+                    arguments = (number, post.header, post.content or b"", LOG_LENGTH, KEEP_SECONDS)
+                    await script(
+                        [_stream(room), _latest(self._origin), _picture(post.id)],
+                        [*arguments, CHANNEL + room],
+                    )
+                    appended = number
+                    _acknowledge(waiting)
+
+        await append()
+        return append
+
+    async def _append_posted(self, append: Append) -> None:
+        while True:
+            self._posted = anyio.Event()
+            await append()
+            await self._posted.wait()
+
+    async def _deliver_waiting(self) -> None:
+        """Deliver within this server what has not come back from Redis."""
+        # Whoever is being cancelled, what was taken is delivered, and in order.
+        with CancelScope(shield=True):
+            async with self._delivering:
+                for waiting in list(self._waiting.values()):
+                    if not waiting.delivered:
+                        waiting.delivered = True
+                        await waiting.room.deliver(waiting.post)
+                        if not waiting.acknowledged:
+                            waiting.answer("pending")
+
+    # --- messages of all servers ---
+
+    async def _received(self, message: Any) -> None:
+        assert self._host is not None
+        assert self._presence is not None
+        channel = message["channel"].decode()
+        if channel == self._presence.channel:
+            self._presence.received(message["data"])
+            return
+        name = channel.removeprefix(CHANNEL)
+        position, _, header = message["data"].partition(b" ")
+        if name in self._arrived:
+            self._arrived[name].append((position.decode(), header))
+        elif (room := self._host.rooms.get(name)) is not None and self._client is not None:
+            await self._arrive(self._client, room, position.decode(), header)
+
+    async def _arrive(self, client: Redis[bytes], room: Room, position: str, header: bytes) -> None:
+        """Deliver what is in the stream, unless it was delivered."""
+        latest = self._positions.get(room.name)
+        if latest is not None and _place(position) <= _place(latest):
+            return
+        fields = json.loads(header)
+        ident = fields["id"]
+        waiting = None
+        if ident.startswith(f"{self._origin}-"):
+            waiting = self._waiting.pop(_number(ident), None)
+        if waiting is None:
+            content = await client.get(_picture(ident)) if fields["type"] == "image" else None
+            self._positions[room.name] = position
+            await room.deliver(Post(ident, header, content), position)
+            return
+        self._positions[room.name] = position
+        self._waiting_bytes -= len(header) + len(waiting.post.content or b"")
+        self._metrics.backlog.set(len(self._waiting))
+        if waiting.delivered:
+            for kept in room.history:
+                if kept.id == ident:
+                    kept.position = position
+        else:
+            await room.deliver(waiting.post, position)
+        _acknowledge(waiting)
+
+
+def _acknowledge(waiting: Waiting) -> None:
+    if not waiting.acknowledged:
+        waiting.acknowledged = True
+        waiting.answer("ack")
+
+
+# --- names and places ---
+
+
+def _stream(room: str) -> str:
+    return f"{PREFIX}:log:{room}"
+
+
+def _picture(ident: str) -> str:
+    return f"{PREFIX}:picture:{ident}"
+
+
+def _latest(origin: str) -> str:
+    return f"{PREFIX}:latest:{origin}"
+
+
+def _number(ident: str) -> int:
+    return int(ident.rpartition("-")[2])
+
+
+def _place(position: str) -> tuple[int, int]:
+    milliseconds, _, sequence = position.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _read(entries: Any) -> list[tuple[str, bytes]]:
+    return [(entry.identifier.decode(), entry.field_values[b"header"]) for entry in entries]
+
+
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc

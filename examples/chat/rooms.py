@@ -1,0 +1,210 @@
+"""Rooms: members, the order of messages, history, presence."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+
+import zc_anyio
+
+from .limits import ChatLimits
+from .members import Member
+from .messages import Post, encode, join_picture
+from .metrics import ChatMetrics
+from .queues import Broadcaster, open_broadcaster
+from .websocket import binary_frame, text_frame
+
+__all__ = ["Kept", "Pictures", "Room"]
+
+# Those who come and go within this time are told together.
+PRESENCE_SECONDS = 0.3
+
+
+class Pictures:
+    """The pictures that are kept, framed; those that were used longest ago go first.
+
+    :param limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._frames: OrderedDict[str, bytes] = OrderedDict()
+
+    def put(self, ident: str, frame: bytes) -> None:
+        """Keep a picture."""
+        self._frames[ident] = frame
+        self._size += len(frame)
+        while self._size > self._limit:
+            _, dropped = self._frames.popitem(last=False)
+            self._size -= len(dropped)
+
+    def get(self, ident: str) -> bytes | None:
+        """Return the frame of a picture, if it is still there."""
+        frame = self._frames.get(ident)
+        if frame is not None:
+            self._frames.move_to_end(ident)
+        return frame
+
+
+@dataclass(slots=True)
+class Kept:
+    """A message of the history.
+
+    :ivar position: in the log that servers share, once it is known.
+    :ivar frame: as members get it when they join.
+    """
+
+    id: str
+    position: str | None
+    header: bytes
+    frame: bytes
+
+
+class Room:
+    """One room on this server.
+
+    All that members get passes the room's lock, so that they see it in the same order, those who
+    join included.
+
+    :ivar members: by name.
+    :ivar elsewhere: the names of those who are in this room on other servers, by server.
+    :ivar history: the latest messages, oldest first.
+    """
+
+    def __init__(
+        self, name: str, *, limits: ChatLimits, pictures: Pictures, metrics: ChatMetrics
+    ) -> None:
+        self.name = name
+        self.members: dict[str, Member] = {}
+        self.elsewhere: dict[str, list[str]] = {}
+        self.history: deque[Kept] = deque()
+        self._history_bytes = 0
+        self._limits = limits
+        self._pictures = pictures
+        self._metrics = metrics
+        self._lock = anyio.Lock()
+        self._broadcaster: Broadcaster | None = None
+        # Whom members were told of: by a presence message, or since then by a welcome.
+        self._announced: set[str] = set()
+        self._welcomed: set[str] = set()
+        self._changed = anyio.Event()
+        self._scope = CancelScope()
+
+    async def run(
+        self,
+        ring: zc_anyio.Ring | None,
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep the room open, and tell who comes and goes."""
+        with self._scope:
+            async with open_broadcaster(ring, limit=self._limits.queue_bytes) as self._broadcaster:
+                task_status.started()
+                while True:
+                    await self._changed.wait()
+                    self._changed = anyio.Event()
+                    await self._tell_presence()
+                    await anyio.sleep(PRESENCE_SECONDS)
+
+    def close(self) -> None:
+        """End :meth:`run`."""
+        self._scope.cancel()
+
+    # --- messages ---
+
+    async def deliver(self, post: Post, position: str | None = None) -> None:
+        """Send a message to all members, and keep it."""
+        kept = Kept(post.id, position, post.header, text_frame(post.header))
+        frame = kept.frame
+        if post.content is not None:
+            frame = binary_frame(join_picture(post.header, post.content))
+            self._pictures.put(post.id, frame)
+        self._metrics.messages.labels("text" if post.content is None else "picture").inc()
+        # A message that is in the history has to reach the members, whoever is being cancelled.
+        with CancelScope(shield=True):
+            async with self._lock:
+                self.keep([kept])
+                await self._broadcast(frame)
+
+    def keep(self, messages: Iterable[Kept]) -> None:
+        """Put messages at the end of the history, without telling anybody."""
+        for kept in messages:
+            self.history.append(kept)
+            self._history_bytes += len(kept.frame)
+        while (
+            len(self.history) > self._limits.history
+            or self._history_bytes > self._limits.history_bytes
+        ):
+            self._history_bytes -= len(self.history.popleft().frame)
+
+    async def broadcast(self, frame: bytes) -> None:
+        """Send a frame to all members, and do not keep it."""
+        async with self._lock:
+            await self._broadcast(frame)
+
+    async def _broadcast(self, frame: bytes) -> None:
+        assert self._broadcaster is not None
+        queues = [member.queue for member in self.members.values() if not member.drop_if_over()]
+        if queues:
+            await self._broadcaster.send(queues, frame)
+            self._metrics.deliveries.inc(len(queues))
+
+    # --- members ---
+
+    async def join(self, member: Member, server: dict[str, object]) -> None:
+        """Take in a member: it is welcomed, gets the history, and all that comes after it."""
+        async with self._lock:
+            member.name = self._free_name(member.name)
+            self.members[member.name] = member
+            names = self.names()
+            self._welcomed |= names
+            welcome = encode(
+                type="welcome",
+                room=self.name,
+                name=member.name,
+                members=sorted(names),
+                **server,
+            )
+            member.tell(text_frame(welcome), *(kept.frame for kept in self.history))
+        self._changed.set()
+
+    def leave(self, member: Member) -> None:
+        """Let a member go."""
+        if self.members.get(member.name) is member:
+            del self.members[member.name]
+            self._changed.set()
+
+    def _free_name(self, wanted: str) -> str:
+        name, number = wanted, 1
+        while name in self.members:
+            number += 1
+            name = f"{wanted}-{number}"
+        return name
+
+    # --- presence ---
+
+    def names(self) -> set[str]:
+        """Return who is here, on whichever server."""
+        return set(self.members).union(*self.elsewhere.values())
+
+    def set_elsewhere(self, server: str, names: list[str]) -> None:
+        """Note who is in this room on another server."""
+        if names:
+            self.elsewhere[server] = names
+        else:
+            self.elsewhere.pop(server, None)
+        self._changed.set()
+
+    async def _tell_presence(self) -> None:
+        now = self.names()
+        joined, left = now - self._announced, (self._announced | self._welcomed) - now
+        self._announced, self._welcomed = now, set()
+        if joined or left:
+            presence = encode(type="presence", joined=sorted(joined), left=sorted(left))
+            await self.broadcast(text_frame(presence))

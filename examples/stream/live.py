@@ -1,0 +1,234 @@
+"""The live picture: each frame is rendered once, into one buffer, and broadcast to all viewers.
+
+A frame goes to the viewers that have at most one frame outstanding, in a send group of its own;
+the others skip it.  The groups of several frames are open side by side, because a group is left
+when its slowest viewer has taken the frame, and the next frame must not wait for that.  A viewer
+who takes nothing holds on to the buffers of two frames, whatever follows, until it is dropped.  So
+the buffers in use are bounded by the frames of the time after which that happens, however many
+viewers stall, and the pool has that many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from errno import ETIMEDOUT
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+from prometheus_client import Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import zc_anyio
+from examples.web import Exchange, HTTPError, Metrics, Request
+
+from .picture import BOUNDARY, FIRST, Picture
+from .viewers import FRAMES_AHEAD, Viewer
+
+__all__ = ["Live"]
+
+# Shown as stalled when a frame is outstanding for this long.
+STALLED_SECONDS = 2.0
+HEADERS = [
+    ("content-type", f"multipart/x-mixed-replace; boundary={BOUNDARY}"),
+    ("cache-control", "no-store"),
+]
+
+
+class Live(Collector):
+    """Renders frames while somebody watches, and sends them to everybody who does.
+
+    :param fps: frames a second.
+    :param viewers: at most; more are answered 503.
+    :param stall_seconds: a viewer with a frame outstanding for longer is dropped.
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        metrics: Metrics,
+        *,
+        ring: zc_anyio.Ring | None,
+        fps: float,
+        viewers: int,
+        stall_seconds: float,
+    ) -> None:
+        self._picture = picture
+        self._ring = ring
+        self._fps = fps
+        self._viewers_most = viewers
+        self._stall_seconds = stall_seconds
+        self._viewers: dict[object, Viewer] = {}
+        self._watched = anyio.Event()
+        self._pool: zc_anyio.BufferPool | None = None
+        registry = metrics.registry
+        registry.register(self)
+        self._rendered = Counter("stream_frames", "Frames rendered", registry=registry)
+        self._delivered = Counter(
+            "stream_frames_delivered", "Frames sent, each viewer's counted", registry=registry
+        )
+        self._skipped = Counter(
+            "stream_frames_skipped", "Frames that a viewer was too slow for", registry=registry
+        )
+        self._dropped = Counter(
+            "stream_viewers_dropped", "Viewers dropped because they stalled", registry=registry
+        )
+        self._bytes = Counter("stream_live_bytes", "Bytes of frames sent", registry=registry)
+
+    # --- viewers ---
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        """Answer with the live picture, until the peer or the server ends it."""
+        request.allow("GET")
+        if request.method == "HEAD":
+            await exchange.start(200, HEADERS)
+            return
+        if len(self._viewers) >= self._viewers_most:
+            raise HTTPError(503, "Too many viewers", [("retry-after", "10")])
+        viewer = Viewer(await exchange.start_endless(HEADERS, FIRST))
+        self._viewers[viewer.stream] = viewer
+        self._watched.set()
+        try:
+            with viewer.scope:
+                await exchange.wait_closed()
+        finally:
+            del self._viewers[viewer.stream]
+        if viewer.dropped:
+            raise TimeoutError("a viewer stalled")
+
+    def _drop(self, viewer: Viewer) -> None:
+        """Have a viewer's connection reset."""
+        if not viewer.dropped:
+            viewer.dropped = True
+            self._dropped.inc()
+            viewer.scope.cancel()
+
+    def _ready(self, now: float) -> list[Viewer]:
+        """Return the viewers for the next frame, and drop those that have stalled."""
+        ready = []
+        for viewer in self._viewers.values():
+            viewer.look()
+            since = viewer.waits_since()
+            if since is not None and now - since > self._stall_seconds:
+                self._drop(viewer)
+            elif viewer.is_ready:
+                ready.append(viewer)
+            else:
+                self._skipped.inc()
+        return ready
+
+    # --- frames ---
+
+    async def run(self) -> None:
+        """Produce frames until it is cancelled."""
+        room = await anyio.to_thread.run_sync(self._picture.room)
+        async with self._buffers(room), anyio.create_task_group() as sending:
+            number = 0
+            at = anyio.current_time()
+            while True:
+                if not self._viewers:
+                    self._watched = anyio.Event()
+                    await self._watched.wait()
+                number += 1
+                await self._frame(number, sending)
+                # Frames that could not be rendered in time are left out, and not hurried after.
+                at = max(at + 1 / self._fps, anyio.current_time())
+                await anyio.sleep_until(at)
+
+    @asynccontextmanager
+    async def _buffers(self, room: int) -> AsyncIterator[None]:
+        if self._ring is None:
+            yield
+            return
+        count = min(int(self._fps * (self._stall_seconds + 1)), self._viewers_most * FRAMES_AHEAD)
+        async with zc_anyio.open_buffer_pool(
+            ring=self._ring, buffer_size=room, count=count + 2
+        ) as pool:
+            self._pool = pool
+            yield
+
+    async def _frame(self, number: int, sending: TaskGroup) -> None:
+        """Render a frame and start sending it."""
+        if self._pool is not None:
+            view = await self._pool.acquire()
+        else:
+            view = memoryview(bytearray(self._picture.room()))
+        start, end = await anyio.to_thread.run_sync(
+            self._picture.encode, number, datetime.now().astimezone(), view
+        )
+        self._rendered.inc()
+        now = anyio.current_time()
+        viewers = self._ready(now)
+        for viewer in viewers:
+            viewer.sent(end - start, now)
+        self._delivered.inc(len(viewers))
+        self._bytes.inc(len(viewers) * (end - start))
+        frame = view[start:end]
+        if self._ring is not None:
+            await sending.start(self._broadcast, frame, viewers)
+        else:
+            for viewer in viewers:
+                viewer.sending = True
+                sending.start_soon(self._send_plain, viewer, bytes(frame))
+
+    async def _broadcast(
+        self,
+        frame: memoryview,
+        viewers: list[Viewer],
+        *,
+        task_status: anyio.abc.TaskStatus[None],
+    ) -> None:
+        """Send one buffer to all; ends when the kernel does not read it any more.
+
+        Who takes longer than a stalled viewer may is reset, which frees the buffer.
+        """
+        async with zc_anyio.send_group(
+            ring=self._ring, on_error="collect", release_timeout=self._stall_seconds
+        ) as group:
+            await group.broadcast([viewer.stream for viewer in viewers], frame)
+            # Queued in the order of the frames, before the next one is rendered.
+            task_status.started()
+        late = {failure.stream for failure in group.failures if failure.error.errno == ETIMEDOUT}
+        for viewer in viewers:
+            if viewer.stream in late:
+                self._drop(viewer)
+
+    async def _send_plain(self, viewer: Viewer, frame: bytes) -> None:
+        """Send by copying, to compare."""
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await viewer.stream.send(frame)
+        viewer.sending = False
+
+    # --- metrics ---
+
+    def collect(self) -> Iterator[Metric]:
+        """Tell what is so now."""
+        viewers = list(self._viewers.values())
+        now = anyio.current_time()
+        stalled = 0
+        for viewer in viewers:
+            viewer.look()
+            since = viewer.waits_since()
+            stalled += since is not None and now - since > STALLED_SECONDS
+        memory = [viewer.kernel_memory() for viewer in viewers]
+        for name, text, value in (
+            ("viewers", "Viewers", len(viewers)),
+            ("viewers_stalled", f"With a frame outstanding for {STALLED_SECONDS} s", stalled),
+            (
+                "unacknowledged_bytes",
+                "Bytes of frames on their way, each viewer's counted",
+                sum(viewer.unacknowledged for viewer in viewers),
+            ),
+            ("kernel_bytes", "What the sockets of viewers account for that", sum(memory)),
+            ("kernel_bytes_most", "The largest of one viewer", max(memory, default=0)),
+        ):
+            yield GaugeMetricFamily(f"stream_{name}", text, value)
+        if self._pool is not None:
+            size, count, free = self._pool.buffer_size, self._pool.count, self._pool.free
+            yield GaugeMetricFamily("stream_pool_bytes", "Memory of the pool", count * size)
+            yield GaugeMetricFamily(
+                "stream_pool_held_bytes", "Of that, in use or still read", (count - free) * size
+            )

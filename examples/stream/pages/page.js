@@ -1,0 +1,139 @@
+// Plays files, pauses the live picture, and draws /metrics.
+
+const byId = (id) => document.getElementById(id);
+
+// --- live ---
+
+const picture = byId("picture");
+const pause = byId("pause");
+const liveNote = byId("live-note");
+const RETRY_MS = 2000;
+let still = null;
+
+function watch() {
+  picture.src = `/live?${Date.now()}`;
+  liveNote.textContent = "One buffer is sent to all who watch.";
+}
+
+pause.addEventListener("click", () => {
+  if (still === null) {
+    const canvas = document.createElement("canvas");
+    canvas.width = picture.naturalWidth;
+    canvas.height = picture.naturalHeight;
+    if (canvas.width) canvas.getContext("2d").drawImage(picture, 0, 0);
+    still = canvas.toDataURL("image/jpeg");
+    picture.src = still; // ends the connection
+    liveNote.textContent = "Paused.";
+  } else {
+    still = null;
+    watch();
+  }
+  pause.textContent = still === null ? "Pause" : "Go on";
+  pause.setAttribute("aria-pressed", String(still !== null));
+});
+
+picture.addEventListener("error", () => {
+  if (still !== null) return;
+  liveNote.textContent = "Not connected; trying again.";
+  setTimeout(() => still === null && watch(), RETRY_MS);
+});
+
+// --- videos ---
+
+const player = byId("player");
+const playing = byId("playing");
+
+document.querySelector(".files").addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-play]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  document.querySelector(".files [aria-current]")?.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "true");
+  byId("stage").hidden = false;
+  player.src = link.href;
+  playing.textContent = link.textContent;
+  player.focus();
+  player.play().catch(() => {}); // the browser may want the user to press play
+});
+
+player.addEventListener("error", () => {
+  playing.textContent = `This browser cannot play it: ${player.error?.message || "unknown format"}`;
+});
+
+// --- status ---
+
+const EVERY_MS = 1000;
+const POINTS = 60;
+const graphs = { rate: [], held: [] };
+let before = null;
+
+function parse(text) {
+  const values = new Map();
+  for (const line of text.split("\n")) {
+    const match = /^([a-z_]\w*)(\{.*\})? (\S+)$/i.exec(line);
+    if (match) values.set(match[1] + (match[1] === "serving_info" ? match[2] : ""), Number(match[3]));
+  }
+  return values;
+}
+
+function bytes(count) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  for (; count >= 1024 && unit < units.length - 1; unit++) count /= 1024;
+  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
+}
+
+function draw(id, value, shown) {
+  const points = graphs[id];
+  points.push(value);
+  if (points.length > POINTS) points.shift();
+  byId(`${id}-now`).textContent = shown;
+  const canvas = byId(id);
+  const scale = window.devicePixelRatio || 1;
+  canvas.width = canvas.clientWidth * scale;
+  canvas.height = canvas.clientHeight * scale;
+  const context = canvas.getContext("2d");
+  const most = Math.max(...points, 1);
+  const step = canvas.width / (POINTS - 1);
+  const left = canvas.width - (points.length - 1) * step;
+  context.strokeStyle = getComputedStyle(document.querySelector("a")).color;
+  context.lineWidth = 2 * scale;
+  context.beginPath();
+  points.forEach((point, at) => {
+    context.lineTo(left + at * step, canvas.height - 3 - (point / most) * (canvas.height - 8));
+  });
+  context.stroke();
+}
+
+async function refresh() {
+  try {
+    const answer = await fetch("/metrics", { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.statusText);
+    show(parse(await answer.text()));
+  } catch {
+    byId("serving").textContent = "The server does not answer.";
+  }
+  setTimeout(refresh, EVERY_MS);
+}
+
+function show(values) {
+  for (const tile of document.querySelectorAll("[data-metric]")) {
+    const value = values.get(tile.dataset.metric);
+    if (value === undefined) tile.textContent = "–";
+    else tile.textContent = tile.dataset.unit ? bytes(value) : value.toLocaleString("en");
+  }
+  for (const name of values.keys()) {
+    const match = /^serving_info\{backend="(.*)",driver="(.*)"\}/.exec(name);
+    if (match) byId("serving").textContent = `Event loop: ${match[1]}. Driver: ${match[2]}.`;
+  }
+  const now = { at: performance.now(), delivered: values.get("stream_frames_delivered_total") };
+  if (before !== null) {
+    const rate = ((now.delivered - before.delivered) * 1000) / (now.at - before.at);
+    draw("rate", rate, rate.toFixed(1));
+  }
+  before = now;
+  const held = values.get("stream_pool_held_bytes") ?? 0;
+  draw("held", held, bytes(held));
+}
+
+refresh();

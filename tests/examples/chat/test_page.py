@@ -1,0 +1,158 @@
+"""The page in a real browser: two people chat and exchange a picture, and nothing is markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.browser import browser, page
+from tests.support.redis import redis_server
+from tests.support.served import Served, serve
+
+ATTACK = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Browser]:
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with serve("examples.chat") as server:
+        yield server
+
+
+def join(view: Page, name: str, room: str = "lobby") -> None:
+    """Join by keyboard alone."""
+    expect(view.locator("#join-name")).to_be_focused()
+    view.keyboard.type(name)
+    view.keyboard.press("Tab")
+    view.locator("#join-room").fill(room)
+    view.keyboard.press("Enter")
+    expect(view.locator("#state")).to_have_text("connected")
+    expect(view.locator("#text")).to_be_focused()
+
+
+def test_two_people_chat_and_exchange_a_picture(
+    started: Browser, served: Served, tmp_path: Path
+) -> None:
+    picture = tmp_path / "<b>red.png"
+    Image.new("RGB", (320, 200), "red").save(picture)
+    with page(started, served.url) as ada, page(started, served.url, phone=True) as bob:
+        join(ada, "ada")
+        join(bob, "bob")
+        expect(ada.locator("#names li")).to_have_text(["ada", "bob"])
+        expect(bob.locator("#count")).to_have_text("2")
+        ada.keyboard.type("hello bob")
+        ada.keyboard.press("Enter")
+        expect(bob.locator(".messages .text")).to_have_text(["hello bob"])
+        # Once it is kept, the sender sees that.
+        expect(ada.locator(".own .mark")).to_have_text("✓")
+        expect(ada.locator(".sending")).to_have_count(0)
+        ada.keyboard.type(ATTACK)
+        ada.keyboard.press("Enter")
+        expect(bob.locator(".messages .text")).to_have_text(["hello bob", ATTACK])
+        assert "owned" not in bob.title()
+        assert bob.locator(".messages img, .messages script").count() == 0
+        # A picture, by its button.
+        bob.locator("#file").set_input_files(picture)
+        for view in (ada, bob):
+            image = view.locator(".picture img")
+            expect(image).to_be_visible()
+            image.evaluate("image => image.decode()")
+            assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [
+                320,
+                200,
+            ]
+            expect(image).to_have_attribute("alt", picture.name)
+        ada.locator(".picture").click()
+        expect(ada.locator("#viewer")).to_be_visible()
+        ada.keyboard.press("Escape")
+        expect(ada.locator("#viewer")).to_be_hidden()
+        # Whoever comes later gets all of it, the picture when it is seen.
+        with page(started, served.url) as eve:
+            join(eve, "eve")
+            expect(eve.locator(".messages .text")).to_have_text(["hello bob", ATTACK])
+            expect(eve.locator(".picture img")).to_be_visible()
+        # The names of pictures and people are text as well.
+        bob.locator("#leave").click()
+        expect(ada.locator("#names li")).to_have_text(["ada"])
+
+
+def test_a_picture_is_dropped_into_the_room(started: Browser, served: Served) -> None:
+    with page(started, served.url) as view:
+        join(view, "ada")
+        view.evaluate(
+            """async () => {
+                const canvas = document.createElement("canvas");
+                canvas.width = canvas.height = 64;
+                const blob = await new Promise((done) => canvas.toBlob(done));
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([blob], "drawn.png", { type: "image/png" }));
+                const init = { dataTransfer: transfer, bubbles: true, cancelable: true };
+                window.dispatchEvent(new DragEvent("dragover", init));
+                window.dispatchEvent(new DragEvent("drop", init));
+            }"""
+        )
+        expect(view.locator(".picture img")).to_be_visible()
+        expect(view.locator("#drop")).to_be_hidden()
+
+
+def test_the_page_says_what_is_not_taken(started: Browser) -> None:
+    with serve("examples.chat", "--message-rate=0.001") as served:
+        with page(started, served.url) as view:
+            join(view, "ada")
+            for _ in range(25):
+                view.keyboard.type("again")
+                view.keyboard.press("Enter")
+            expect(view.locator(".sending.failed").first).to_contain_text("too fast")
+            expect(view.locator(".sending.failed").first.get_by_role("button")).to_be_visible()
+
+
+def test_the_page_says_that_redis_is_gone_and_that_it_is_back(
+    started: Browser, tmp_path: Path
+) -> None:
+    with redis_server(tmp_path) as redis, serve("examples.chat", f"--redis={redis.url}") as served:
+        with page(started, served.url) as ada, page(started, served.url) as bob:
+            join(ada, "ada")
+            join(bob, "bob")
+            expect(ada.locator("#banner")).to_be_hidden()
+            redis.kill()
+            expect(ada.locator("#banner")).to_contain_text("not reached")
+            ada.locator("#text").fill("are you there?")
+            ada.keyboard.press("Enter")
+            expect(bob.locator(".messages .text")).to_have_text(["are you there?"])
+            expect(ada.locator(".own .mark")).to_have_text("…")
+            redis.start()
+            expect(ada.locator("#banner")).to_be_hidden()
+            expect(ada.locator(".own .mark")).to_have_text("✓")
+        # It has said what happened, and nothing else.
+        assert all(
+            "Redis is not reached" in line or "put " in line for line in served.stop().splitlines()
+        )
+
+
+def test_the_page_connects_again(started: Browser) -> None:
+    refused = "ERR_CONNECTION_REFUSED"
+    with serve("examples.chat") as served, page(started, served.url, expected=refused) as view:
+        join(view, "ada")
+        served.stop()
+        expect(view.locator("#state")).to_have_text("reconnecting")
+        expect(view.locator(".note").first).to_contain_text("going away")
+        view.locator("#text").fill("is anybody there?")
+        view.keyboard.press("Enter")
+        expect(view.locator(".sending.failed")).to_contain_text("not connected")
+        with serve("examples.chat", f"--port={served.port}"):
+            expect(view.locator("#state")).to_have_text("connected")
+            view.get_by_role("button", name="Send again").click()
+            expect(view.locator(".messages .own .text")).to_have_text(["is anybody there?"])
+        view.locator("#leave").click()

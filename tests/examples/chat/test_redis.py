@@ -1,0 +1,206 @@
+"""Several servers, one chat: through Redis, also when that goes away and comes back."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.examples.chat.chatting import PNG, Member, chat_server, member
+from tests.support.backends import one_backend
+from tests.support.redis import RedisServer, redis_server
+from tests.support.waiting import LIMIT
+
+MIB = 1 << 20
+
+# coredis does not close the memory streams of a connection that it could not make.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*MemoryObject:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with redis_server(tmp_path) as server:
+        yield server
+    gc.collect()
+
+
+async def shared(one: Member, expected: bool) -> None:
+    """Wait until the member is told that other servers are, or are not, reached."""
+    with anyio.fail_after(LIMIT):
+        while (await one.receive("status")).fields["shared"] is not expected:
+            pass
+
+
+@pytest.mark.anyio
+async def test_members_of_two_servers_see_the_same_in_the_same_order(redis: RedisServer) -> None:
+    async with (
+        chat_server("--redis", redis.url) as first,
+        chat_server("--redis", redis.url, "--plain") as second,
+        member(first, "ada") as ada,
+        member(second, "bob") as bob,
+    ):
+        assert ada.welcome["shared"] is True
+
+        async def talk(one: Member) -> None:
+            for number in range(50):
+                await one.say(f"{one.welcome['name']} {number}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk, ada)
+            tasks.start_soon(talk, bob)
+        seen = await ada.receive_texts(100)
+        assert seen == await bob.receive_texts(100)
+        for name in ("ada", "bob"):
+            said = [text for text in seen if text.startswith(name)]
+            assert said == [f"{name} {number}" for number in range(50)]
+        # A picture takes the same way.
+        await ada.drop_picture(PNG + bytes(MIB))
+        assert (await bob.receive("image")).content == PNG + bytes(MIB)
+        # And both know of each other.
+        present: set[str] = set()
+        while present < {"ada", "bob"}:
+            present |= set((await bob.receive("presence")).fields["joined"])
+
+
+@pytest.mark.anyio
+async def test_a_server_that_comes_later_has_the_history_and_the_pictures(
+    redis: RedisServer,
+) -> None:
+    async with chat_server("--redis", redis.url) as first, member(first, "ada") as ada:
+        for number in range(120):
+            await ada.say(str(number))
+        await ada.drop_picture(PNG + bytes(1000))
+        await ada.receive("image")
+        async with chat_server("--redis", redis.url) as second, member(second, "bob") as bob:
+            assert await bob.receive_texts(99) == [str(number) for number in range(21, 120)]
+            told = (await bob.receive("image")).fields
+            await bob.connection.fetch(told["id"])
+            assert (await bob.receive("image", "gone")).content == PNG + bytes(1000)
+            await ada.say("and on")
+            assert await bob.receive_texts(1) == ["and on"]
+
+
+@pytest.mark.anyio
+async def test_rooms_go_on_without_redis_and_nothing_acknowledged_is_lost(
+    redis: RedisServer,
+) -> None:
+    async with (
+        chat_server("--redis", redis.url) as first,
+        chat_server("--redis", redis.url) as second,
+        member(first, "ada") as ada,
+        member(second, "bob") as bob,
+        member(first, "eve") as eve,
+    ):
+        assert (await ada.say_and_wait("before"))["type"] == "ack"
+        assert await bob.receive_texts(1) == ["before"]
+        redis.kill()
+        await shared(ada, False)
+        await shared(bob, False)
+        # Each room goes on within its server; the sender is told that it is not kept yet.
+        nonces = []
+        for number in range(5):
+            nonces.append(await ada.say(f"ada {number}"))
+            pending = await ada.receive("pending", "ack")
+            assert (pending.type, pending.fields["nonce"]) == ("pending", nonces[-1])
+        assert await eve.receive_texts(6) == ["before", *(f"ada {n}" for n in range(5))]
+        await bob.say("bob 0")
+        assert await bob.receive_texts(1) == ["bob 0"]
+        assert (await bob.receive("pending", "ack")).type == "pending"
+        # It comes back without its data: what it had is put back, what waits is appended.
+        redis.start()
+        acknowledged = [(await ada.receive("ack")).fields["nonce"] for _ in nonces]
+        assert acknowledged == nonces
+        assert await bob.receive_texts(5) == [f"ada {n}" for n in range(5)]
+        # Nobody sees anything twice, and what is said now follows.
+        await bob.say_and_wait("after")
+        assert await eve.receive_texts(2) == ["bob 0", "after"]
+        async with (
+            chat_server("--redis", redis.url) as third,
+            member(third, "late") as late,
+        ):
+            history = await late.receive_texts(8)
+            assert history[0] == "before"
+            assert history[-1] == "after"
+            assert sorted(history[1:-1]) == ["ada 0", "ada 1", "ada 2", "ada 3", "ada 4", "bob 0"]
+
+
+@pytest.mark.anyio
+async def test_redis_restarts_while_members_talk(redis: RedisServer) -> None:
+    """Everything said is acknowledged, delivered once to everybody, and in the history."""
+    lines = 60
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(chat_server("--redis", redis.url)) for _ in range(2)
+        ]
+        members = [
+            await stack.enter_async_context(member(server, f"member{number}"))
+            for number, server in enumerate(servers * 2)
+        ]
+        expected = {f"{number}: {line}" for number in range(4) for line in range(lines)}
+        said = anyio.Event()
+        seen: dict[int, list[str]] = {}
+        acknowledged: dict[int, set[str]] = {number: set() for number in range(4)}
+
+        async def talk(number: int) -> None:
+            for line in range(lines):
+                await members[number].say(f"{number}: {line}")
+                await anyio.sleep(0.01)
+                if (number, line) == (0, lines // 3):
+                    said.set()
+
+        async def listen(number: int) -> None:
+            texts: list[str] = seen.setdefault(number, [])
+            while len(texts) < len(expected) or len(acknowledged[number]) < lines:
+                message = await members[number].receive("message", "ack", "refused")
+                assert message.type != "refused", message
+                if message.type == "message":
+                    texts.append(message.fields["text"])
+                else:
+                    acknowledged[number].add(message.fields["nonce"])
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(talk, number)
+                tasks.start_soon(listen, number)
+            await said.wait()
+            redis.kill()
+            await anyio.sleep(0.1)
+            redis.start()
+        for number in range(4):
+            assert len(seen[number]) == len(expected)
+            assert set(seen[number]) == expected
+            for sender in range(4):
+                own = [text for text in seen[number] if text.startswith(f"{sender}:")]
+                assert own == [f"{sender}: {line}" for line in range(lines)]
+        # Members of the same server agree even then.
+        assert seen[0] == seen[2]
+        assert seen[1] == seen[3]
+        async with chat_server("--redis", redis.url) as third, member(third, "late") as late:
+            assert set(await late.receive_texts(100)) <= expected
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_what_is_too_much_to_wait_is_refused(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("examples.chat.redis_log.BACKLOG", 3)
+    redis.kill()
+    async with chat_server("--redis", redis.url) as server, member(server, "ada") as ada:
+        assert ada.welcome["shared"] is False
+        kinds = []
+        for _ in range(5):
+            await ada.say("hello")
+            kinds.append((await ada.receive("pending", "refused")).type)
+        assert kinds == ["pending"] * 3 + ["refused"] * 2
+        # What was not refused is appended when Redis is there.
+        redis.start()
+        for _ in range(3):
+            await ada.receive("ack")

@@ -1,0 +1,212 @@
+"""What members may not do, and that it harms nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from examples.chat.messages import IMAGE_BYTES, PICTURE_FRAME_BYTES, TEXT_FRAME_BYTES
+from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member, stream_to
+from tests.support.backends import one_backend
+from tests.support.waiting import LIMIT
+
+
+def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True) -> bytes:
+    """Return a frame as a client sends it, or as it should not."""
+    size = len(payload)
+    mask = 0x80 if masked else 0
+    first = bytes([opcode | (0x80 if fin else 0)])
+    if size < 126:
+        head = first + bytes([mask | size])
+    elif size < 1 << 16:
+        head = first + bytes([mask | 126]) + struct.pack("!H", size)
+    else:
+        head = first + bytes([mask | 127]) + struct.pack("!Q", size)
+    # A key of zeros leaves the payload as it is.
+    return head + (bytes(4) if masked else b"") + payload
+
+
+TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
+SAY = json.dumps({"type": "say", "nonce": "1", "text": "hello"}).encode()
+VIOLATIONS: dict[str, tuple[bytes, int]] = {
+    "not UTF-8": (frame(TEXT, b"\xff\xfe"), 1007),
+    "not masked": (frame(TEXT, SAY, masked=False), 1002),
+    "unknown opcode": (frame(5, b""), 1002),
+    "reserved bit": (bytes([0x40 | 0x80 | TEXT, 0x80]) + bytes(4), 1002),
+    "continuation of nothing": (frame(0, b"x"), 1002),
+    "message within a message": (frame(TEXT, b"x", fin=False) + frame(TEXT, b"x"), 1002),
+    "fragmented ping": (frame(PING, b"", fin=False), 1002),
+    "large ping": (frame(PING, bytes(126)), 1002),
+    "close of one byte": (frame(CLOSE, b"\x03"), 1002),
+    "close with a code that is not sent": (frame(CLOSE, struct.pack("!H", 1006)), 1002),
+    "not JSON": (frame(TEXT, b"hello"), 1008),
+    "deep JSON": (frame(TEXT, b"[" * 50_000), 1008),
+    "a list": (frame(TEXT, b"[]"), 1008),
+    "unknown type": (frame(TEXT, b'{"type": "shout"}'), 1008),
+    "no text": (frame(TEXT, b'{"type": "say", "nonce": "1"}'), 1008),
+    "a number as text": (frame(TEXT, b'{"type": "say", "nonce": "1", "text": 1}'), 1008),
+    "a picture without a header": (frame(BINARY, b"\x00"), 1008),
+    "a picture whose header is cut short": (frame(BINARY, b"\x00\x10{}"), 1008),
+    "too much text": (frame(TEXT, b"x" * (TEXT_FRAME_BYTES + 1)), 1009),
+    "text without an end": (frame(TEXT, b"x" * 1000, fin=False) * 100, 1002),
+    "a picture that is too large": (frame(BINARY, bytes(PICTURE_FRAME_BYTES + 1)), 1009),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("violation", VIOLATIONS)
+async def test_what_is_against_the_protocol_ends_the_connection(violation: str) -> None:
+    data, code = VIOLATIONS[violation]
+    async with (
+        chat_server() as server,
+        member(server, "good") as good,
+        member(server, "bad") as bad,
+    ):
+
+        async def send() -> None:
+            # It may be closed before it has sent everything.
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await bad.connection.stream.send(data)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            closed = await bad.closed()
+        assert closed.code == code, closed
+        assert (await good.say_and_wait("unharmed"))["type"] == "ack"
+
+
+@pytest.mark.anyio
+async def test_what_is_not_taken_is_told_and_the_member_stays() -> None:
+    async with chat_server() as server, member(server, "ada") as ada:
+        for text, reason in (("  \x00 ", "empty"), ("x" * 4001, "4000 characters")):
+            answer = await ada.say_and_wait(text)
+            assert answer["type"] == "refused"
+            assert reason in answer["reason"]
+        for content in (b"<svg onload=alert(1)>", b"", b"GIF"):
+            nonce = await ada.drop_picture(content)
+            refused = (await ada.receive("refused")).fields
+            assert refused["nonce"] == nonce
+            assert "PNG, JPEG" in refused["reason"]
+        await ada.drop_picture(PNG + bytes(IMAGE_BYTES))
+        assert "larger than 8 MiB" in (await ada.receive("refused")).fields["reason"]
+        await ada.drop_picture(PNG + bytes(IMAGE_BYTES - len(PNG)))
+        assert (await ada.receive("ack", "refused")).type == "ack"
+
+
+@pytest.mark.anyio
+async def test_a_message_in_many_fragments_is_one_message() -> None:
+    async with chat_server() as server, member(server, "ada") as ada:
+        stream = ada.connection.stream
+        await stream.send(frame(TEXT, SAY[:1], fin=False))
+        for at in range(1, len(SAY) - 1):
+            await stream.send(frame(0, SAY[at : at + 1], fin=False) + frame(PING, b"?"))
+        await stream.send(frame(0, SAY[-1:]))
+        assert await ada.receive_texts(1) == ["hello"]
+
+
+async def flood(one: Member, data: bytes) -> None:
+    try:
+        with anyio.fail_after(LIMIT):
+            while True:
+                await one.connection.stream.send(data)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass
+
+
+FLOODS: dict[str, Callable[[], bytes]] = {
+    "messages": lambda: frame(TEXT, SAY) * 100,
+    "pings": lambda: frame(PING, b"?") * 1000,
+    "empty fragments": lambda: (
+        frame(TEXT, b"", fin=False) + frame(0, b"", fin=False) * 30_000 + frame(0, SAY)
+    ),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_is_refused_then_ends_the_connection(kind: str) -> None:
+    async with (
+        chat_server(message_rate=1, message_burst=5, frame_rate=1, frame_burst=500) as server,
+        member(server, "good") as good,
+        member(server, "bad") as bad,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flood, bad, FLOODS[kind]())
+            closed = await bad.closed()
+            # Reset where it goes on sending after it was closed.
+            assert closed.code in (1008, None), closed
+            if closed.code is not None:
+                assert "flooding" in str(closed)
+            tasks.cancel_scope.cancel()
+        assert (await good.say_and_wait("unharmed"))["type"] == "ack"
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_pictures_are_taken_at_a_rate() -> None:
+    async with chat_server(picture_rate=1, picture_burst=1000) as server:
+        async with member(server, "ada") as ada:
+            answers = []
+            for _ in range(3):
+                await ada.drop_picture(PNG + bytes(400))
+                answers.append((await ada.receive("ack", "refused")).type)
+            assert answers == ["ack", "ack", "refused"]
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_a_picture_that_never_ends_is_waited_for_within_limits() -> None:
+    async with chat_server(uploads=1, upload_seconds=0.3) as server:
+        async with member(server, "bad") as bad, member(server, "good") as good:
+            await bad.connection.stream.send(frame(BINARY, os.urandom(1 << 20))[: 1 << 19])
+            # The other's waits for the only place, and gets it.
+            await good.drop_picture(PNG + bytes(1 << 20))
+            assert (await good.receive("ack")).type == "ack"
+            assert "too long" in str(await bad.closed())
+
+
+async def answer_to(server: Running, *headers: str, method: str = "GET") -> bytes:
+    """Return the answer to a handshake."""
+    async with await stream_to(server) as stream:
+        lines = [f"{method} /chat?room=lobby&name=x HTTP/1.1", *headers, "", ""]
+        await stream.send("\r\n".join(lines).encode())
+        with anyio.fail_after(LIMIT):
+            return (await stream.receive()).partition(b"\r\n")[0]
+
+
+HANDSHAKE = [
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+]
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_pages_of_other_sites_and_broken_handshakes_are_refused() -> None:
+    async with chat_server("--origin", "https://friend.example") as server:
+        host = f"Host: {server.host}"
+        for origin, status in [
+            (f"http://{server.host}", b"101"),
+            ("https://friend.example", b"101"),
+            ("https://friend.example.evil.example", b"403"),
+            ("http://evil.example", b"403"),
+            ("null", b"403"),
+        ]:
+            answer = await answer_to(server, host, *HANDSHAKE, f"Origin: {origin}")
+            assert status in answer, (origin, answer)
+        assert b"101" in await answer_to(server, host, *HANDSHAKE)
+        for left_out in HANDSHAKE:
+            rest = [line for line in HANDSHAKE if line != left_out]
+            answer = await answer_to(server, host, *rest)
+            assert b" 4" in answer, (left_out, answer)
+        old = [line.replace("13", "8") for line in HANDSHAKE]
+        assert b"426" in await answer_to(server, host, *old)
+        assert b"405" in await answer_to(server, host, *HANDSHAKE, method="DELETE")

@@ -1,0 +1,207 @@
+"""The server as people start it: other clients, the terminal client, stopping, workers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from examples.chat.messages import join_picture, split_picture
+from tests.support.commands import ROOT
+from tests.support.redis import redis_server
+from tests.support.served import COMBINATIONS, LIMIT, Served, serve
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MIB = 1 << 20
+
+
+def join(stack: ExitStack, server: Served, name: str, room: str = "lobby") -> ClientConnection:
+    """Be a member, by a WebSocket library that is not ours."""
+    # Compression is asked for, as browsers do, and not agreed to.
+    url = f"ws://127.0.0.1:{server.port}/chat?room={room}&name={name}"
+    connection = connect(url, compression="deflate", max_size=None, open_timeout=LIMIT)
+    return stack.enter_context(connection)
+
+
+def receive(member: ClientConnection, kind: str) -> tuple[dict[str, Any], bytes | None]:
+    """Receive the next message of a type."""
+    while True:
+        data = member.recv(timeout=LIMIT)
+        fields, content = (json.loads(data), None) if isinstance(data, str) else split_picture(data)
+        if fields["type"] == kind:
+            return fields, content
+
+
+def say(member: ClientConnection, text: str) -> None:
+    member.send(json.dumps({"type": "say", "nonce": "1", "text": text}))
+
+
+@pytest.fixture(params=["--backend=asyncio", "--backend=uvloop", "--backend=trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_another_websocket_client_talks_to_us(combination: str) -> None:
+    arguments = combination.split()
+    with serve("examples.chat", *arguments) as server, ExitStack() as stack:
+        ada, bob = join(stack, server, "ada"), join(stack, server, "bob")
+        welcome, _ = receive(bob, "welcome")
+        assert welcome["members"] == ["ada", "bob"]
+        way = dict(
+            argument.removeprefix("--").split("=") for argument in arguments if "=" in argument
+        )
+        assert welcome["server"] == {
+            "backend": way["backend"],
+            "driver": way.get("driver", "plain"),
+        }
+        say(ada, "hello")
+        assert receive(bob, "message")[0]["text"] == "hello"
+        # In fragments, and with a ping between.
+        content = PNG + bytes(range(256)) * (MIB // 256)
+        payload = join_picture(b'{"nonce": "2", "name": "x.png"}', content)
+        ada.send(payload[at : at + 100_000] for at in range(0, len(payload), 100_000))
+        assert ada.ping().wait(LIMIT)
+        assert receive(bob, "image")[1] == content
+        metrics = server.metrics()
+        assert metrics['chat_messages_total{kind="picture"}'] == 1
+        assert metrics["chat_deliveries_total"] >= 4
+        bob.close(1000, "bye")
+        assert bob.close_code == 1000
+
+
+def test_sigterm_tells_everybody_and_ends_within_a_limit(backend: str) -> None:
+    with serve("examples.chat", backend) as server, ExitStack() as stack:
+        members = [join(stack, server, f"member{number}") for number in range(20)]
+        for member in members:
+            receive(member, "welcome")
+        say(members[0], "last words")
+        for member in members:
+            receive(member, "message")
+        server.process.send_signal(signal.SIGTERM)
+        for member in members:
+            with pytest.raises(ConnectionClosed) as closed:
+                receive(member, "nothing")
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
+        server.process.communicate(timeout=LIMIT)
+        assert server.process.returncode == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_workers_share_the_port_and_the_rooms(tmp_path: Path, backend: str) -> None:
+    with redis_server(tmp_path) as redis, ExitStack() as stack:
+        with serve("examples.chat", backend, "--workers=2", f"--redis={redis.url}") as server:
+            # The other worker says so as well.  Which one gets a connection is the kernel's choice.
+            assert server.process.stdout is not None
+            assert server.url in server.process.stdout.readline()
+            members = [join(stack, server, f"member{number}") for number in range(12)]
+            for number, member in enumerate(members):
+                receive(member, "welcome")
+                say(member, str(number))
+            orders = []
+            for member in members:
+                texts = [receive(member, "message")[0]["text"] for _ in members]
+                orders.append(texts)
+            assert all(order == orders[0] for order in orders)
+            assert sorted(orders[0], key=int) == [str(number) for number in range(12)]
+            workers = _children(server.process.pid)
+            assert len(workers) == 2
+            server.process.send_signal(signal.SIGTERM)
+            for member in members:
+                with pytest.raises(ConnectionClosed) as closed:
+                    receive(member, "nothing")
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 1001
+            _, errors = server.process.communicate(timeout=LIMIT)
+            assert server.process.returncode == 0, errors
+            assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def _children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_workers_without_redis_are_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.chat", "--workers=2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--redis" in done.stderr
+
+
+@pytest.fixture
+def terminal() -> Iterator[list[subprocess.Popen[str]]]:
+    """Terminal clients that were started, which end with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_terminal_client_talks_sends_and_saves_pictures(
+    backend: str, tmp_path: Path, terminal: list[subprocess.Popen[str]]
+) -> None:
+    picture = PNG + bytes(100_000)
+    (tmp_path / "sent.png").write_bytes(picture)
+    with serve("examples.chat") as server, ExitStack() as stack:
+        ada = join(stack, server, "ada")
+        command = [sys.executable, "-W", "error", "-m", "examples.chat.client", server.url, backend]
+        client = subprocess.Popen(
+            [*command, "--name=zoe"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        terminal.append(client)
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert "you are zoe" in client.stdout.readline()
+
+        def type_line(line: str) -> None:
+            assert client.stdin is not None
+            client.stdin.write(f"{line}\n")
+            client.stdin.flush()
+
+        type_line("hello from a terminal")
+        fields, _ = receive(ada, "message")
+        assert (fields["from"], fields["text"]) == ("zoe", "hello from a terminal")
+        assert "hello from a terminal" in client.stdout.readline()
+        say(ada, "[bold]no markup[/bold]")
+        assert "ada [bold]no markup[/bold]" in client.stdout.readline()
+        type_line(f"/image {tmp_path}/sent.png")
+        assert receive(ada, "image")[1] == picture
+        shown = client.stdout.readline()
+        ident = re.search(r"/save (\S+)", shown)
+        assert ident is not None, shown
+        type_line(f"/save {ident[1]} {tmp_path}/saved.png")
+        assert "saved" in client.stdout.readline()
+        assert (tmp_path / "saved.png").read_bytes() == picture
+        type_line("/quit")
+        assert client.wait(LIMIT) == 0
+        # Without a server it says so.
+        assert client.stderr is not None
+        assert not client.stderr.read()
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=LIMIT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"chat: ")

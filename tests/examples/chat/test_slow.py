@@ -1,0 +1,129 @@
+"""A slow member delays nobody, is told why it is dropped if it still listens, leaves nothing."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute
+
+from examples.chat.members import SLOW
+from tests.examples.chat.chatting import PNG, chat_server, member
+from tests.support.needs import missing, why_not
+from tests.support.waiting import LIMIT, until
+
+MIB = 1 << 20
+# Larger than what the kernel takes for a peer that does not read.
+PICTURE = PNG + bytes(MIB)
+SMALL = 8 << 10
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for slow members more often than one needs to, so that tests need not wait."""
+    monkeypatch.setattr("examples.chat.chat.SWEEP_SECONDS", 0.05)
+
+
+@pytest.fixture(params=["--driver=io_uring", "--driver=msg_zerocopy", "--driver=copy", "--plain"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Every way to send."""
+    name = request.param.removeprefix("--driver=")
+    if name != "--plain" and (reason := why_not(name)) is not None:
+        missing(f"the driver {name} cannot run: {reason}")
+    return request.param
+
+
+@pytest.mark.anyio
+async def test_a_member_that_lets_too_much_wait_is_dropped_and_told(way: str) -> None:
+    async with (
+        chat_server(way, queue_bytes=4 * MIB) as server,
+        member(server, "quick") as quick,
+        member(server, "slow", receive_buffer=SMALL) as slow,
+    ):
+        sent = 0
+        dropped = False
+        while "slow" not in (await quick.receive("presence")).fields["joined"]:
+            pass
+        while not dropped:
+            await quick.drop_picture(PICTURE)
+            sent += 1
+            # The others get everything meanwhile.
+            message = await quick.receive("image", "presence")
+            while message.type == "presence":
+                dropped = dropped or "slow" in message.fields["left"]
+                message = await quick.receive("image", "presence")
+            assert message.content == PICTURE
+            await anyio.sleep(0.01)
+        # What waited for it is not lost, and behind it stands why there is no more.
+        received = 0
+        with pytest.raises(Exception, match="too slow") as caught:
+            while True:
+                assert (await slow.receive("image")).content == PICTURE
+                received += 1
+        assert getattr(caught.value, "code", None) == SLOW
+        assert 4 <= received < sent
+
+
+@pytest.mark.anyio
+async def test_a_member_that_reads_nothing_is_reset_and_nothing_is_kept_for_it(way: str) -> None:
+    limits: dict[str, Any] = {"queue_bytes": 4 * MIB, "close_seconds": 0.2}
+    async with (
+        chat_server(way, **limits) as server,
+        member(server, "quick") as quick,
+        member(server, "stalled", receive_buffer=SMALL) as stalled,
+    ):
+        raw: socket.socket = stalled.connection.stream.extra(SocketAttribute.raw_socket)
+        reset = anyio.Event()
+
+        async def send() -> None:
+            while not reset.is_set():
+                await quick.drop_picture(PICTURE)
+                assert (await quick.receive("image")).content == PICTURE
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await until(lambda: raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "a reset")
+            reset.set()
+        if (ring := server.ring) is not None:
+            await until(lambda: ring.statistics().held + ring.statistics().in_flight == 0)
+
+
+@pytest.mark.anyio
+async def test_a_member_for_whom_little_waits_for_long_is_dropped(way: str) -> None:
+    async with (
+        chat_server(way, lag_seconds=0.2, close_seconds=0.2) as server,
+        member(server, "quick") as quick,
+        member(server, "stalled", receive_buffer=SMALL) as stalled,
+    ):
+        raw: socket.socket = stalled.connection.stream.extra(SocketAttribute.raw_socket)
+        reset = anyio.Event()
+
+        async def send() -> None:
+            # More than both kernel buffers take, or there would be nothing that waits.
+            await quick.drop_picture(PICTURE)
+            while not reset.is_set():
+                await quick.say("on and on")
+                await quick.receive_texts(1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await until(lambda: raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "a reset")
+            reset.set()
+
+
+@pytest.mark.anyio
+async def test_a_silent_member_is_dropped_and_one_that_answers_pings_is_not() -> None:
+    async with (
+        chat_server(ping_seconds=0.1, silence_seconds=2) as server,
+        member(server, "quick") as quick,
+        member(server, "silent") as silent,
+    ):
+        # The pings are answered where messages are received.
+        with anyio.fail_after(LIMIT):
+            while "silent" not in (await quick.receive("presence")).fields["left"]:
+                pass
+        closed = await silent.closed()
+        assert closed.code == 1011
+        assert (await quick.say_and_wait("still here"))["type"] == "ack"

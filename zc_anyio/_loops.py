@@ -1,0 +1,195 @@
+"""What streams ask of the event loop for every message, without anyio's frames in between.
+
+anyio finds out anew at each call which event loop runs; a ring knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+import anyio.lowlevel
+
+__all__ = ["AsyncioLoop", "Loop", "Readable", "TrioLoop", "Waiter", "running_loop"]
+
+
+class Waiter(Protocol):
+    """What one task waits for and another wakes it by, once."""
+
+    def set(self) -> object: ...
+    async def wait(self) -> None: ...
+
+
+class Readable(Protocol):
+    """Whether a descriptor can be read; waiting may end too early."""
+
+    async def wait(self) -> None: ...
+
+    def close(self) -> None:
+        """Wait no more; before the descriptor is closed."""
+
+
+class Loop(Protocol):
+    """Checkpoints, and waiting for a descriptor."""
+
+    @property
+    def checkpoint(self) -> Callable[[], Awaitable[None]]:
+        """Let other tasks run, and notice cancellation."""
+
+    @property
+    def checkpoint_before(self) -> Callable[[], Awaitable[None]]:
+        """With :attr:`checkpoint_after` a checkpoint around something that does not wait.
+
+        Cancellation is noticed before it, and not when it cannot be undone any more.
+        """
+
+    @property
+    def checkpoint_after(self) -> Callable[[], Awaitable[None]]: ...
+
+    @property
+    def wait_readable(self) -> Callable[[int], Awaitable[None]]:
+        """Wait until a descriptor is readable."""
+
+    @property
+    def notify_closing(self) -> Callable[[int], None]:
+        """Wake who waits for a descriptor; that raises some exception there."""
+
+    @property
+    def new_waiter(self) -> Callable[[], Waiter]: ...
+
+    def readable(self, fd: int) -> Readable:
+        """Return what waits for a descriptor again and again."""
+
+
+class TrioLoop:
+    """trio has all of it."""
+
+    def __init__(self, trio: Any) -> None:
+        self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.checkpoint_before: Callable[[], Awaitable[None]] = (
+            trio.lowlevel.checkpoint_if_cancelled
+        )
+        self.checkpoint_after: Callable[[], Awaitable[None]] = (
+            trio.lowlevel.cancel_shielded_checkpoint
+        )
+        self.wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
+        self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
+        self.new_waiter: Callable[[], Waiter] = trio.Event
+
+    def readable(self, fd: int) -> Readable:
+        """See :class:`Loop`."""
+        return _TrioReadable(self, fd)
+
+
+class _TrioReadable:
+    def __init__(self, loop: TrioLoop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+
+    async def wait(self) -> None:
+        await self._loop.wait_readable(self._fd)
+
+    def close(self) -> None:
+        self._loop.notify_closing(self._fd)
+
+
+class AsyncioLoop:
+    """asyncio and uvloop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.wait_readable: Callable[[int], Awaitable[None]] = anyio.wait_readable
+        self.notify_closing: Callable[[int], None] = anyio.notify_closing
+
+    @staticmethod
+    async def checkpoint() -> None:
+        """See :class:`Loop`."""
+        await asyncio.sleep(0)
+
+    checkpoint_before = checkpoint
+
+    @staticmethod
+    async def checkpoint_after() -> None:
+        """See :class:`Loop`.  A shielded scope would cost more than all the rest."""
+
+    def new_waiter(self) -> Waiter:
+        """See :class:`Loop`."""
+        return _FutureWaiter(self.loop)
+
+    def readable(self, fd: int) -> Readable:
+        """See :class:`Loop`."""
+        return _LoopReadable(self.loop, fd)
+
+
+class _FutureWaiter:
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future = loop.create_future()
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _LoopReadable:
+    """Stays registered with the event loop between the waits: saves two system calls for each.
+
+    The loop calls for as long as there is something to read: when nobody has taken it by the second
+    call, the registration is given up.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._fd = fd
+        self._loop = loop
+        self._future: asyncio.Future[None] | None = None
+        self._registered = False
+        self._in_vain = 0
+
+    async def wait(self) -> None:
+        self._future = future = self._loop.create_future()
+        self._in_vain = 0
+        if not self._registered:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._registered = True
+        try:
+            await future
+        finally:
+            self._future = None
+
+    def _on_readable(self) -> None:
+        if self._future is not None:
+            self._wake()
+            return
+        self._in_vain += 1
+        if self._in_vain == 2:
+            self._unregister()
+
+    def _wake(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._fd)
+
+    def close(self) -> None:
+        self._unregister()
+        self._wake()
+
+
+def running_loop() -> TrioLoop | AsyncioLoop:
+    """Return what the running event loop has."""
+    # Only a program that has imported trio can run on it.
+    trio: Any = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        return TrioLoop(trio)
+    return AsyncioLoop(asyncio.get_running_loop())
