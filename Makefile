@@ -42,7 +42,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream test bench bench-quick bench-page lint types asan wheel test-versions clean
+.PHONY: help setup demo stream chat test bench bench-quick bench-page lint types asan wheel test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,6 +54,9 @@ demo: $(VENV)/.installed ## Run the demonstration
 
 stream: $(VENV)/.installed $(filter $(TEST_VIDEO),$(FOLDER)/test.mp4) ## Serve videos and a live picture (FOLDER=... for yours)
 	@$(BIN)/python -m examples.stream $(FOLDER)
+
+chat: $(VENV)/.installed ## Run the chat server (ARGS=--help: the options)
+	@$(BIN)/python -m examples.chat $(ARGS)
 
 test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)

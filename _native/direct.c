@@ -82,13 +82,16 @@ int zc_sock_unsent(const zc_sock *sock)
     return sock->head != NULL || sock->in_flight > 0;
 }
 
-/* Tells once more that a socket is idle, if it is. */
-void zc_sock_tell_idle(zc_core *core, zc_sock *sock)
+/* Tells once more that a socket is idle, if it is; returns whether it is. */
+int zc_sock_tell_idle(zc_core *core, zc_sock *sock)
 {
-    if (core && sock && link_alone(&sock->sends) && link_alone(&sock->requests)) {
-        link_remove(&sock->linger_link);
-        zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
-    }
+    if (!core || !sock)
+        return -EINVAL;
+    if (!link_alone(&sock->sends) || !link_alone(&sock->requests))
+        return 0;
+    link_remove(&sock->linger_link);
+    zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
+    return 1;
 }
 
 /* Resets the connection of a stream: what is queued is lost, what is held comes back at once. */

@@ -194,7 +194,7 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
                      uint32_t flags, const char *to, size_t to_size);
 int zc_sock_unsent(const zc_sock *sock);
 int zc_sock_reset(zc_core *core, zc_sock *sock, int error);
-void zc_sock_tell_idle(zc_core *core, zc_sock *sock);
+int zc_sock_tell_idle(zc_core *core, zc_sock *sock);
 
 /* cdef end */
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from playwright.sync_api import Page, expect
 
 from tests.examples.stream.viewers import Viewers, watch
-from tests.support.browser import PHONE, browser, page
+from tests.support.browser import browser, page
 from tests.support.served import serve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,8 @@ def chat() -> None:
         views = []
         for name, phone in (("Ada", False), ("Grace", True), ("Mary", False), ("Emmy", False)):
             view = stack.enter_context(page(started, server.url, phone=phone))
-            view.set_viewport_size(PHONE if phone else {"width": 1000, "height": 720})
+            if not phone:
+                view.set_viewport_size({"width": 1000, "height": 720})
             view.locator("#join-name").fill(name)
             view.locator("#join-name").press("Enter")
             expect(view.locator("#state")).to_have_class("state open")

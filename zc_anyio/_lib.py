@@ -372,9 +372,9 @@ class NativeRing:
         result: int = lib.zc_ring_detach(self.ring, handle)
         return result != -errno.EBUSY and check(result) == 0
 
-    def tell_idle(self, handle: Any) -> None:
-        """Have it told again that a socket is idle, if it is."""
-        lib.zc_sock_tell_idle(self.core, handle)
+    def tell_idle(self, handle: Any) -> bool:
+        """Have it told again that a socket is idle, if it is; return whether it is."""
+        return check(lib.zc_sock_tell_idle(self.core, handle)) > 0
 
     def reset_socket(self, handle: Any, error: int) -> None:
         """Reset the connection of a stream; what is queued and held of it fails."""

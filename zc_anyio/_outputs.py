@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -23,6 +24,9 @@ STREAM_WINDOW = 1 << 20
 # A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
 COPIED_AT_MOST = 64 << 10
 
+# A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
+CLOSING_SECONDS = 60
+
 
 class Output(Sender):
     """A context and an attached socket for as long as a stream is open.
@@ -36,7 +40,9 @@ class Output(Sender):
     def __init__(self, ring: Ring, stream: object, sock: socket.socket) -> None:
         super().__init__()
         self._attached: AttachedSocket = ring._sockets.keep(stream, sock)
-        self._stream_error = sock.type == socket.SOCK_STREAM
+        self._socket = sock
+        self._is_stream = sock.type == socket.SOCK_STREAM
+        self._is_tcp = self._is_stream and sock.family != socket.AF_UNIX
         self._start(ring, tag=0, window=STREAM_WINDOW, zero_copy=None)
         self._native = ring._native
         self._is_small = min(COPIED_AT_MOST, ring._threshold)
@@ -65,7 +71,9 @@ class Output(Sender):
         :raises anyio.ClosedResourceError: the stream was closed.
         :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
         """
-        self._check()
+        if self.closed:
+            raise anyio.ClosedResourceError
+        self._ring.check()
         pinned: Any
         reference: object
         if type(data) is bytes:
@@ -74,7 +82,7 @@ class Output(Sender):
             flags = 0
         else:
             pinned, size, flags, reference = self._pin(data)
-        if not size and self._stream_error:
+        if not size and self._is_stream:
             return True
         sent = queue_or_send(
             self._native.ring,
@@ -180,6 +188,8 @@ class Output(Sender):
     def close(self, name: object, *, reset: bool = False) -> None:
         """Take no more; what was accepted goes out, and the ring's duplicate is closed after it.
 
+        To be called before the stream's own descriptor is closed.
+
         :param name: what a later failure is reported for.
         :param reset: what was accepted and has not arrived is lost instead.
         """
@@ -192,4 +202,9 @@ class Output(Sender):
             self._native.reset_socket(self._attached.handle, errno.ECONNRESET)
         self._context.flush(even_empty=False)
         self._context.close()
-        self._ring._sockets.let_go(self._attached, name)
+        if not self._ring._sockets.let_go(self._attached, name) and self._is_tcp:
+            # A closed connection must not wait for ever for a peer that takes nothing.
+            with suppress(OSError):  # it has failed already
+                self._socket.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLOSING_SECONDS * 1000
+                )

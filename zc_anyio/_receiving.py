@@ -103,7 +103,15 @@ class DirectReceiver:
         self._closed = False
 
     async def receive(self, max_bytes: int) -> bytes:
-        return await self.call(self._recv, max_bytes)
+        # What call() does, without its frame: this is called for every message.
+        await self._checkpoint_before()
+        self._check()
+        try:
+            data = self._recv(max_bytes)
+        except BlockingIOError:
+            return await self._wait(self._recv, max_bytes)
+        await self._checkpoint_after()
+        return data
 
     async def receive_into(self, buffer: Buffer) -> int:
         return await self.call(self._recv_into, buffer)
@@ -115,10 +123,11 @@ class DirectReceiver:
         try:
             result = function(*arguments)
         except BlockingIOError:
-            pass
-        else:
-            await self._checkpoint_after()
-            return result
+            return await self._wait(function, *arguments)
+        await self._checkpoint_after()
+        return result
+
+    async def _wait(self, function: Callable[..., T], *arguments: Any) -> T:
         while True:
             try:
                 await self._wait_readable(self._fd)

@@ -111,18 +111,20 @@ class SocketTable:
         self._keepers[stream] = attached, sock.fileno, fd
         return attached
 
-    def let_go(self, attached: AttachedSocket, name: object) -> None:
+    def let_go(self, attached: AttachedSocket, name: object) -> bool:
         """Detach a socket that was kept, as soon as what was queued is out and released.
 
         :param name: what a failure of it is reported for from now on.
+        :return: whether it is so now.
         """
         attached.keeper = None
         self._keepers.pop(name, None)
         attached.streams.append(name)
         self.by_stream[name] = attached, lambda: -1, 0
         # Told as an event, behind the failures that are still to be told.
-        self._native.tell_idle(attached.handle)
+        idle = self._native.tell_idle(attached.handle)
         self.turn_soon()
+        return idle
 
     def _attach(self, stream: Any, unconnected: bool) -> AttachedSocket:
         fileno = _descriptor_of(stream)

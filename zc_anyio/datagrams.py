@@ -133,14 +133,21 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     """
 
     async def send(self, item: UDPPacketType) -> None:
-        """Send a datagram to an address: ``(data, (host, port))``, the host numeric.
+        """Send a datagram to an address: ``(data, (host, port))``; a name is looked up each time.
 
-        :raises ValueError: the host is no numeric address.
+        :raises OSError: the name has no address.
 
         Raises what :meth:`ZeroCopyConnectedUDPSocket.send` raises.
         """
         data, (host, port) = item
-        await self._send(data, _pack(host, port))
+        try:
+            address = _pack(host, port)
+        except ValueError:
+            found = await anyio.getaddrinfo(
+                host, port, family=self._socket.family, type=socket.SOCK_DGRAM
+            )
+            address = _pack(*found[0][4])
+        await self._send(data, address)
 
     async def receive(self) -> UDPPacketType:
         """Return the next datagram and where it comes from: ``(data, (host, port))``.

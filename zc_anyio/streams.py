@@ -206,7 +206,8 @@ class ZeroCopySocketStream(SocketStream):
         """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
 
         What was accepted still goes out, and the peer sees the end of the stream behind it; this
-        does not wait for that, and neither is it prevented by cancelling.  If bytes of the peer's
+        does not wait for that, and neither is it prevented by cancelling.  A TCP peer that takes
+        nothing of it for a minute loses the connection.  If bytes of the peer's
         were not received, the connection is reset, as by closing any socket: a peer that waits for
         them to be taken might never take ours.  Calling it again does nothing.
         """
@@ -234,10 +235,9 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            with suppress(RuntimeError):  # no event loop runs here
-                self._receiver.close()
             if self._ring.is_own_thread():
-                self._receiver.close()
+                with suppress(RuntimeError):  # no event loop runs any more
+                    self._receiver.close()
                 self._output.close(self._socket)
             self._socket.close()
 

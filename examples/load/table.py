@@ -28,7 +28,11 @@ def table(figures: Figures, *, done: bool) -> Table:
         grid.add_row("out of order", f"{figures.disordered:,}")
     grid.add_row("quick ones dropped", f"{figures.failed:,}")
     for what, count in sorted(figures.dropped.items()):
-        grid.add_row(f"slow ones: {what}", f"{count:,}")
+        grid.add_row(f"slow ones that saw: {what}", f"{count:,}")
+    # Whoever reads slowly learns late that it was dropped; the server knows.
+    for name, value in figures.metrics.items():
+        if name.endswith("_dropped_total"):
+            grid.add_row("dropped by the server", f"{value:,.0f}")
     if resident := figures.memory.resident:
         grid.add_row("server's memory", f"{resident[-1] / MIB:,.0f} MiB")
     return grid

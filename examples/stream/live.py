@@ -64,6 +64,7 @@ class Live(Collector):
         self._viewers: dict[object, Viewer] = {}
         self._watched = anyio.Event()
         self._pool: zc_anyio.BufferPool | None = None
+        self._room = 0
         registry = metrics.registry
         registry.register(self)
         self._rendered = Counter("stream_frames", "Frames rendered", registry=registry)
@@ -124,8 +125,8 @@ class Live(Collector):
 
     async def run(self) -> None:
         """Produce frames until it is cancelled."""
-        room = await anyio.to_thread.run_sync(self._picture.room)
-        async with self._buffers(room), anyio.create_task_group() as sending:
+        self._room = await anyio.to_thread.run_sync(self._picture.room)
+        async with self._buffers(), anyio.create_task_group() as sending:
             number = 0
             at = anyio.current_time()
             while True:
@@ -139,13 +140,13 @@ class Live(Collector):
                 await anyio.sleep_until(at)
 
     @asynccontextmanager
-    async def _buffers(self, room: int) -> AsyncIterator[None]:
+    async def _buffers(self) -> AsyncIterator[None]:
         if self._ring is None:
             yield
             return
         count = min(int(self._fps * (self._stall_seconds + 1)), self._viewers_most * FRAMES_AHEAD)
         async with zc_anyio.open_buffer_pool(
-            ring=self._ring, buffer_size=room, count=count + 2
+            ring=self._ring, buffer_size=self._room, count=count + 2
         ) as pool:
             self._pool = pool
             yield
@@ -155,7 +156,7 @@ class Live(Collector):
         if self._pool is not None:
             view = await self._pool.acquire()
         else:
-            view = memoryview(bytearray(self._picture.room()))
+            view = memoryview(bytearray(self._room))
         start, end = await anyio.to_thread.run_sync(
             self._picture.encode, number, datetime.now().astimezone(), view
         )

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from examples.web import acknowledged, kernel_memory
+from examples.web import acknowledged_on, kernel_memory
 
 __all__ = ["FRAMES_AHEAD", "Viewer"]
 
@@ -35,14 +35,15 @@ class Viewer:
         self.dropped = False
         # With anyio's own streams: one send at a time.
         self.sending = False
-        self._acknowledged, self._sent = _position(stream)
+        self._raw: Any = stream.extra(SocketAttribute.raw_socket)
+        self._acknowledged, self._sent = _position(self._raw)
         # Of each outstanding frame: where it ends, and when it was sent.
         self._frames: deque[tuple[int, float]] = deque()
 
     def look(self) -> None:
         """See what the peer has acknowledged by now."""
         try:
-            self._acknowledged = acknowledged(self.stream)
+            self._acknowledged = acknowledged_on(self._raw)
         except (OSError, ValueError):
             return  # it is gone, which its handler sees
         while self._frames and self._frames[0][0] <= self._acknowledged:
@@ -75,11 +76,10 @@ class Viewer:
             return 0
 
 
-def _position(stream: SocketStream) -> tuple[int, int]:
+def _position(raw: Any) -> tuple[int, int]:
     """Return how many bytes were acknowledged, and sent, since the connection was made."""
-    raw: Any = stream.extra(SocketAttribute.raw_socket)
     while True:
-        before = acknowledged(stream)
+        before = acknowledged_on(raw)
         (outstanding,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4)))
-        if acknowledged(stream) == before:
+        if acknowledged_on(raw) == before:
             return before, before + outstanding

@@ -25,7 +25,7 @@ A server is a handler, ``async def handler(request, exchange)``, and a main func
   follow the request, with nothing answered, for another protocol (``request.event`` is h11's
   request); ``start_endless`` and ``wait_closed()`` are for answers without an end.
   :exc:`HTTPError` answers with a status.
-* ``server``: :class:`Server`, and its :class:`Limits`, each of which has a status of its own.
+* ``server``: :class:`Server`; ``connection``: its :class:`Limits`, each with a status of its own.
   ``server.stopping`` (also ``exchange.stopping``) is set by a graceful stop; handlers then have
   ``limits.stop_seconds`` to end, and are cancelled after that.
 * ``routes``: :class:`Routes` by path; :class:`Asset` and ``assets(folder)``, files of a page.
@@ -40,12 +40,13 @@ in the order of the calls.  A connection that was taken over is closed when its 
 exception of the handler resets it.
 """
 
+from .connection import Limits
 from .exchange import Exchange, Handler, HTTPError, Request
 from .metrics import Metrics
 from .options import add_options, address, listen, open_ring, run, stop_on_signal
-from .outgoing import Part, abort, acknowledged, kernel_memory
+from .outgoing import Part, abort, acknowledged, acknowledged_on, kernel_memory
 from .routes import Asset, Routes, assets
-from .server import Limits, Server
+from .server import Server
 
 __all__ = [
     "Asset",
@@ -60,6 +61,7 @@ __all__ = [
     "Server",
     "abort",
     "acknowledged",
+    "acknowledged_on",
     "add_options",
     "address",
     "assets",

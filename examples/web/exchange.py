@@ -147,7 +147,10 @@ class Exchange:
         if self._head_only or self.status in (204, 304):
             return
         # h11 counts an object by its length and hands it back as it is.
-        await self._send(h11.Data(data=data))  # type: ignore[arg-type]
+        event = h11.Data(data=data)  # type: ignore[arg-type]
+        for part in self._http.send_with_data_passthrough(event) or ():
+            if len(part):
+                await self._outgoing.send(part)
 
     async def finish(self) -> None:
         """End the answer, and wait until the memory of it is free again."""
@@ -220,9 +223,8 @@ class Exchange:
                 pass
 
     async def _send(self, event: h11.Event) -> None:
-        for data in self._http.send_with_data_passthrough(event) or ():
-            if len(data):
-                await self._outgoing.send(data)
+        if data := self._http.send(event):
+            await self._outgoing.send(data)
 
 
 def _common() -> list[tuple[str, str]]:

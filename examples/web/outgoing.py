@@ -17,7 +17,15 @@ from anyio.abc import SocketAttribute, SocketStream
 
 import zc_anyio
 
-__all__ = ["Outgoing", "Part", "abort", "acknowledged", "kernel_memory", "open_outgoing"]
+__all__ = [
+    "Outgoing",
+    "Part",
+    "abort",
+    "acknowledged",
+    "acknowledged_on",
+    "kernel_memory",
+    "open_outgoing",
+]
 
 # So much is flushed as one generation, and so many of them may be unreleased while the next is
 # queued: a connection has at most 8 MiB under way.  Of a file these are pages of the page cache.
@@ -164,7 +172,7 @@ def _pieces(total: int, most: int) -> Iterator[tuple[int, int]]:
 async def open_outgoing(
     stream: SocketStream, *, ring: zc_anyio.Ring | None, stall_seconds: float
 ) -> AsyncIterator[Outgoing]:
-    """Open the way out of a connection, for the length of an exchange.
+    """Open the way out of a connection, for as long as that lasts.
 
     :param ring: ``None`` for anyio's own stream and its copies.
     :param stall_seconds: how long a peer may acknowledge nothing.
@@ -185,7 +193,11 @@ async def open_outgoing(
 
 def acknowledged(stream: SocketStream) -> int:
     """Return how many bytes the peer has acknowledged since the connection was made."""
-    raw: Any = stream.extra(SocketAttribute.raw_socket)
+    return acknowledged_on(stream.extra(SocketAttribute.raw_socket))
+
+
+def acknowledged_on(raw: Any) -> int:
+    """Do what :func:`acknowledged` does for a stream's raw socket; looking that up costs more."""
     info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCPI_BYTES_ACKED + 8)
     (count,) = struct.unpack_from("=Q", info, TCPI_BYTES_ACKED)
     return int(count)

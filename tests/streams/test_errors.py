@@ -12,6 +12,7 @@ import pytest
 
 import zc_anyio
 from tests.streams.pairs import clog, connected, facing, outcome, settle
+from tests.support.backends import one_backend
 from tests.support.peers import at_end, listener, receive_exactly, receive_to_end, reset
 from tests.support.waiting import LIMIT, until
 
@@ -94,7 +95,7 @@ async def test_closed(driver: Any, kind: str) -> None:
 
 BLOCKED: dict[str, Callable[[Stream], Awaitable[Any]]] = {
     "send": lambda stream: stream.send(b"x"),
-    "send of a changeable buffer": lambda stream: stream.send(bytearray(1 << 20)),
+    "send of a changeable buffer": lambda stream: stream.send(bytearray(b"x") * (1 << 20)),
     "send_eof": lambda stream: stream.send_eof(),
     "wait_send_might_not_block": lambda stream: stream.wait_send_might_not_block(),
     "receive": lambda stream: stream.receive(),
@@ -215,6 +216,21 @@ async def test_what_was_accepted_arrives_after_closing(driver: Any) -> None:
         await until(lambda: ring.statistics().held == 0)
         counters = ring.statistics()
         assert (counters.generations_open, counters.failed) == (0, 0)
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_a_peer_that_takes_nothing_does_not_keep_a_closed_stream(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zc_anyio._outputs.CLOSING_SECONDS", 1)
+    async with zc_anyio.open_ring(driver=driver, drain_timeout=60) as ring:
+        async with facing(small=True) as (stream, peer):
+            await clog(stream)
+            await stream.aclose()
+            await until(lambda: not ring._sockets._by_ident)
+            assert ring.statistics().failed > 0
+            peer.close()
 
 
 @pytest.mark.anyio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import time
@@ -44,6 +45,11 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """Let it answer nothing, with all connections open; it can only be killed then."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def ask(self, command: str) -> str | None:
         """Return the first line of its answer, or ``None`` if it does not answer."""

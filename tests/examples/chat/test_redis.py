@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import pytest
+from coredis import Redis
 
-from tests.examples.chat.chatting import PNG, Member, chat_server, member
+from examples.chat.redis_log import HERE
+from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member
 from tests.support.backends import one_backend
 from tests.support.redis import RedisServer, redis_server
 from tests.support.waiting import LIMIT
@@ -36,6 +39,16 @@ async def shared(one: Member, expected: bool) -> None:
     with anyio.fail_after(LIMIT):
         while (await one.receive("status")).fields["shared"] is not expected:
             pass
+
+
+async def present(server: Running, names: set[str]) -> None:
+    """Wait until somebody who comes is told that all these are there."""
+    with anyio.fail_after(LIMIT):
+        missing = names
+        while missing:
+            async with member(server, "looking") as looking:
+                missing = names - set(looking.welcome["members"])
+            await anyio.sleep(0.05)
 
 
 @pytest.mark.anyio
@@ -64,9 +77,8 @@ async def test_members_of_two_servers_see_the_same_in_the_same_order(redis: Redi
         await ada.drop_picture(PNG + bytes(MIB))
         assert (await bob.receive("image")).content == PNG + bytes(MIB)
         # And both know of each other.
-        present: set[str] = set()
-        while present < {"ada", "bob"}:
-            present |= set((await bob.receive("presence")).fields["joined"])
+        for server in (first, second):
+            await present(server, {"ada", "bob"})
 
 
 @pytest.mark.anyio
@@ -184,6 +196,58 @@ async def test_redis_restarts_while_members_talk(redis: RedisServer) -> None:
         assert seen[1] == seen[3]
         async with chat_server("--redis", redis.url) as third, member(third, "late") as late:
             assert set(await late.receive_texts(100)) <= expected
+
+
+@pytest.mark.anyio
+async def test_what_is_under_way_when_redis_goes_is_delivered_here(redis: RedisServer) -> None:
+    async with (
+        chat_server("--redis", redis.url) as server,
+        member(server, "ada") as ada,
+        member(server, "bob") as bob,
+    ):
+        redis.freeze()
+        await ada.say("into the void")
+        redis.kill()
+        assert await bob.receive_texts(1) == ["into the void"]
+        assert (await ada.receive("pending", "ack")).type == "pending"
+        redis.start()
+        await ada.receive("ack")
+        # It is not delivered again.
+        await ada.say_and_wait("next")
+        assert await bob.receive_texts(1) == ["next"]
+
+
+@pytest.mark.anyio
+async def test_what_others_said_while_the_connection_was_lost_is_read_from_the_stream(
+    redis: RedisServer,
+) -> None:
+    async with chat_server("--redis", redis.url) as server, member(server, "ada") as ada:
+        await ada.say("before")
+        assert await ada.receive_texts(1) == ["before"]
+        redis.ask("CLIENT KILL TYPE pubsub")
+        # As another server would, but that nobody is told of it.
+        missed = json.dumps({"type": "message", "id": "x-1", "from": "eve", "at": 1, "text": "hi"})
+        redis.ask(f"XADD zc_chat:log:lobby * header {json.dumps(missed)}")
+        assert await ada.receive_texts(1) == ["hi"]
+        await shared(ada, True)
+        async with member(server, "late") as late:
+            assert await late.receive_texts(2) == ["before", "hi"]
+
+
+@pytest.mark.anyio
+async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> None:
+    """As by a server that lost the connection before it had the answer."""
+    script = (HERE / "append.lua").read_text()
+    async with Redis.from_url(redis.url, decode_responses=True) as client:
+        append = client.register_script(script)
+
+        async def post(number: int) -> object:
+            header = json.dumps({"id": f"x-{number}"})
+            return await append(["log", "latest", "picture"], [number, header, "", 500, 60, "room"])
+
+        assert [bool(await post(number)) for number in (1, 1, 2, 1, 2, 3)] == [1, 0, 1, 0, 0, 1]
+        entries = [entry.field_values["header"] for entry in await client.xrange("log")]
+        assert [json.loads(header)["id"] for header in entries] == ["x-1", "x-2", "x-3"]
 
 
 @pytest.mark.anyio

@@ -101,9 +101,9 @@ def test_sigterm_tells_everybody_and_ends_within_a_limit(backend: str) -> None:
             socket.create_connection(("127.0.0.1", server.port))
 
 
-def test_workers_share_the_port_and_the_rooms(tmp_path: Path, backend: str) -> None:
+def test_workers_share_the_port_and_the_rooms(tmp_path: Path) -> None:
     with redis_server(tmp_path) as redis, ExitStack() as stack:
-        with serve("examples.chat", backend, "--workers=2", f"--redis={redis.url}") as server:
+        with serve("examples.chat", "--workers=2", f"--redis={redis.url}") as server:
             # The other worker says so as well.  Which one gets a connection is the kernel's choice.
             assert server.process.stdout is not None
             assert server.url in server.process.stdout.readline()
@@ -157,6 +157,7 @@ def terminal() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.parametrize("backend", ["--backend=asyncio", "--backend=trio"])
 def test_the_terminal_client_talks_sends_and_saves_pictures(
     backend: str, tmp_path: Path, terminal: list[subprocess.Popen[str]]
 ) -> None:

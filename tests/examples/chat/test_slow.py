@@ -11,6 +11,7 @@ from anyio.abc import SocketAttribute
 
 from examples.chat.members import SLOW
 from tests.examples.chat.chatting import PNG, chat_server, member
+from tests.support.backends import BACKENDS, one_backend
 from tests.support.needs import missing, why_not
 from tests.support.waiting import LIMIT, until
 
@@ -26,16 +27,30 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("examples.chat.chat.SWEEP_SECONDS", 0.05)
 
 
-@pytest.fixture(params=["--driver=io_uring", "--driver=msg_zerocopy", "--driver=copy", "--plain"])
+@pytest.fixture
 def way(request: pytest.FixtureRequest) -> str:
-    """Every way to send."""
+    """A way to send that can run here."""
     name = request.param.removeprefix("--driver=")
     if name != "--plain" and (reason := why_not(name)) is not None:
         missing(f"the driver {name} cannot run: {reason}")
     return request.param
 
 
+# Every event loop, and every way to send, but not each with each: these tests take long.
+every_way = pytest.mark.parametrize(
+    ("anyio_backend", "way"),
+    [
+        *(pytest.param(loop.values[0], "--driver=io_uring", id=str(loop.id)) for loop in BACKENDS),
+        pytest.param(BACKENDS[0].values[0], "--driver=msg_zerocopy", id="msg_zerocopy"),
+        pytest.param(BACKENDS[1].values[0], "--plain", id="plain"),
+        pytest.param(BACKENDS[2].values[0], "--driver=copy", id="copy"),
+    ],
+    indirect=True,
+)
+
+
 @pytest.mark.anyio
+@every_way
 async def test_a_member_that_lets_too_much_wait_is_dropped_and_told(way: str) -> None:
     async with (
         chat_server(way, queue_bytes=4 * MIB) as server,
@@ -67,6 +82,7 @@ async def test_a_member_that_lets_too_much_wait_is_dropped_and_told(way: str) ->
 
 
 @pytest.mark.anyio
+@every_way
 async def test_a_member_that_reads_nothing_is_reset_and_nothing_is_kept_for_it(way: str) -> None:
     limits: dict[str, Any] = {"queue_bytes": 4 * MIB, "close_seconds": 0.2}
     async with (
@@ -91,6 +107,7 @@ async def test_a_member_that_reads_nothing_is_reset_and_nothing_is_kept_for_it(w
 
 
 @pytest.mark.anyio
+@every_way
 async def test_a_member_for_whom_little_waits_for_long_is_dropped(way: str) -> None:
     async with (
         chat_server(way, lag_seconds=0.2, close_seconds=0.2) as server,
@@ -114,6 +131,7 @@ async def test_a_member_for_whom_little_waits_for_long_is_dropped(way: str) -> N
 
 
 @pytest.mark.anyio
+@one_backend
 async def test_a_silent_member_is_dropped_and_one_that_answers_pings_is_not() -> None:
     async with (
         chat_server(ping_seconds=0.1, silence_seconds=2) as server,
