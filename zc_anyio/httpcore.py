@@ -20,8 +20,10 @@ from .streams import ZeroCopySocketStream
 
 try:
     import httpcore
-except ImportError as exc:
-    raise ImportError("zc_anyio.httpcore needs httpcore: pip install 'zc_anyio[httpcore]'") from exc
+except ImportError as _missing:
+    raise ImportError(
+        "zc_anyio.httpcore needs httpcore: pip install 'zc_anyio[httpcore]'"
+    ) from _missing
 
 if TYPE_CHECKING:
     import httpx

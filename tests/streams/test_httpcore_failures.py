@@ -242,6 +242,24 @@ async def test_what_arrives_unasked_ends_an_idle_connection(driver: Any) -> None
         assert len(connections) == 2
 
 
+@pytest.mark.anyio
+async def test_an_answer_of_a_peer_that_closes_without_having_read(driver: Any) -> None:
+    def refuse() -> None:
+        peer, _ = server.accept()
+        with peer:
+            assert peer.recv(1000)
+            peer.sendall(ANSWER)
+        # It resets the connection, since there is more to read; the answer had arrived before.
+
+    async with zc_anyio.open_ring(driver=driver), anyio.create_task_group() as tasks:
+        with listener() as server:
+            tasks.start_soon(anyio.to_thread.run_sync, refuse)
+            transport = httpx_transport(trust_env=False)
+            async with httpx.AsyncClient(transport=transport, timeout=LIMIT) as client:
+                url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+                assert (await client.put(url, content=MORE_THAN_FITS)).text == "ok"
+
+
 # On trio httpx leaves the generator of the body to the garbage collector.
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 @pytest.mark.anyio
