@@ -60,17 +60,8 @@ struct ready_event {
 /* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */
 #define GATHER_BYTES ((size_t)1 << 20)
 #define GATHER_BUFFERS 128u
-/*
- * A buffer of this size that is zero-copied is a request of its own.  Sharing one would cost more
- * than it saves: buffers that do not begin on a page make packets of odd sizes, and a vector of
- * registered ones would be pinned anew.
- */
-#define ALONE_BYTES ((size_t)64 << 10)
-/*
- * From this size on registered memory, which is not pinned at each send, is zero-copied whatever
- * the threshold; so are datagrams, which are never gathered.
- */
-#define SMALLER_ZERO_COPY ((size_t)16 << 10)
+/* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
+#define REGISTERED_ZERO_COPY ((size_t)16 << 10)
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
 /* What may wait in the queues before a send asks for a turn at once. */

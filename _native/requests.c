@@ -31,8 +31,8 @@ bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
     if (ctx->policy == ZC_POLICY_ALWAYS)
         return true;
     size_t least = ctx->threshold;
-    if ((registered || sock->kind == ZC_DATAGRAM) && least > SMALLER_ZERO_COPY)
-        least = SMALLER_ZERO_COPY;
+    if (registered && least > REGISTERED_ZERO_COPY)
+        least = REGISTERED_ZERO_COPY;
     return size >= least && !sock->copy_left;
 }
 
@@ -113,16 +113,17 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
     return true;
 }
 
-/* Whether a send may go out in one request with the one before it. */
+/*
+ * Whether a send may go out in one request with the one before it.  A vector of registered buffers
+ * would be pinned anew, so they share one only where they touch.
+ */
 static bool may_follow(const struct zc_send *before, const struct zc_send *send, bool zero_copy)
 {
-    if (!zero_copy)
+    if (!zero_copy || (!is_registered(before) && !is_registered(send)))
         return true;
-    if (is_registered(before) || is_registered(send))
-        return is_registered(before) && is_registered(send) && before->buffers == 1 &&
-               send->buffers == 1 && !before->slab == !send->slab &&
-               (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
-    return before->size < ALONE_BYTES && send->size < ALONE_BYTES;
+    return is_registered(before) && is_registered(send) && before->buffers == 1 &&
+           send->buffers == 1 && !before->slab == !send->slab &&
+           (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
 }
 
 /*

@@ -1,7 +1,8 @@
 """From which size zero copy costs less CPU than copying, in the lab (see lab/network.py).
 
 Interleaved rounds of one TCP stream to an acknowledging peer: every send zero-copied, every send
-copied, and (up to 64 KiB) every send staged.  CPU seconds a gigabyte, user and system, median and
+copied, and (up to 64 KiB) every send staged.  The same bytes again and again, so warm in the cache,
+and 64 MiB of different ones in turn.  CPU seconds a gigabyte, user and system, median and
 quartiles; the bytes that the peer acknowledged are compared with what was sent.
 
     .venv/bin/python -m benchmarks.lab .venv/bin/python -m benchmarks.threshold
@@ -21,15 +22,16 @@ import zc_anyio
 
 PEER = ("10.99.0.2", 80)
 ROUNDS = 5
-BYTES = 64 << 20
+BYTES = 128 << 20
 SIZES = [1 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10, 1 << 20]
 # struct tcp_info: tcpi_bytes_acked.
 BYTES_ACKED_AT = 120
 WAYS: dict[str, tuple[zc_anyio.ZeroCopy, int]] = {
     "zero copy": ("always", 0),
     "copied": ("never", 0),
-    "staged": ("auto", 1 << 20),
+    "staged": ("always", 1 << 20),
 }
+COLD_BYTES = 64 << 20
 
 
 def acknowledged(sock: socket.socket) -> int:
@@ -39,18 +41,18 @@ def acknowledged(sock: socket.socket) -> int:
     return count - 1
 
 
-async def cost(way: str, size: int) -> float:
+async def cost(way: str, size: int, cold: bool) -> float:
     """Send and return CPU seconds a gigabyte."""
     zero_copy, threshold = WAYS[way]
     count = BYTES // size
-    data = bytes(size)
+    buffers = [b"x" * size for _ in range(COLD_BYTES // size if cold else 1)]
     with socket.create_connection(PEER) as sock:
         sock.setblocking(False)
         async with zc_anyio.open_ring(zero_copy=zero_copy, threshold=threshold):
             begun = time.process_time()
             async with zc_anyio.send_group() as group:
-                for _ in range(count):
-                    await group.send(sock, data)
+                for number in range(count):
+                    await group.send(sock, buffers[number % len(buffers)])
             spent = time.process_time() - begun
             while acknowledged(sock) < size * count:  # noqa: ASYNC110 - nothing tells of it
                 await anyio.sleep(0.001)
@@ -60,23 +62,25 @@ async def cost(way: str, size: int) -> float:
 
 def main() -> None:
     """Print a table."""
-    ways = {size: [way for way in WAYS if way != "staged" or size <= 64 << 10] for size in SIZES}
-    found: dict[tuple[int, str], list[float]] = {}
-    for _ in range(ROUNDS):
+    for cold in (False, True):
+        found: dict[tuple[int, str], list[float]] = {}
+        for _ in range(ROUNDS):
+            for size in SIZES:
+                for way in WAYS:
+                    if way != "staged" or size <= 64 << 10:
+                        spent = anyio.run(cost, way, size, cold)
+                        found.setdefault((size, way), []).append(spent)
+        print(f"| bytes, {'cold' if cold else 'warm'} | " + " | ".join(WAYS) + " |")
+        print("|---|" + "---|" * len(WAYS))
         for size in SIZES:
-            for way in ways[size]:
-                found.setdefault((size, way), []).append(anyio.run(cost, way, size))
-    print("| bytes | " + " | ".join(WAYS) + " |")
-    print("|---|" + "---|" * len(WAYS))
-    for size in SIZES:
-        cells = []
-        for way in WAYS:
-            if values := found.get((size, way)):
-                low, middle, high = statistics.quantiles(values, n=4)
-                cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
-            else:
-                cells.append("")
-        print(f"| {size} | " + " | ".join(cells) + " |")
+            cells = []
+            for way in WAYS:
+                if values := found.get((size, way)):
+                    low, middle, high = statistics.quantiles(values, n=4)
+                    cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
+                else:
+                    cells.append("")
+            print(f"| {size} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

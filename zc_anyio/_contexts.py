@@ -22,14 +22,19 @@ __all__ = ["Context", "Generation", "Lease"]
 class Generation:
     """Sends whose buffers are released together.
 
+    One that a flush has returned stands for all that was sent since the flush before: what a full
+    window has flushed meanwhile is released when this is.
+
     :ivar tag: the tag of its context.
     :ivar number: counted from 0 in its context.
     """
 
-    __slots__ = ("_context", "number", "tag")
+    __slots__ = ("_context", "_unreleased", "number", "tag")
 
-    def __init__(self, context: Context, number: int) -> None:
+    def __init__(self, context: Context, first: int, number: int) -> None:
         self._context = context
+        # The first that is perhaps not released, of those that this stands for.
+        self._unreleased = first
         self.tag: int = context.tag
         self.number: int = number
 
@@ -40,7 +45,9 @@ class Generation:
     @property
     def is_released(self) -> bool:
         """Whether the kernel has given back every buffer of it."""
-        return self._context.is_released(self.number)
+        while self._unreleased <= self.number and self._context.is_released(self._unreleased):
+            self._unreleased += 1
+        return self._unreleased > self.number
 
     async def wait_released(self) -> None:
         """Wait until the kernel reads no buffer of this generation any more.
@@ -48,7 +55,8 @@ class Generation:
         Cancelling the wait changes nothing else: the buffers stay the kernel's.
         """
         await anyio.lowlevel.checkpoint()
-        await self._context.wait_released(self.number)
+        while not self.is_released:
+            await self._context.wait_released(self._unreleased)
 
 
 class Lease(Protocol):
@@ -100,6 +108,8 @@ class Context:
         self.leases: dict[int, list[Lease]] = {}
         self.window_opened: Event | None = None
         self._told = 0
+        # The first generation that no flush has returned, or stood for.
+        self._next_flushed = 0
         self._released_early: set[int] = set()
         self._waiting: dict[int, Event] = {}
         self._results: dict[int, _Result] = {}
@@ -152,7 +162,12 @@ class Context:
     def flush(self, *, even_empty: bool) -> Generation | None:
         """End the open generation; see :meth:`NativeRing.flush`."""
         number = self._native.flush(self.handle, even_empty=even_empty)
-        return None if number is None else Generation(self, number)
+        if number is None:
+            return None
+        first = self._next_flushed
+        if even_empty:  # the program's own flush
+            self._next_flushed = number + 1
+        return Generation(self, first, number)
 
     def is_released(self, number: int) -> bool:
         """Whether a generation that was begun is released."""

@@ -37,6 +37,7 @@ __all__ = [
     "SEND_MUTABLE",
     "SEND_REGISTERED",
     "SEND_UNSTAGED",
+    "SENT_FLAGS",
     "SENT_KICK",
     "SENT_SHIFT",
     "SENT_STAGED",
@@ -94,6 +95,7 @@ SENT_TURN: Final = _constant("ZC_SENT_TURN")
 SENT_KICK: Final = _constant("ZC_SENT_KICK")
 SENT_STAGED: Final = _constant("ZC_SENT_STAGED")
 SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
+SENT_FLAGS: Final = (1 << SENT_SHIFT) - 1
 queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
 # (pointer, size): an object that exports memory, and keeps the pointer's memory alive.
 export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]

@@ -99,7 +99,8 @@ class Output(Sender):
         if sent < 0:
             return self._failed(-sent)
         self._queued(sent, reference)
-        if not sent & SENT_STAGED:
+        # Having it sent may have dropped the last reference to anything, and closed this as well.
+        if not sent & SENT_STAGED and not self.closed:
             # A generation for each, so that the reference goes as soon as the kernel lets go.
             self._context.flush(even_empty=False)
         return True

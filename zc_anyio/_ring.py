@@ -36,7 +36,7 @@ ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
 DRIVERS = ("io_uring", "msg_zerocopy", "copy")
 DEFAULT_ENTRIES = 1024
 # Below about this size the kernel copies faster than it pins, see docs/design.md.
-DEFAULT_THRESHOLD = 64 << 10
+DEFAULT_THRESHOLD = 16 << 10
 # What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
 RESET_SECONDS = 1.0
 # Bytes of memory for small sends; sixteen slabs of it at most are one socket's.

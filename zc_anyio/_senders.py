@@ -19,6 +19,7 @@ from ._files import PIECE, File, Piece, map_piece, open_part, truncated
 from ._lib import (
     SEND_REGISTERED,
     SEND_UNSTAGED,
+    SENT_FLAGS,
     SENT_KICK,
     SENT_SHIFT,
     SENT_STAGED,
@@ -262,7 +263,9 @@ class Sender:
                 self._core, self._context.open_handle, socket.handle, data, len(data), flags
             )
             if sent >= 0:
-                self._queued(sent, data)
+                # What was staged, and asks for no turn, is done with.
+                if sent & SENT_FLAGS != SENT_STAGED:
+                    self._queued(sent, data)
                 return True
         elif (
             type(data) is memoryview

@@ -107,6 +107,8 @@ class SocketTable:
         fd = sock.fileno()
         info = socket_info(fd)
         attached = self._by_inode.get(info.inode) or self._attach_new(fd, info)
+        # Of a stream that was reset before, a send tells that.
+        attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
         self._keepers[stream] = attached, sock.fileno, fd
         return attached

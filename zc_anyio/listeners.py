@@ -80,9 +80,9 @@ class ZeroCopySocketListener(SocketListener):
                     return self._make_stream(sock)
                 except OSError as exc:
                     sock.close()
-                    if not is_shortage(exc):
-                        raise
-                    await wait_shortage(exc)
+                    # Anything else is of this connection: one that was reset in the queue, say.
+                    if is_shortage(exc):
+                        await wait_shortage(exc)
                 except BaseException:
                     sock.close()
                     raise
@@ -90,7 +90,7 @@ class ZeroCopySocketListener(SocketListener):
     def _make_stream(self, sock: socket.socket) -> ZeroCopySocketStream:
         if sock.family == socket.AF_UNIX:
             return ZeroCopyUNIXSocketStream(self._ring, sock)
-        # As anyio has it.  A connection that was reset in the queue may refuse it.
+        # As anyio has it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return ZeroCopySocketStream(self._ring, sock)
 

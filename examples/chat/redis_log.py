@@ -18,14 +18,12 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskStatus
 from coredis import Redis
-from coredis.commands.script import Script
 from coredis.exceptions import RedisError
 from coredis.retry import NoRetryPolicy
 
@@ -33,6 +31,7 @@ from .log import Answer, FullError
 from .messages import Post
 from .metrics import ChatMetrics
 from .presence import Presence
+from .redis_streams import CHANNEL, RoomStreams, is_later
 from .rooms import Kept, Room
 from .websocket import text_frame
 
@@ -40,19 +39,13 @@ __all__ = ["RedisLog"]
 
 log = logging.getLogger("examples.chat")
 
-PREFIX = "zc_chat"
-CHANNEL = f"{PREFIX}:room:"
-# More than the history, so that a server that was away for a while misses nothing.
-LOG_LENGTH = 500
-HISTORY_LENGTH = 100
-KEEP_SECONDS = 30 * 24 * 3600
+PRESENCE_CHANNEL = "zc_chat:presence"
 BACKLOG = 10_000
 BACKLOG_BYTES = 64 << 20
 RETRY_SECONDS = 0.5
 # Without an answer for so long, Redis counts as gone.
 ANSWER_SECONDS = 5.0
 IDLE_SECONDS = 5.0
-HERE = Path(__file__).parent
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 Append: TypeAlias = Callable[[], Awaitable[None]]
@@ -91,7 +84,8 @@ class RedisLog:
         self._origin = secrets.token_hex(8)
         self._number = 0
         self._host: Host | None = None
-        self._client: Redis[bytes] | None = None
+        # While Redis is reached.
+        self._streams: RoomStreams | None = None
         self._presence: Presence | None = None
         self._stopped = False
         self._scope = CancelScope()
@@ -108,7 +102,7 @@ class RedisLog:
     def attach(self, host: Host) -> None:
         """Say whose log this is, before it runs."""
         self._host = host
-        self._presence = Presence(self._origin, f"{PREFIX}:presence", host.rooms)
+        self._presence = Presence(self._origin, PRESENCE_CHANNEL, host.rooms)
 
     # --- what the chat calls ---
 
@@ -129,19 +123,23 @@ class RedisLog:
             await self._deliver_waiting()
 
     async def open(self, room: Room) -> None:
+        assert self._host is not None
         assert self._presence is not None
         self._presence.open(room)
-        if self._client is None:
+        # Those of rooms that made place for others are not needed any more.
+        known = self._positions.keys() & self._host.rooms.keys()
+        self._positions = {name: self._positions[name] for name in known}
+        streams = self._streams
+        if streams is None:
             return
         arrived = self._arrived[room.name] = []
         try:
-            entries = await self._client.xrevrange(_stream(room.name), count=HISTORY_LENGTH)
-            for position, header in reversed(_read(entries)):
+            for position, header in await streams.latest(room.name):
                 ident = json.loads(header)["id"]
                 room.keep([Kept(ident, position, header, text_frame(header))])
                 self._positions[room.name] = position
             while arrived:
-                await self._arrive(self._client, room, *arrived.pop(0))
+                await self._arrive(streams, room, *arrived.pop(0))
         except RedisError:
             # The connection is lost, and when it is back the room is filled.
             log.warning("the history of %s cannot be read", room.name)
@@ -149,10 +147,10 @@ class RedisLog:
             del self._arrived[room.name]
 
     async def fetch(self, room: Room, ident: str) -> Post | None:
-        if self._client is None:
+        if self._streams is None:
             return None
         try:
-            content = await self._client.get(_picture(ident))
+            content = await self._streams.picture(ident)
         except RedisError:
             return None
         header = next((kept.header for kept in room.history if kept.id == ident), None)
@@ -229,14 +227,15 @@ class RedisLog:
             ) as messages,
             anyio.create_task_group() as tasks,
         ):
+            streams = RoomStreams(client, self._origin)
             caught_up: set[Room] = set()
             while missing := set(self._host.rooms.values()) - caught_up:
                 for room in missing:
-                    await self._catch_up(client, room)
+                    await self._catch_up(streams, room)
                 caught_up |= missing
             # Rooms that are opened from here on read their history themselves.
-            self._client = client
-            append = await self._append_waiting(client)
+            self._streams = streams
+            append = await self._append_waiting(streams)
             self.shared = True
             tasks.start_soon(self._append_posted, append)
             tasks.start_soon(self._presence.tell, client)
@@ -248,46 +247,35 @@ class RedisLog:
         """Go on within this server."""
         assert self._host is not None
         assert self._presence is not None
-        was_shared, self.shared, self._client = self.shared, False, None
+        was_shared, self.shared, self._streams = self.shared, False, None
         self._presence.forget_all()
         await self._deliver_waiting()
         if was_shared:
             await self._host.tell_shared(False)
 
-    async def _catch_up(self, client: Redis[bytes], room: Room) -> None:
+    async def _catch_up(self, streams: RoomStreams, room: Room) -> None:
         """Put back what the stream has lost, and deliver what was missed."""
-        seen = [kept for kept in room.history if kept.position is not None]
-        if seen:
-            restore: Script[bytes] = client.register_script((HERE / "restore.lua").read_text())
-            known = [value for kept in seen for value in (kept.position or "", kept.header)]
-            lost: Any = await restore([_stream(room.name)], [LOG_LENGTH, KEEP_SECONDS, *known])
-            if lost:
-                log.warning("put %s messages back into the log of %s", lost, room.name)
+        if lost := await streams.restore(room.name, room.history):
+            log.warning("put %s messages back into the log of %s", lost, room.name)
         latest = self._positions.get(room.name)
         if latest is None:
-            entries = (await client.xrevrange(_stream(room.name), count=HISTORY_LENGTH))[::-1]
+            missed = await streams.latest(room.name)
         else:
-            entries = await client.xrange(_stream(room.name), start=f"({latest}")
-        for position, header in _read(entries):
-            await self._arrive(client, room, position, header)
+            missed = await streams.after(room.name, latest)
+        for position, header in missed:
+            await self._arrive(streams, room, position, header)
 
     # --- messages of this server ---
 
-    async def _append_waiting(self, client: Redis[bytes]) -> Append:
+    async def _append_waiting(self, streams: RoomStreams) -> Append:
         """Append what waits; return what appends what is posted from then on."""
-        script: Script[bytes] = client.register_script((HERE / "append.lua").read_text())
         appended = 0
 
         async def append() -> None:
             nonlocal appended
             for number, waiting in list(self._waiting.items()):
                 if number > appended:
-                    room, post = waiting.room.name, waiting.post
-                    arguments = (number, post.header, post.content or b"", LOG_LENGTH, KEEP_SECONDS)
-                    await script(
-                        [_stream(room), _latest(self._origin), _picture(post.id)],
-                        [*arguments, CHANNEL + room],
-                    )
+                    await streams.append(number, waiting.room.name, waiting.post)
                     appended = number
                     _acknowledge(waiting)
 
@@ -325,13 +313,13 @@ class RedisLog:
         position, _, header = message["data"].partition(b" ")
         if name in self._arrived:
             self._arrived[name].append((position.decode(), header))
-        elif (room := self._host.rooms.get(name)) is not None and self._client is not None:
-            await self._arrive(self._client, room, position.decode(), header)
+        elif (room := self._host.rooms.get(name)) is not None and self._streams is not None:
+            await self._arrive(self._streams, room, position.decode(), header)
 
-    async def _arrive(self, client: Redis[bytes], room: Room, position: str, header: bytes) -> None:
+    async def _arrive(self, streams: RoomStreams, room: Room, position: str, header: bytes) -> None:
         """Deliver what is in the stream, unless it was delivered."""
         latest = self._positions.get(room.name)
-        if latest is not None and _place(position) <= _place(latest):
+        if latest is not None and not is_later(position, latest):
             return
         fields = json.loads(header)
         ident = fields["id"]
@@ -339,7 +327,7 @@ class RedisLog:
         if ident.startswith(f"{self._origin}-"):
             waiting = self._waiting.pop(_number(ident), None)
         if waiting is None:
-            content = await client.get(_picture(ident)) if fields["type"] == "image" else None
+            content = await streams.picture(ident) if fields["type"] == "image" else None
             self._positions[room.name] = position
             await room.deliver(Post(ident, header, content), position)
             return
@@ -361,32 +349,8 @@ def _acknowledge(waiting: Waiting) -> None:
         waiting.answer("ack")
 
 
-# --- names and places ---
-
-
-def _stream(room: str) -> str:
-    return f"{PREFIX}:log:{room}"
-
-
-def _picture(ident: str) -> str:
-    return f"{PREFIX}:picture:{ident}"
-
-
-def _latest(origin: str) -> str:
-    return f"{PREFIX}:latest:{origin}"
-
-
 def _number(ident: str) -> int:
     return int(ident.rpartition("-")[2])
-
-
-def _place(position: str) -> tuple[int, int]:
-    milliseconds, _, sequence = position.partition("-")
-    return int(milliseconds), int(sequence)
-
-
-def _read(entries: Any) -> list[tuple[str, bytes]]:
-    return [(entry.identifier.decode(), entry.field_values[b"header"]) for entry in entries]
 
 
 def _first(exc: BaseException) -> BaseException:

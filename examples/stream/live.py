@@ -129,14 +129,17 @@ class Live(Collector):
         async with self._buffers(), anyio.create_task_group() as sending:
             number = 0
             at = anyio.current_time()
+            period = 1 / self._fps
             while True:
                 if not self._viewers:
                     self._watched = anyio.Event()
                     await self._watched.wait()
                 number += 1
                 await self._frame(number, sending)
-                # Frames that could not be rendered in time are left out, and not hurried after.
-                at = max(at + 1 / self._fps, anyio.current_time())
+                # A frame that is a little late does not delay those that follow; what could not be
+                # rendered in time is left out, and not hurried after.
+                at += period
+                at += max(0, (anyio.current_time() - at) // period) * period
                 await anyio.sleep_until(at)
 
     @asynccontextmanager

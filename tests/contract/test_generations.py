@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from functools import partial
 from typing import Any
 
 import anyio
@@ -215,3 +216,25 @@ async def test_a_group_counts_its_own(driver: Any) -> None:
             assert ring.statistics().bytes_sent == 3005
             assert ring.statistics().generations_released == 2
         client.close()
+
+
+@pytest.mark.anyio
+async def test_a_flush_stands_for_what_a_full_window_flushed_before(holding_driver: Any) -> None:
+    size = 300_000
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(
+            driver=holding_driver, zero_copy="always", threshold=0
+        ) as ring:
+            async with zc_anyio.send_group(window=4 * size) as group:
+                for _ in range(4):
+                    await group.send(client, bytearray(size))
+                generation = group.flush()
+                assert generation.number == 4  # empty: each send had filled its share
+                await until_held(ring, 4)
+                assert not generation.is_released
+                later = group.flush()
+                assert later.is_released
+                receive = partial(receive_exactly, peer, 4 * size)
+                assert await anyio.to_thread.run_sync(receive) == bytes(4 * size)
+                await generation.wait_released()
+                assert ring.statistics().held == 0

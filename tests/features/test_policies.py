@@ -16,7 +16,7 @@ from tests.support.waiting import until_idle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-THRESHOLD = 64 << 10
+THRESHOLD = 16 << 10
 
 
 def zero_copied_requests(ring: zc_anyio.Ring) -> int:

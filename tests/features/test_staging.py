@@ -26,7 +26,7 @@ from tests.support.waiting import LIMIT, until, until_held, until_idle, until_pa
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-THRESHOLD = 64 << 10
+THRESHOLD = 16 << 10
 
 
 def zero_copied_requests(ring: zc_anyio.Ring) -> int:
@@ -140,7 +140,7 @@ async def test_order_across_groups_sizes_and_short_sends(driver: str) -> None:
                         await group.send(client, data)
                         if choose.random() < 0.1:
                             group.flush()
-                assert ring.statistics().staged > 100
+                assert ring.statistics().staged > 16  # its share of the memory, at least
             client.shutdown(socket.SHUT_WR)
             assert await reader.all() == expected
 

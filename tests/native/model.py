@@ -11,7 +11,6 @@ import errno
 
 from tests.native.model_queues import Queues
 from tests.native.model_state import (
-    ALONE_BYTES,
     ALWAYS,
     COPIED,
     COPIED_IN_A_ROW,
@@ -26,8 +25,8 @@ from tests.native.model_state import (
     NEVER,
     NOTIF,
     REGISTERED,
+    REGISTERED_ZERO_COPY,
     RETRIED,
-    SMALLER_ZERO_COPY,
     STREAM,
     Req,
     Send,
@@ -48,8 +47,8 @@ class Model(Queues):
         if not sock.can_zero_copy or send.force_copy or self.denied or ctx.policy == NEVER:
             return False
         least = ctx.threshold
-        if registered(send) or sock.kind == DATAGRAM:
-            least = min(least, SMALLER_ZERO_COPY)
+        if registered(send):
+            least = min(least, REGISTERED_ZERO_COPY)
         return ctx.policy == ALWAYS or (send.size >= least and not sock.copy_left)
 
     def may_build(self) -> bool:
@@ -96,7 +95,7 @@ class Model(Queues):
             kinds = (before.slab is None) == (send.slab is None)
             single = len(before.pieces) == len(send.pieces) == 1
             return both and kinds and single and sum(before.pieces[0]) == send.pieces[0][0]
-        return before.size < ALONE_BYTES and send.size < ALONE_BYTES
+        return True
 
     def gather(self, req: Req, send: Send) -> bool:
         """Adds what is left of a send and fits; false if nothing of it fits."""

@@ -9,14 +9,11 @@ import pytest
 
 from tests.native.harness import Queue, failed, released
 from tests.native.model_state import (
-    ALONE_BYTES,
-    ALWAYS,
     COPIED,
     GATHER_BUFFERS,
     GATHER_BYTES,
-    NEVER,
     REGISTERED,
-    SMALLER_ZERO_COPY,
+    REGISTERED_ZERO_COPY,
 )
 from zc_anyio._zc import ffi, lib
 
@@ -132,19 +129,6 @@ def test_gathering_stops_at_a_number_of_bytes(q: Queue) -> None:
     q.finish()
 
 
-def test_large_sends_are_zero_copied_alone_and_copied_together(queues: list[Queue]) -> None:
-    for policy, expected in ((ALWAYS, [2, 1, 1, 1]), (NEVER, [5])):
-        queues.append(q := Queue(policy=policy))
-        for size in (ALONE_BYTES - 1, 1, ALONE_BYTES, ALONE_BYTES, 1):
-            q.send(size)
-        seen = []
-        while view := q.take():
-            seen.append(view.sends)
-            q.result(view, view.bytes, 0)
-        assert seen == expected
-        q.finish()
-
-
 def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
     memory = ffi.new("char[]", 5 << 10)
     for start, flags in ((0, REGISTERED), (1, REGISTERED), (3, REGISTERED), (4, 0)):
@@ -160,7 +144,7 @@ def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
 def test_registered_memory_is_zero_copied_from_a_smaller_size(queues: list[Queue]) -> None:
     queues.append(q := Queue(threshold=1 << 20))
     seen = []
-    for size in (SMALLER_ZERO_COPY - 1, SMALLER_ZERO_COPY):
+    for size in (REGISTERED_ZERO_COPY - 1, REGISTERED_ZERO_COPY):
         q.send(size, flags=REGISTERED)
         view = q.take()
         seen.append(view.zero_copy)

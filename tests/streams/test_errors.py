@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.abc
 import pytest
+from anyio.abc import SocketAttribute
 
 import zc_anyio
 from tests.streams.pairs import clog, connected, facing, outcome, settle
@@ -176,6 +177,29 @@ async def test_a_reset_breaks_it_with_the_cause(driver: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_connection_that_was_reset_before_it_was_accepted(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        accepting = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
+        async with accepting:
+            port = accepting.extra(SocketAttribute.local_port)
+            reset(socket.create_connection(("127.0.0.1", port)))
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                first = accepting.listeners[0]
+                assert isinstance(first, zc_anyio.ZeroCopySocketListener)
+                async with await first.accept() as stream:
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await stream.receive()
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await stream.send(b"x")
+                    async with zc_anyio.send_group() as group:
+                        with pytest.raises(anyio.BrokenResourceError):
+                            await group.send(stream, b"x")
+                async with await first.accept() as stream:
+                    await stream.send(b"whole")
+                    assert peer.recv(5) == b"whole"
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("call", BLOCKED)
 async def test_a_reset_fails_what_waits(driver: Any, call: str) -> None:
     async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
@@ -238,7 +262,7 @@ async def test_closing_with_bytes_unread_resets(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
         await stream.send(bytes(4 << 20))
         peer.sendall(b"unread")
-        await anyio.wait_readable(stream.extra(anyio.abc.SocketAttribute.raw_socket))
+        await anyio.wait_readable(stream.extra(SocketAttribute.raw_socket))
         await stream.aclose()
 
         def receive() -> type:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from coredis import Redis
 
-from examples.chat.redis_log import HERE
+from examples.chat.redis_streams import SCRIPTS
 from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member
 from tests.support.backends import one_backend
 from tests.support.redis import RedisServer, redis_server
@@ -237,7 +237,7 @@ async def test_what_others_said_while_the_connection_was_lost_is_read_from_the_s
 @pytest.mark.anyio
 async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> None:
     """As by a server that lost the connection before it had the answer."""
-    script = (HERE / "append.lua").read_text()
+    script = (SCRIPTS / "append.lua").read_text()
     async with Redis.from_url(redis.url, decode_responses=True) as client:
         append = client.register_script(script)
 

@@ -16,6 +16,7 @@ from tests.support.served import Served, serve
 
 NAME = "Über <b> & 100% #1?.webm"
 SECONDS = 20
+X264 = ["-c:v", "libx264", "-preset", "ultrafast"]
 # The frame's number, read from the squares that are drawn at the bottom of the picture.
 READ_CODE = f"""() => {{
     const picture = document.getElementById("picture");
@@ -40,10 +41,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with videos that Chromium plays."""
     ffmpeg = need_command("ffmpeg", "ffmpeg")
     folder = tmp_path_factory.mktemp("videos")
-    source = ["-f", "lavfi", "-i", f"testsrc=size=320x180:rate=10:duration={SECONDS}"]
+    source = ["-f", "lavfi", "-i", f"testsrc=size=160x90:rate=5:duration={SECONDS}"]
     for name, coding in (
-        ("film.mp4", ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]),
-        (NAME, ["-c:v", "libvpx", "-b:v", "200k"]),
+        ("film.mp4", [*X264, "-pix_fmt", "yuv420p", "-movflags", "+faststart"]),
+        (NAME, ["-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8"]),
     ):
         command = [ffmpeg, "-loglevel", "error", *source, *coding, folder / name]
         subprocess.run(command, check=True, timeout=50)
@@ -78,7 +79,7 @@ def test_a_video_plays_and_seeks(server: Served, started: Browser, name: str) ->
         until(opened, f"() => !player.seeking && player.currentTime > {SECONDS - 3.8}")
         assert opened.evaluate("player.error") is None
         # It shows what is there at that time, and not the beginning.
-        assert opened.evaluate("player.videoWidth") == 320
+        assert opened.evaluate("player.videoWidth") == 160
     assert server.metrics()['http_requests_total{status="206"}'] > 0
 
 

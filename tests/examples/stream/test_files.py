@@ -48,7 +48,7 @@ def one_server(folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def nginx(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an nginx that serves the same folder."""
-    command = need_command("nginx", "nginx-light")
+    command = need_command("nginx", "nginx")
     root = tmp_path_factory.mktemp("nginx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -304,6 +304,7 @@ def test_one_connection_carries_many_requests(server: Served, folder: Path) -> N
 
 
 def test_the_ring_has_sent_it(server: Served) -> None:
+    assert server.ask("/files/film.mp4").status == 200
     values = server.metrics()
     assert values["stream_file_bytes_total"] > 0
     if "--plain" in server.process.args:  # type: ignore[operator]

@@ -33,13 +33,17 @@ def read_code(image: Image.Image) -> int:
     return int("".join("1" if bit > 128 else "0" for bit in bits), 2)  # type: ignore[operator]
 
 
-def read_parts(sock: socket.socket, count: int) -> list[tuple[int, bytes]]:
+def read_parts(
+    sock: socket.socket, count: int, between: Callable[[], object] = lambda: None
+) -> list[tuple[int, bytes]]:
     """Read parts of the live picture; return the number and the picture of each."""
     with sock.makefile("rb") as file:
-        return _read_parts(file, count)
+        return _read_parts(file, count, between)
 
 
-def _read_parts(file: BinaryIO, count: int) -> list[tuple[int, bytes]]:
+def _read_parts(
+    file: BinaryIO, count: int, between: Callable[[], object]
+) -> list[tuple[int, bytes]]:
     head = list(iter(file.readline, b"\r\n"))
     assert head[0].startswith(b"HTTP/1.1 200"), head
     assert b"content-type: multipart/x-mixed-replace; boundary=frame\r\n" in head
@@ -51,6 +55,7 @@ def _read_parts(file: BinaryIO, count: int) -> list[tuple[int, bytes]]:
         assert fields["Content-Type"] == "image/jpeg"
         parts.append((int(fields["X-Frame"]), file.read(int(fields["Content-Length"]))))
         assert file.read(11) == b"\r\n--frame\r\n"
+        between()
     return parts
 
 
@@ -84,6 +89,26 @@ def test_frames_are_pictures_in_order_with_their_number_in_them(
             assert read_code(image) == number
         until_metric(server, lambda values: values["stream_viewers"] == 0)
         assert server.ask("/live", method="HEAD").status == 200
+
+
+def test_a_slow_viewer_skips_frames_and_stays(tmp_path: Path) -> None:
+    with serve("examples.stream", str(tmp_path), "--fps=50") as server:
+
+        def ten_frames() -> None:
+            until = server.metrics()["stream_frames_total"] + 10
+            until_metric(server, lambda values: values["stream_frames_total"] >= until)
+
+        with watch(server, receive_buffer=32 << 10) as sock:
+            parts = read_parts(sock, 8, ten_frames)
+            values = server.metrics()
+        numbers = [number for number, _ in parts]
+        assert numbers == sorted(set(numbers))
+        # 80 were rendered meanwhile; what is on its way already is not skipped.
+        assert numbers[-1] - numbers[0] > 20
+        assert values["stream_frames_skipped_total"] > 0
+        assert values["stream_viewers_dropped_total"] == 0
+        for number, data in parts:
+            assert read_code(Image.open(io.BytesIO(data))) == number
 
 
 def test_a_frame_that_does_not_fit_its_buffer_is_refused() -> None:
