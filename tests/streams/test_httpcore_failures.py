@@ -29,7 +29,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 MORE_THAN_FITS = bytes(24 << 20)
 # So many tasks that the ring takes for all of them what arrives.
 WAITING = 8
-# On trio httpx leaves the generator of a body that was not sent to its end to the garbage collector.
+# On trio httpx leaves the generator of a body that was not sent whole to the garbage collector.
 body_left = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 
 
