@@ -56,6 +56,9 @@ class Receiver(Protocol):
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
+    def has_taken(self) -> bool:
+        """Whether bytes, the end or an error were taken from the socket that nobody received."""
+
     def close(self) -> bool:
         """Take nothing more, and wake a call that waits; before the socket is closed.
 
@@ -144,7 +147,6 @@ class DirectReceiver:
         """Do not look at the socket between the calls any more."""
 
     def has_taken(self) -> bool:
-        """Whether bytes were taken from the socket that nobody has received."""
         return False
 
     def close(self) -> bool:
@@ -280,6 +282,9 @@ class ReceivedBefore:
             taken = await self.receive(view.nbytes)
             view[: len(taken)] = taken
             return len(taken)
+
+    def has_taken(self) -> bool:
+        return bool(self._received) or self._receiver.has_taken()
 
     def close(self) -> bool:
         unread, self._received = self._received, b""

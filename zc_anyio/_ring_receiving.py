@@ -195,6 +195,12 @@ class RingReceiver:
         self._handle = None
         self.on_ready()
 
+    def has_taken(self) -> bool:
+        handle = self._handle
+        if handle is not None and rx_ready(handle) != -errno.EAGAIN:
+            return True
+        return bool(self._left) or self._direct.has_taken()
+
     def close(self) -> bool:
         handle = self._handle
         unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)

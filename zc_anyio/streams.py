@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import warnings
 from collections.abc import Collection
@@ -155,6 +156,18 @@ class ZeroCopySocketStream(SocketStream):
         if not size:
             self._raise_end()
         return size
+
+    def is_readable(self) -> bool:
+        """Whether :meth:`receive` would not wait, be it for bytes, the end or a failure.
+
+        Polling the descriptor does not tell, since a ring may have taken what arrived.
+        """
+        if self._closed or self._receiver.has_taken():
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        # What the kernel tells of MSG_ZEROCOPY sends is reported as an error alone.
+        return any(events & select.POLLIN for _, events in poll.poll(0))
 
     async def send_eof(self) -> None:
         """Tell the peer that no more comes, behind all that was queued, by groups as well.

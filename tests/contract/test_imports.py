@@ -36,6 +36,7 @@ ORDER = [
     "datagrams",
     "_trio_stream",
     "_connect",
+    "httpcore",
     "lowlevel",
     "_measure",
     "_report",
@@ -90,4 +91,4 @@ def test_importing_does_not_import_optional_packages() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert not {"trio", "uvloop", "numpy", "rich", "cffi"} & set(done.stdout.split())
+    assert not {"trio", "uvloop", "numpy", "rich", "cffi", "httpcore"} & set(done.stdout.split())

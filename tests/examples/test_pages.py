@@ -1,0 +1,57 @@
+"""The examples of the pages run as they stand and print what is said; links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.examples.pages import ROOT, Example, examples, leads_somewhere, links, programs
+
+PAGES = ["README.md", "docs/streams.md"]
+LINKED = [*PAGES, "docs/design.md", "docs/performance.md"]
+EXAMPLES = [
+    pytest.param(example, backend, id=f"{page}-{number}-{backend}")
+    for page in PAGES
+    for number, example in enumerate(examples(page), 1)
+    for backend in example.backends
+]
+
+
+@pytest.mark.parametrize(("example", "backend"), EXAMPLES)
+def test_an_example_runs(
+    example: Example, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "example.py"
+    program.write_text(example.on(backend), encoding="utf-8")
+    runpy.run_path(str(program), run_name="__main__")
+    printed = capsys.readouterr()
+    assert not printed.err
+    if example.output is None:
+        assert "2621440 bytes arrived as they were sent" in printed.out
+    else:
+        assert printed.out == example.output
+
+
+def test_every_program_is_an_example() -> None:
+    assert {page: programs(page) for page in PAGES} == {page: len(examples(page)) for page in PAGES}
+
+
+@pytest.mark.parametrize(
+    ("page", "link"), [(page, link) for page in LINKED for link in sorted(links(page))]
+)
+def test_every_link_leads_somewhere(page: str, link: str) -> None:
+    assert leads_somewhere(page, link)
+
+
+def test_every_command_is_a_target_of_the_makefile() -> None:
+    targets = re.findall(
+        r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = set(re.findall(r"`?\bmake ([a-z-]+)`|^make ([a-z-]+) ", readme, re.MULTILINE))
+    named = {one or other for one, other in commands}
+    assert {"demo", "test"} <= named
+    assert named <= set(targets)
