@@ -18,6 +18,7 @@ from tests.conftest import usable
 from tests.streams.pairs import connected, facing, settle
 from tests.support.waiting import LIMIT, until
 from zc_anyio import _ring_receiving
+from zc_anyio._lib import rx_ready
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -123,7 +124,7 @@ async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
                     await anyio.lowlevel.checkpoint()
         await settle()
         assert isinstance(stream._receiver, _ring_receiving.RingReceiver)
-        held = _ring_receiving.rx_ready(stream._receiver._handle)
+        held = rx_ready(stream._receiver._handle)
         assert HELD_BYTES <= held < HELD_BYTES + SHARED
 
 
