@@ -7,7 +7,8 @@ VERSIONS ?= 3.12 3.13
 ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order.py \
 	tests/contract/test_cancellation.py tests/contract/test_sockets.py \
 	tests/contract/test_broadcast.py tests/features/test_lowlevel.py \
-	tests/features/test_staging.py tests/features/test_datagrams.py
+	tests/features/test_staging.py tests/features/test_datagrams.py \
+	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py
 # What another Python could break; empty for all.
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \

@@ -117,6 +117,7 @@ struct zc_ctx {
     uint64_t id, next_generation;
     int policy;
     bool by_hand; /* generations do not roll */
+    bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */

@@ -148,6 +148,17 @@ int zc_core_linger(zc_core *core, uint32_t milliseconds)
 }
 
 /* A send leaves its generation: its buffer is the caller's again. */
+/* The window is free of a send. */
+static void free_window(struct zc_core *core, struct zc_ctx *ctx, struct zc_send *send)
+{
+    ctx->unreleased -= send->weight;
+    send->weight = 0;
+    if (ctx->wanted && (!ctx->unreleased || ctx->unreleased + ctx->wanted <= ctx->window)) {
+        ctx->wanted = 0;
+        zc_tell(core, &ctx->window_event, ZC_EV_WINDOW);
+    }
+}
+
 static void settle(struct zc_core *core, struct zc_send *send)
 {
     struct zc_gen *gen = send->gen;
@@ -160,11 +171,7 @@ static void settle(struct zc_core *core, struct zc_send *send)
         ++*(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied);
     }
     ctx->stats.unreleased_sends -= send->count;
-    ctx->unreleased -= send->weight;
-    if (ctx->wanted && (!ctx->unreleased || ctx->unreleased + ctx->wanted <= ctx->window)) {
-        ctx->wanted = 0;
-        zc_tell(core, &ctx->window_event, ZC_EV_WINDOW);
-    }
+    free_window(core, ctx, send);
     send->gen = NULL;
     link_remove(&send->gen_link);
     zc_gen_check(core, gen);
@@ -205,6 +212,8 @@ void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
     /* The proposal's FLUSH: it acts when the send succeeds, and only then. */
     if (send->flags & ZC_SEND_FLUSH && !send->error && !send->gen->flushed)
         zc_gen_flush(core, send->gen);
+    if (send->gen->ctx->until_taken)
+        free_window(core, send->gen->ctx, send);
     /* What was staged is the caller's again already; the slab is held on. */
     if (send->slab)
         settle(core, send);

@@ -290,6 +290,15 @@ int zc_ctx_by_hand(zc_ctx *ctx)
     return 0;
 }
 
+/* What the kernel has taken, and holds, does not count in the window: its own buffers bound that. */
+int zc_ctx_until_taken(zc_ctx *ctx)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->until_taken = true;
+    return 0;
+}
+
 /*
  * Ends the open generation and returns its number.  With none open: an empty one is made and
  * released at once if `even_empty`, otherwise ENODATA.

@@ -306,6 +306,10 @@ class NativeRing:
         """Have the generations of a context end only when they are flushed."""
         check(lib.zc_ctx_by_hand(handle))
 
+    def until_taken(self, handle: Any) -> None:
+        """Have the window of a context count only what the kernel has not taken."""
+        check(lib.zc_ctx_until_taken(handle))
+
     def linger(self, milliseconds: int) -> None:
         """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
         check(lib.zc_core_linger(self.core, milliseconds))

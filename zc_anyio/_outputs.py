@@ -19,7 +19,8 @@ from ._sockets import AttachedSocket
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
-# Bytes that a stream has accepted and that are not released; a single larger send is let in alone.
+# Bytes that a stream has accepted and the kernel has not taken; what that has, its own buffers bound.
+# A single larger send is let in alone.
 STREAM_WINDOW = 1 << 20
 # A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
 COPIED_AT_MOST = 64 << 10
@@ -45,6 +46,8 @@ class Output(Sender):
         self._is_tcp = self._is_stream and sock.family != socket.AF_UNIX
         self._start(ring, tag=0, window=STREAM_WINDOW, zero_copy=None)
         self._native = ring._native
+        # What is held does not count: it would limit a stream to a window in each round trip.
+        self._native.until_taken(self._context.handle)
         self._is_small = min(COPIED_AT_MOST, ring._threshold)
         self._scope: anyio.CancelScope | None = None
         self.closed = False

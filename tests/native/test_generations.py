@@ -256,3 +256,22 @@ def test_idle_is_withdrawn_by_a_new_send(q: Queue) -> None:
     q.result(q.take(), 10, 0)
     assert q.events() == [idle()]
     q.finish()
+
+
+def test_a_window_that_counts_until_the_kernel_has_taken_it(queues: list[Queue]) -> None:
+    queues.append(q := Queue(window=100))
+    assert lib.zc_ctx_until_taken(q.ctx) == 0
+    q.send(100)
+    first = q.take()
+    assert q.send(50) == -errno.EAGAIN
+    q.result(first, 60)
+    assert (q.events(), q.send(50)) == ([], -errno.EAGAIN)
+    rest = q.take()
+    q.result(rest, 40)
+    assert q.events() == [(WINDOW, CTX, 0, 0)]
+    assert q.stats("held") == 1
+    assert q.send(100) >= 0
+    q.notify(first)
+    q.notify(rest)
+    assert q.send(1) == -errno.EAGAIN
+    q.finish()

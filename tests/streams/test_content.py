@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,6 +13,8 @@ import pytest
 import zc_anyio
 from tests.streams.pairs import connected
 from tests.support.backends import one_backend
+from tests.support.peers import receive_exactly, tcp_pair
+from tests.support.waiting import LIMIT, until
 
 MIB = 1 << 20
 # Sends are slices of it, so that making them takes no time.
@@ -96,3 +99,17 @@ async def test_64_mib_each_way_at_once(driver: Any) -> None:
 )
 async def test_6_mib_each_way_at_once(driver: Any, kind: str, zero_copy: str) -> None:
     await both_ways(driver, zero_copy, kind, 6 * MIB, MIB)
+
+
+@pytest.mark.anyio
+async def test_what_the_kernel_holds_does_not_fill_the_window(holding_driver: Any) -> None:
+    with tcp_pair(stalled=True) as (client, peer):
+        async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
+            async with await zc_anyio.ZeroCopySocketStream.from_socket(client.dup()) as stream:
+                client.close()
+                with anyio.fail_after(LIMIT):
+                    for _ in range(3):
+                        await stream.send(bytes(1 << 20))
+                await until(lambda: ring.statistics().held == 3)
+                receive = partial(receive_exactly, peer, 3 << 20)
+                assert await anyio.to_thread.run_sync(receive) == bytes(3 << 20)
