@@ -19,8 +19,8 @@ from ._sockets import AttachedSocket
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
-# Bytes that a stream has accepted and the kernel has not taken; what that has, its own buffers bound.
-# A single larger send is let in alone.
+# Bytes that a stream has accepted and the kernel has not taken: what that has, its own buffers
+# bound.  A single larger send is let in alone.
 STREAM_WINDOW = 1 << 20
 # A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
 COPIED_AT_MOST = 64 << 10
