@@ -14,6 +14,9 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
 PYTEST_ARGS ?=
+# Peers of the tests: a browser, a web server as reference, a load, a source of videos, and what
+# several chat servers share rooms through.
+TEST_PACKAGES := chromium ffmpeg nginx redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
 # What `make stream` serves: a test video, unless told otherwise.
@@ -59,7 +62,7 @@ stream: $(VENV)/.installed $(filter $(TEST_VIDEO),$(FOLDER)/test.mp4) ## Serve v
 chat: $(VENV)/.installed ## Run the chat server (ARGS=--help: the options)
 	@$(BIN)/python -m examples.chat $(ARGS)
 
-test: $(VENV)/.installed ## Run all tests (PYTEST_ARGS="-k name" to choose)
+test: $(VENV)/.peers ## Run all tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
@@ -118,7 +121,12 @@ $(VENV)/.installed: $(VENV)/.created $(NATIVE)
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+$(VENV)/.peers: $(VENV)/.installed
+	@scripts/install_debian_packages "$(PYTHON)" $(TEST_PACKAGES)
+	@touch $@
+
 $(TEST_VIDEO): | $(VENV)/.created
+	@scripts/install_debian_packages "$(PYTHON)" ffmpeg
 	@mkdir -p $(@D)
 	@ffmpeg -loglevel error -y -f lavfi -i testsrc2=size=640x360:rate=25:duration=60 \
 		-f lavfi -i sine=beep_factor=4:duration=60 -pix_fmt yuv420p -movflags +faststart $@
