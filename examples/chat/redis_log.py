@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ PRESENCE_CHANNEL = "zc_chat:presence"
 BACKLOG = 10_000
 BACKLOG_BYTES = 64 << 20
 RETRY_SECONDS = 0.5
+# Messages that are known again when they are put back into a log.
+SEEN = 10_000
 # Without an answer for so long, Redis counts as gone.
 ANSWER_SECONDS = 5.0
 IDLE_SECONDS = 5.0
@@ -96,6 +99,8 @@ class RedisLog:
         self._delivering = anyio.Lock()
         # Where each room's latest message stands in its stream.
         self._positions: dict[str, str] = {}
+        # The latest messages of the log that arrived here.
+        self._seen: OrderedDict[str, None] = OrderedDict()
         # What arrives for rooms whose history is being read.
         self._arrived: dict[str, list[tuple[str, bytes]]] = {}
 
@@ -137,6 +142,7 @@ class RedisLog:
             for position, header in await streams.latest(room.name):
                 ident = json.loads(header)["id"]
                 room.keep([Kept(ident, position, header, text_frame(header))])
+                self._note_seen(ident)
                 self._positions[room.name] = position
             while arrived:
                 await self._arrive(streams, room, *arrived.pop(0))
@@ -319,19 +325,24 @@ class RedisLog:
     async def _arrive(self, streams: RoomStreams, room: Room, position: str, header: bytes) -> None:
         """Deliver what is in the stream, unless it was delivered."""
         latest = self._positions.get(room.name)
-        if latest is not None and not is_later(position, latest):
-            return
+        later = latest is None or is_later(position, latest)
         fields = json.loads(header)
         ident = fields["id"]
+        # What comes late and is new was another server's alone when Redis went and lost it.
+        if not later and ident in self._seen:
+            return
         waiting = None
         if ident.startswith(f"{self._origin}-"):
             waiting = self._waiting.pop(_number(ident), None)
-        if waiting is None:
-            content = await streams.picture(ident) if fields["type"] == "image" else None
+        content = None
+        if waiting is None and fields["type"] == "image":
+            content = await streams.picture(ident)
+        if later:
             self._positions[room.name] = position
+        self._note_seen(ident)
+        if waiting is None:
             await room.deliver(Post(ident, header, content), position)
             return
-        self._positions[room.name] = position
         self._waiting_bytes -= len(header) + len(waiting.post.content or b"")
         self._metrics.backlog.set(len(self._waiting))
         if waiting.delivered:
@@ -341,6 +352,11 @@ class RedisLog:
         else:
             await room.deliver(waiting.post, position)
         _acknowledge(waiting)
+
+    def _note_seen(self, ident: str) -> None:
+        self._seen[ident] = None
+        if len(self._seen) > SEEN:
+            self._seen.popitem(last=False)
 
 
 def _acknowledge(waiting: Waiting) -> None:

@@ -53,14 +53,16 @@ class RoomStreams:
         )
 
     async def restore(self, room: str, history: Iterable[Kept]) -> int:
-        """Put back what a stream has lost, and return how many messages that were."""
+        """Put back what a stream has lost, tell all servers, and return how many that were."""
         known: list[Any] = []
         for kept in history:
             if kept.position is not None:
                 known += [kept.position, kept.header]
         if not known:
             return 0
-        lost: Any = await self._restore([_stream(room)], [LOG_LENGTH, KEEP_SECONDS, *known])
+        lost: Any = await self._restore(
+            [_stream(room)], [LOG_LENGTH, KEEP_SECONDS, CHANNEL + room, *known]
+        )
         return int(lost)
 
     async def latest(self, room: str) -> list[Entry]:

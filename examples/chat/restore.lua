@@ -1,7 +1,9 @@
 -- Puts back what a log has lost, as one that was restarted without its data: messages that a server
 -- has seen at a position, and that are not there.  What a full log has dropped is not lost.
+-- Servers that had not been told of them before Redis went are told now.
 -- KEYS: the log
--- ARGV: length of the log, seconds to keep, then position and header of each message, oldest first
+-- ARGV: length of the log, seconds to keep, channel, then position and header of each message, oldest
+-- first
 -- Returns how many were put back.
 local most = tonumber(ARGV[1])
 if redis.call('XLEN', KEYS[1]) >= most then
@@ -18,9 +20,10 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
   entries[#entries + 1] = { entry[1], entry[2][2], place(entry[1]) }
 end
 local lost = 0
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   if not present[ARGV[i]] then
     lost = lost + 1
+    redis.call('PUBLISH', ARGV[3], ARGV[i] .. ' ' .. ARGV[i + 1])
     entries[#entries + 1] = { ARGV[i], ARGV[i + 1], place(ARGV[i]) }
   end
 end
