@@ -1,7 +1,7 @@
 """Receiving and accepting: what streams and listeners call, and the way that needs no ring.
 
 :func:`make_receiver` and :func:`make_acceptor` choose.  Whoever calls :meth:`Receiver.receive` or
-:meth:`Acceptor.accept` sees to it that only one task at a time does.
+:meth:`DirectAcceptor.accept` sees to it that only one task at a time does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ._loops import AsyncioLoop, Loop
 from ._ring import Ring
 
 __all__ = [
-    "Acceptor",
     "CallbackReceiver",
     "DirectAcceptor",
     "DirectReceiver",
@@ -64,20 +63,6 @@ class Receiver(Protocol):
 
         Returns whether bytes that were taken from the socket have not been received.
         """
-
-
-class Acceptor(Protocol):
-    """What a listener takes its connections from.  Every call is a checkpoint."""
-
-    async def accept(self) -> socket.socket:
-        """Return the next connection, non-blocking; wait while none can be taken.
-
-        :raises OSError: the socket does not listen.
-        :raises anyio.ClosedResourceError: :meth:`close` was called, also while this waits.
-        """
-
-    def close(self) -> None:
-        """Take no more connections, and wake a call that waits; before the socket is closed."""
 
 
 def make_direct_receiver(ring: Ring, sock: socket.socket) -> DirectReceiver:
@@ -299,6 +284,11 @@ class DirectAcceptor:
         self._receiver = DirectReceiver(ring._loop_calls, sock)
 
     async def accept(self) -> socket.socket:
+        """Return the next connection, non-blocking; wait while none can be taken.
+
+        :raises OSError: the socket does not listen.
+        :raises anyio.ClosedResourceError: :meth:`close` was called, also while this waits.
+        """
         while True:
             try:
                 connection, _ = await self._receiver.call(self._accept)
@@ -314,6 +304,7 @@ class DirectAcceptor:
                 return connection
 
     def close(self) -> None:
+        """Take no more connections, and wake a call that waits; before the socket is closed."""
         self._receiver.close()
 
 

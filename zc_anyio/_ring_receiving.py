@@ -26,10 +26,7 @@ from ._lib import (
     unpack,
 )
 from ._loops import Waiter
-from ._receiving import (
-    Receiver,
-    make_direct_receiver,
-)
+from ._receiving import Receiver, make_direct_receiver
 from ._ring import Ring
 
 if TYPE_CHECKING:
