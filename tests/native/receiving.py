@@ -7,7 +7,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 from tests.support.waiting import LIMIT
 from zc_anyio._zc import ffi, lib
@@ -40,12 +39,10 @@ class Receiver:
         """Bytes that can be taken, 0 at the end, or a negative errno."""
         return int(lib.zc_rx_ready(self.handle))
 
-    @property
-    def armed(self) -> bool:
+    def is_armed(self) -> bool:
         return bool(lib.zc_rx_is_armed(self.handle))
 
-    @property
-    def bulk(self) -> bool:
+    def is_bulk(self) -> bool:
         return bool(lib.zc_rx_is_bulk(self.handle))
 
     def take(self, most: int = 1 << 30) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import random
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import usable
-from tests.native.receiving import POLL, RECEIVE, Receiving
+from tests.native.receiving import POLL, RECEIVE, Receiver, Receiving
 from tests.support.needs import missing
 from tests.support.peers import reset, tcp_pair
 from zc_anyio._zc import ffi, lib
@@ -54,7 +55,7 @@ def test_order_whatever_part_is_taken(ring: Receiving) -> None:
         # Now and then all of it, so that it does not come to hold too much.
         most = stream.ready
         taken += stream.take(most - min(most - 1, 100) if choose.random() < 0.9 else most)
-    assert stream.armed
+    assert stream.is_armed()
     assert taken + stream.take() == sent
 
 
@@ -65,7 +66,7 @@ def test_what_had_arrived_comes_before_the_end(ring: Receiving) -> None:
     stream.peer.shutdown(socket.SHUT_WR)
     ring.settle()
     assert stream.take() == b"last words"
-    assert (stream.ready, stream.ready, stream.armed) == (0, 0, False)
+    assert (stream.ready, stream.ready, stream.is_armed()) == (0, 0, False)
     assert ring.turn() is False
 
 
@@ -77,9 +78,13 @@ def test_what_had_arrived_comes_before_a_failure(ring: Receiving) -> None:
         ring.settle()
         reset(stream.peer)
         stream.peer.close()
-        ring.until(lambda: not stream.armed)
+        ring.until(lambda: not stream.is_armed())
         assert stream.take() == b"last words"
         assert stream.ready == -errno.ECONNRESET
+
+
+def has_some(stream: Receiver) -> bool:
+    return stream.ready > 0
 
 
 def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
@@ -89,7 +94,7 @@ def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
         stream.begin()
     for stream in streams:
         stream.peer.send(bytes(size))
-    ring.until(lambda: not any(stream.armed for stream in streams))
+    ring.until(lambda: not any(stream.is_armed() for stream in streams))
     assert sorted(set(ring.told)) == [stream.number for stream in streams]
     without = [stream for stream in streams if stream.ready == -errno.EAGAIN]
     assert without, "there were buffers for all of them"
@@ -97,7 +102,7 @@ def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
         received = len(stream.take())
         while received < size:
             stream.arm()
-            ring.until(lambda stream=stream: stream.ready > 0)
+            ring.until(functools.partial(has_some, stream))
             received += len(stream.take())
         assert received == size
 
@@ -107,16 +112,16 @@ def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
 
 def test_it_is_armed_from_when_it_is_asked(ring: Receiving) -> None:
     stream = ring.add()
-    assert not stream.armed
+    assert not stream.is_armed()
     stream.arm()
-    assert stream.armed
+    assert stream.is_armed()
     stream.arm()
     ring.settle()
-    assert stream.armed
+    assert stream.is_armed()
     stream.arm()
     stream.peer.send(b"once")
     ring.settle()
-    assert stream.armed
+    assert stream.is_armed()
     assert (stream.take(), ring.told) == (b"once", [stream.number])
 
 
@@ -125,13 +130,13 @@ def test_a_large_piece_makes_it_bulk_until_bytes_are_asked_for(ring: Receiving) 
     stream.begin()
     stream.peer.send(bytes(BULK_BYTES - 1))
     ring.settle()
-    assert not stream.bulk
-    assert stream.armed
+    assert not stream.is_bulk()
+    assert stream.is_armed()
     stream.take()
     stream.peer.send(bytes(BULK_BYTES))
     ring.settle()
-    assert stream.bulk
-    assert not stream.armed
+    assert stream.is_bulk()
+    assert not stream.is_armed()
     assert stream.take() == bytes(BULK_BYTES)
 
     stream.peer.send(b"not brought")
@@ -141,36 +146,36 @@ def test_a_large_piece_makes_it_bulk_until_bytes_are_asked_for(ring: Receiving) 
     stream.arm(POLL)
     ring.settle()
     assert ring.told == [stream.number]
-    assert (stream.ready, stream.bulk, stream.armed) == (-errno.EAGAIN, True, False)
+    assert (stream.ready, stream.is_bulk(), stream.is_armed()) == (-errno.EAGAIN, True, False)
     assert stream.own.recv(100) == b"not brought"
 
     stream.arm(POLL)
     ring.settle()
-    assert stream.armed, "there is nothing to read"
+    assert stream.is_armed(), "there is nothing to read"
     stream.peer.send(b"one more")
-    ring.until(lambda: not stream.armed)
+    ring.until(lambda: not stream.is_armed())
     assert stream.own.recv(100) == b"one more"
 
     stream.arm(RECEIVE)
-    assert not stream.bulk
+    assert not stream.is_bulk()
     for word in (b"brought", b"again"):
         stream.peer.send(word)
         ring.settle()
         assert stream.take() == word
-        assert stream.armed
+        assert stream.is_armed()
 
 
 def test_it_holds_so_much_and_goes_on_when_asked(ring: Receiving) -> None:
     stream = ring.add()
     stream.begin()
     sent = 0
-    while stream.armed:
+    while stream.is_armed():
         stream.peer.send(bytes(1000))
         sent += 1000
         ring.settle()
         assert stream.ready == sent
     assert HELD_BYTES <= sent < HELD_BYTES + 1000
-    assert not stream.bulk
+    assert not stream.is_bulk()
     stream.peer.send(b"behind")
     ring.settle()
     assert stream.ready == sent
@@ -180,7 +185,7 @@ def test_it_holds_so_much_and_goes_on_when_asked(ring: Receiving) -> None:
     stream.begin()
     ring.settle()
     assert stream.take() == b"behind"
-    assert stream.armed
+    assert stream.is_armed()
 
 
 def test_stopping(ring: Receiving) -> None:
@@ -192,8 +197,8 @@ def test_stopping(ring: Receiving) -> None:
     # The barrier, and this one; the other is not armed yet, and will not be.
     assert lib.zc_ring_stop_receiving(ring.ring) == 2
     assert lib.zc_ring_stop_receiving(ring.ring) == 2
-    assert (stream.armed, asked.armed) == (True, False)
-    ring.until(lambda: not stream.armed and not ring.barrier.armed)
+    assert (stream.is_armed(), asked.is_armed()) == (True, False)
+    ring.until(lambda: not stream.is_armed() and not ring.barrier.is_armed())
     assert lib.zc_ring_stop_receiving(ring.ring) == 0
     assert (stream.take(), stream.ready) == (b"before", -errno.EAGAIN)
     ring.told.clear()
@@ -210,7 +215,7 @@ def test_asked_while_it_is_being_cancelled(ring: Receiving) -> None:
     lib.zc_ring_stop_receiving(ring.ring)
     stream.arm()
     ring.settle()
-    assert stream.armed
+    assert stream.is_armed()
     stream.peer.send(b"after")
     ring.settle()
     assert stream.take() == b"after"
@@ -219,7 +224,7 @@ def test_asked_while_it_is_being_cancelled(ring: Receiving) -> None:
     stream.arm()
     lib.zc_ring_stop_receiving(ring.ring)
     ring.settle()
-    assert not stream.armed
+    assert not stream.is_armed()
 
 
 def test_what_ended_by_itself_is_not_cancelled(ring: Receiving) -> None:
@@ -229,7 +234,7 @@ def test_what_ended_by_itself_is_not_cancelled(ring: Receiving) -> None:
     stream.peer.shutdown(socket.SHUT_WR)
     assert lib.zc_ring_stop_receiving(ring.ring) == 1
     ring.turn()
-    assert (stream.ready, stream.armed) == (0, False)
+    assert (stream.ready, stream.is_armed()) == (0, False)
     assert lib.zc_ring_submits(ring.ring) == submits
 
 
@@ -364,4 +369,4 @@ def test_refusals(ring: Receiving) -> None:
         lib.zc_ring_stop_receiving(null),
     ):
         assert result == -errno.EINVAL
-    assert not stream.armed
+    assert not stream.is_armed()
