@@ -291,8 +291,10 @@ def allocated() -> int:
 
 
 def mapped() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * 4096
+    """Bytes of address space; 0 with a sanitizer, which keeps for a while what is freed."""
+    if "libasan" in Path("/proc/self/maps").read_text(encoding="utf-8"):
+        return 0
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * 4096
 
 
 def test_memory_of_those_that_were_freed(ring: Receiving) -> None:
@@ -332,28 +334,28 @@ def test_memory_of_those_that_are_idle(ring: Receiving) -> None:
     assert allocated() - before < len(streams) * KEPT_BYTES + (256 << 10)
 
 
-def test_memory_of_rings_that_were_closed() -> None:
+@pytest.mark.parametrize("receivers", [0, 1000])
+def test_memory_of_rings_that_were_closed(receivers: int) -> None:
     usable("io_uring")
 
-    def open_and_close() -> None:
-        made, out = Receiving(), ffi.new("zc_rx **")
-        for _ in range(20):
+    def open_and_close(times: int) -> None:
+        out = ffi.new("zc_rx **")
+        for _ in range(times):
+            made = Receiving()
             stream = made.add()
             stream.begin()
             stream.peer.send(bytes(10_000))
-        for _ in range(1000):
-            assert lib.zc_rx_new(made.ring, stream.own.fileno(), 1, out) == 0
-        made.settle()
-        made.close()
+            for _ in range(receivers):
+                assert lib.zc_rx_new(made.ring, stream.own.fileno(), 1, out) == 0
+            made.settle()
+            made.close()
 
-    for _ in range(3):
-        open_and_close()
+    open_and_close(3)
     before = allocated(), mapped()
-    for _ in range(50):
-        open_and_close()
-    # A table of 1,020 receivers takes 8 KiB.
+    open_and_close(50)
+    # What each has received takes 10 KB, a table of 1,000 receivers 8 KiB.
     assert allocated() - before[0] < 200 << 10
-    assert mapped() - before[1] < SHARED * 10
+    assert mapped() - before[1] < SHARED * 25
 
 
 def test_refusals(ring: Receiving) -> None:
