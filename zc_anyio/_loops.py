@@ -62,6 +62,13 @@ class Loop(Protocol):
     @property
     def new_waiter(self) -> Callable[[], Waiter]: ...
 
+    @property
+    def call_from_thread(self) -> Callable[[Callable[[], None]], object]:
+        """Have something called in the loop's thread, soon; ``RuntimeError``: it runs no more.
+
+        It may be used anywhere, also while garbage is collected.
+        """
+
     def readable(self, fd: int) -> Readable:
         """Return what waits for a descriptor again and again."""
 
@@ -80,6 +87,9 @@ class TrioLoop:
         self.wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
         self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
         self.new_waiter: Callable[[], Waiter] = trio.Event
+        self.call_from_thread: Callable[[Callable[[], None]], object] = (
+            trio.lowlevel.current_trio_token().run_sync_soon
+        )
 
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
@@ -105,6 +115,7 @@ class AsyncioLoop:
         self.loop: asyncio.AbstractEventLoop = loop
         self.wait_readable: Callable[[int], Awaitable[None]] = anyio.wait_readable
         self.notify_closing: Callable[[int], None] = anyio.notify_closing
+        self.call_from_thread: Callable[[Callable[[], None]], object] = loop.call_soon_threadsafe
 
     @staticmethod
     async def checkpoint() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from ._buffers import Buffer
 from ._errors import os_error
 from ._groups import send_group
 from ._lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
+from ._receiving import Receiver
 from ._ring import Ring
 from ._senders import Sender
 from ._sockets import AttachedSocket
@@ -212,3 +214,14 @@ class Output(Sender):
                 self._socket.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLOSING_SECONDS * 1000
                 )
+
+    def drop(self, receiver: Receiver) -> None:
+        """Close all of a stream that nobody closed and nothing refers to, in whatever thread."""
+        self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket)
+
+    def _close_dropped(self, receiver: Receiver) -> None:
+        # No event loop runs any more, or none of its tasks: there is nobody to wake.
+        with suppress(RuntimeError):
+            receiver.close()
+        self.close(self._socket)
+        self._socket.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -149,9 +150,22 @@ class Ring:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
 
-    def is_own_thread(self) -> bool:
-        """Whether this thread may touch the ring: an object that is dropped may be so in any."""
-        return self._thread == threading.get_ident()
+    def call_in_own_thread(self, close: Callable[[], None], sock: socket.socket) -> None:
+        """Close what belongs to an object that was dropped, which happens in any thread.
+
+        :param close: closes all of it, its socket too; called now, or soon in the event loop.
+        :param sock: what is closed if that does not run any more.
+        """
+        if self.is_foreign():
+            # The event loop and its descriptors are the parent's.
+            sock.close()
+        elif self._thread == threading.get_ident():
+            close()
+        else:
+            try:
+                self._loop_calls.call_from_thread(close)
+            except RuntimeError:
+                sock.close()
 
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""

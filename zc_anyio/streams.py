@@ -8,7 +8,6 @@ import select
 import socket
 import warnings
 from collections.abc import Collection
-from contextlib import suppress
 from io import IOBase
 from typing import NoReturn, Self, cast
 
@@ -235,11 +234,7 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            if self._ring.is_own_thread():
-                with suppress(RuntimeError):  # no event loop runs any more
-                    self._receiver.close()
-                self._output.close(self._socket)
-            self._socket.close()
+            self._output.drop(self._receiver)
 
 
 def _has_unread(sock: socket.socket) -> bool:
