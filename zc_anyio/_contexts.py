@@ -181,9 +181,12 @@ class Context:
 
     async def wait_all_released(self) -> None:
         """Wait for the release of every generation begun so far, the last of which is flushed."""
-        unreleased = self._native.context_statistics(self.handle).generations_open
-        for number in range(self._told, self._told + len(self._released_early) + unreleased):
+        for number in range(self._told, self._native.generations(self.handle)):
             await self.wait_released(number)
+
+    def is_all_released(self) -> bool:
+        """Whether every generation begun so far is released."""
+        return self._told == self._native.generations(self.handle)
 
     def has_unreleased(self, *, only_mutable: bool) -> bool:
         """Whether a send is not retired: any, or one of a buffer that the caller can change."""
@@ -250,8 +253,7 @@ class Context:
         self._free_if_released()
 
     def _free_if_released(self) -> None:
-        statistics = self._native.context_statistics(self.handle)
-        if statistics.generations_open or statistics.generations_released != self._told:
+        if not self.is_all_released():
             return
         self._native.free_context(self.handle)
         self._reaper.remove(self.ident)

@@ -319,6 +319,11 @@ class NativeRing:
         lib.zc_core_disown(self.core)
         self.ring = self.core = ffi.NULL
 
+    def generations(self, handle: Any) -> int:
+        """Return how many generations a context has begun."""
+        result: int = lib.zc_ctx_generations(handle)
+        return result
+
     def free_context(self, handle: Any) -> None:
         """Free a context all of whose generations are released, and told."""
         check(lib.zc_ctx_free(self.core, handle))
