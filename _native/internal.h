@@ -65,8 +65,10 @@ struct ready_event {
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
 /* What may wait in the queues before a send asks for a turn at once. */
-#define TURN_BYTES ((size_t)256 << 10)
-#define TURN_SENDS 256u
+#define TURN_BYTES ((size_t)(256) << 10)
+#define TURN_SENDS 4096u
+/* After so many the caller looks at the clock: others may have waited for long enough. */
+#define LOOK_SENDS 256u
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
 /* A generation is flushed by itself at this share of the window, or at so many sends. */

@@ -405,7 +405,7 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
     int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
     if (core->waiting_bytes >= TURN_BYTES || core->waiting_sends >= TURN_SENDS)
         sent |= ZC_SENT_TURN;
-    else if (core->waiting_sends == 1)
+    else if (core->waiting_sends % LOOK_SENDS == 1)
         sent |= ZC_SENT_KICK;
     return send->slab ? sent | ZC_SENT_STAGED : sent;
 }
@@ -536,6 +536,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
             continue;
         struct zc_send *send = container(socks[i]->sends.prev, struct zc_send, sock_link);
         ctx->unreleased -= size - weight;
+        core->waiting_bytes -= size - weight;
         send->gen->bytes -= size - weight;
         send->weight = weight;
         turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);
