@@ -10,11 +10,24 @@
 
 #include "ring.h"
 
+/*
+ * Up to so many times the threshold copying is cheaper: such a send would share its request, its
+ * notification and the wake-up for it with no other.
+ */
+#define LONE_THRESHOLDS 16u
+
+static bool is_copied(const struct zc_core *core, const struct zc_ctx *ctx,
+                      const struct zc_sock *sock, size_t size)
+{
+    return (ctx->policy == ZC_POLICY_AUTO && size / LONE_THRESHOLDS < ctx->threshold) ||
+           !zc_goes_zero_copy(core, ctx, sock, size, false);
+}
+
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t size, uint32_t flags)
 {
     return !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
-           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) && !zc_goes_zero_copy(core, ctx, sock, size, false);
+           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) && is_copied(core, ctx, sock, size);
 }
 
 /* The whole send was taken. */

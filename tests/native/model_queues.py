@@ -12,6 +12,7 @@ from tests.native.model_state import (
     FLUSH,
     IDLE,
     KICK,
+    LOOK_SENDS,
     MUTABLE,
     NEVER,
     RELEASED,
@@ -252,7 +253,10 @@ class Queues:
         self.join(send)
         self.grow(send, len(content), weight, 1)
         send.ticket = ctx.totals["sends"]
-        return self.sent(send)
+        sent = self.sent(send)
+        # Of a broadcast the bytes count once.
+        self.waiting_bytes -= len(content) - weight
+        return sent
 
     def read(self, piece: Piece) -> bytes:
         return bytes(self.memory[piece[0] : sum(piece)])
@@ -274,7 +278,7 @@ class Queues:
         sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
         if self.waiting_bytes >= TURN_BYTES or self.waiting_sends >= TURN_SENDS:
             return sent | TURN
-        return sent | KICK if self.waiting_sends == 1 else sent
+        return sent | KICK if self.waiting_sends % LOOK_SENDS == 1 else sent
 
     # --- staging
 
