@@ -195,7 +195,8 @@ struct zc_sock {
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
-    bool can_zero_copy, reset;
+    bool can_zero_copy, reset, suspended;
+    uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
     uint32_t next_id;

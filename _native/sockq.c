@@ -32,8 +32,11 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     return sock;
 }
 
-/* Refused with EBUSY while a send or a request refers to the socket, or a failure was not told. */
-int zc_sock_free(zc_core *core, zc_sock *sock)
+/*
+ * The socket takes no sends until it is resumed.  Refused with EBUSY while a send or a request
+ * refers to it, or a failure was not told.
+ */
+int zc_sock_suspend(zc_core *core, zc_sock *sock)
 {
     if (!core || !sock)
         return -EINVAL;
@@ -43,8 +46,30 @@ int zc_sock_free(zc_core *core, zc_sock *sock)
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    if (!sock->suspended)
+        core->stats.sockets--;
+    sock->suspended = true;
+    return 0;
+}
+
+/* The socket takes sends again, by another descriptor. */
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
+{
+    if (!core || !sock || !sock->suspended)
+        return -EINVAL;
+    sock->fd = fd;
+    sock->suspended = false;
+    core->stats.sockets++;
+    return 0;
+}
+
+/* Refused like zc_sock_suspend. */
+int zc_sock_free(zc_core *core, zc_sock *sock)
+{
+    int err = zc_sock_suspend(core, sock);
+    if (err < 0)
+        return err;
     link_remove(&sock->link);
-    core->stats.sockets--;
     zc_release(core, sock);
     return 0;
 }
@@ -466,6 +491,8 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EMSGSIZE;
     if (sock->error)
         return -EPIPE;
+    if (sock->suspended)
+        return -EBADF;
     if (zc_window_full(ctx, total))
         return -EAGAIN;
     int64_t sent = -ENOSPC;
@@ -527,6 +554,8 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         int64_t one;
         if (socks[i]->error)
             one = -EPIPE;
+        else if (socks[i]->suspended)
+            one = -EBADF;
         else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
             one = -EMSGSIZE;
         else

@@ -119,6 +119,8 @@ int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
 int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
+int zc_sock_suspend(zc_core *core, zc_sock *sock);
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
@@ -174,8 +176,10 @@ int zc_ring_unregister(zc_ring *ring, char *memory);
 
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        const struct zc_learned *learned);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
+                        int can_zero_copy, const struct zc_learned *learned);
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 

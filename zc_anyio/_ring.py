@@ -231,6 +231,7 @@ class Ring:
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
+        self._sockets.detach_suspended()
         return cancelled
 
     def _close(self) -> None:
