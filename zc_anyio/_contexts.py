@@ -122,19 +122,26 @@ class Context:
     def on_released(self, generation: int) -> None:
         """Drop the references of a generation, and tell everybody who waits for it."""
         self.references.pop(generation, None)
-        for lease in self.leases.pop(generation, ()):
-            lease.give_back()
-        if (event := self._waiting.pop(generation, None)) is not None:
+        if self.leases:
+            for lease in self.leases.pop(generation, ()):
+                lease.give_back()
+        if self._waiting and (event := self._waiting.pop(generation, None)) is not None:
             event.set()
-        self._released_early.add(generation)
-        while self._told in self._released_early:
-            self._released_early.remove(self._told)
-            if self._channel is not None:
-                with suppress(anyio.BrokenResourceError):
-                    self._channel.send_nowait(Notification(self.tag, self._told))
-            self._told += 1
+        if generation == self._told:
+            self._tell()
+            while self._told in self._released_early:
+                self._released_early.remove(self._told)
+                self._tell()
+        else:
+            self._released_early.add(generation)
         if self._orphaned:
             self._free_if_released()
+
+    def _tell(self) -> None:
+        if self._channel is not None:
+            with suppress(anyio.BrokenResourceError):
+                self._channel.send_nowait(Notification(self.tag, self._told))
+        self._told += 1
 
     def on_result(self, ticket: int, error: int) -> None:
         """A reported send was taken by the kernel, or failed."""

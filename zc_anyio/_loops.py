@@ -62,6 +62,10 @@ class Loop(Protocol):
     @property
     def new_waiter(self) -> Callable[[], Waiter]: ...
 
+    @property
+    def call_soon(self) -> Callable[[Callable[[], object]], object] | None:
+        """Have a function called when the event loop comes round; ``None``: that takes a task."""
+
     def readable(self, fd: int) -> Readable:
         """Return what waits for a descriptor again and again."""
 
@@ -83,6 +87,7 @@ class TrioLoop:
         self.wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
         self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
         self.new_waiter: Callable[[], Waiter] = trio.Event
+        self.call_soon: None = None
         self._current_token: Callable[[], object] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
 
@@ -115,6 +120,7 @@ class AsyncioLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
+        self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.wait_readable: Callable[[int], Awaitable[None]] = anyio.wait_readable
         self.notify_closing: Callable[[int], None] = anyio.notify_closing
 

@@ -81,6 +81,9 @@ class Reaper:
         self._wake = loop.new_waiter()
         # A turn was asked for, and none was taken since.
         self._due = False
+        self._call_soon = loop.call_soon
+        self._called = False
+        self._raised: Exception | None = None
         self._linger = Event()
         self._scopes: list[CancelScope] = []
         # Set at the next turn; made when somebody waits for it.
@@ -163,7 +166,22 @@ class Reaper:
     def submit_soon(self) -> None:
         """Have a turn taken when the event loop comes round, unless one was taken until then."""
         self._due = True
-        self._wake.set()
+        if self._call_soon is None:
+            self._wake.set()
+        elif not self._called:
+            self._called = True
+            self._call_soon(self._on_soon)
+
+    def _on_soon(self) -> None:
+        """Take the turn that was asked for; what is left of it is the submitter's."""
+        self._called = False
+        if self._due and not self._stopping:
+            try:
+                self.turn()
+            except Exception as exc:
+                self._raised = exc
+            if self._raised is not None or self._due:
+                self._wake.set()
 
     async def wait_turn(self) -> None:
         """Wait until another turn was taken, or the ring was closed."""
@@ -214,6 +232,8 @@ class Reaper:
                 while not self._stopping:
                     await self._wake.wait()
                     self._wake = self._loop.new_waiter()
+                    if self._raised is not None:
+                        raise self._raised
                     if self._due and not self._stopping:
                         self.turn()
                         if self._due:
