@@ -10,6 +10,7 @@ import socket
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -48,7 +49,7 @@ async def test_it_is_resumed_as_often_as_wanted(driver: str, kind: str) -> None:
                 assert numbers(ring) == [1]
             counters = ring.statistics()
             assert (counters.sends, counters.bytes_sent) == (8, 4 * 40_005)
-        if stream is not client:
+        if not isinstance(stream, socket.socket):
             await stream.aclose()
 
 
@@ -116,7 +117,7 @@ async def test_it_was_reset(driver: str) -> None:
 def no_descriptors() -> Iterator[None]:
     """Let no descriptor be opened."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open("/dev/null", "rb") as lowest:
+    with Path("/dev/null").open("rb") as lowest:
         number = lowest.fileno()
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
     try:
