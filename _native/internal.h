@@ -226,7 +226,6 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
-void zc_core_advance(struct zc_core *core, uint64_t now);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);

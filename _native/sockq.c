@@ -149,17 +149,20 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
-/* Tells of the sockets that have been idle for long enough. */
-void zc_core_advance(struct zc_core *core, uint64_t now)
+/* Tells of the sockets that have been idle for long enough; `now` in milliseconds, never less. */
+int zc_core_advance(zc_core *core, uint64_t now)
 {
+    if (!core)
+        return -EINVAL;
     core->now = now;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
         if (core->linger && now - sock->idle_since < core->linger)
-            return;
+            break;
         link_remove(&sock->linger_link);
         zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
     }
+    return 0;
 }
 
 /* How long an idle socket stays attached; 0 tells of all that are idle. */
@@ -168,8 +171,7 @@ int zc_core_linger(zc_core *core, uint32_t milliseconds)
     if (!core)
         return -EINVAL;
     core->linger = milliseconds;
-    zc_core_advance(core, core->now);
-    return 0;
+    return zc_core_advance(core, core->now);
 }
 
 /* A send leaves its generation: its buffer is the caller's again. */

@@ -100,6 +100,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
 int zc_core_linger(zc_core *core, uint32_t milliseconds);
+int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);

@@ -96,6 +96,7 @@ class Ctx:
     policy: int
     threshold: int
     by_hand: bool = False
+    until_taken: bool = False  # the window counts what the kernel has not taken
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
@@ -110,7 +111,7 @@ class Ctx:
 
     @property
     def unreleased_bytes(self) -> int:
-        return sum(send.weight for send in self.unreleased)
+        return sum(send.weight for send in self.unreleased if send.owed or not self.until_taken)
 
 
 @dataclass(eq=False)
@@ -123,6 +124,7 @@ class Sock:
     copied_in_a_row: int = 0
     copy_left: int = 0
     copy_next: int = 0
+    idle_since: int = 0  # milliseconds
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)
     requests: list[Req] = field(default_factory=list)

@@ -95,6 +95,8 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
     core, ctx, sock, errors = q.core, q.ctx, q.sock, ffi.new("int32_t[1]")
     for result in (
         lib.zc_core_free(null),
+        lib.zc_core_linger(null, 1),
+        lib.zc_core_advance(null, 1),
         lib.zc_events(core, null, 1),
         lib.zc_ctx_free(core, null),
         lib.zc_ctx_flush(core, null, 0),
@@ -104,6 +106,9 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
         lib.zc_ctx_get_stats(ctx, null),
         lib.zc_sock_free(core, null),
         lib.zc_sock_fail(core, sock, 0),
+        lib.zc_sock_reset(core, sock, 0),
+        lib.zc_sock_tell_idle(core, null),
+        lib.zc_sock_unsent(null),
         lib.zc_sock_error(null),
         lib.zc_send(core, null, sock, MEMORY, 1, 0),
         lib.zc_broadcast(core, ctx, [sock, null], 2, MEMORY, 1, 0, errors),
