@@ -277,7 +277,7 @@ void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
 {
     struct zc_gen *gen = ctx->open;
     if (gen && !ctx->by_hand &&
-        (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
+        (gen->bytes >= ctx->window / WINDOW_SHARE || gen->total >= ROLL_SENDS))
         zc_gen_flush(core, gen);
 }
 
