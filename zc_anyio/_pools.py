@@ -18,15 +18,21 @@ from typing import Any, Literal, TypeAlias
 import anyio
 import anyio.lowlevel
 
-from ._lib import export, from_buffer, map_address, part_of
+from ._lib import (
+    PAGES_ORDINARY,
+    PAGES_RESERVED,
+    PAGES_TRANSPARENT,
+    export,
+    map_address,
+    map_memory,
+    part_of,
+)
 from ._ring import Ring, require_ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
 
 HugePages: TypeAlias = Literal["auto", "always", "never"]
 
-# asm-generic/mman-common.h; Python's mmap module has no name for it.
-MAP_HUGETLB = 0x40000
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 # The kernel registers at most this much as one buffer.
@@ -134,19 +140,16 @@ class _Region:
     """Memory of a pool that is registered as one buffer, or could not be."""
 
     def __init__(self, pool: BufferPool, count: int) -> None:
-        self.memory: mmap.mmap = _map(
-            count * pool.stride,
-            pool.huge_pages,
-            registered=pool._ring.capabilities.driver == "io_uring",
-        )
-        self.pinned: Any = from_buffer("char[]", self.memory)
+        self.size: int = count * pool.stride
+        self.pinned: Any
+        self.pinned, registered = map_memory(self.size, pool.pages)
         self.address: int = map_address(self.pinned)
         self.slots: list[_Slot] = [
             _Slot(pool, self, number * pool.stride) for number in range(count)
         ]
         self.refused: str | None = None
         try:
-            pool._ring._native.register(self.pinned, len(self.memory))
+            pool._ring._native.register(self.pinned, min(registered, REGION_MOST))
         except OSError as exc:
             self.refused = str(exc)
 
@@ -169,9 +172,14 @@ class BufferPool:
         self.buffer_size: int = buffer_size
         self.count: int = 0
         self.huge_pages: HugePages = huge_pages
-        unit = HUGE_PAGE if huge_pages == "always" or buffer_size >= HUGE_PAGE else PAGE
+        unit = HUGE_PAGE if buffer_size >= HUGE_PAGE else PAGE
         self.stride: int = -(-buffer_size // unit) * unit
         self._ring = ring
+        self.pages: int = PAGES_ORDINARY
+        if huge_pages == "always":
+            self.pages = PAGES_RESERVED
+        elif huge_pages == "auto" and ring.capabilities.driver != "io_uring":
+            self.pages = PAGES_TRANSPARENT
         self._views = ring._leases_by_view
         self._regions: list[_Region] = []
         self._closed = False
@@ -188,7 +196,7 @@ class BufferPool:
         """
         if self._closed:
             raise anyio.ClosedResourceError
-        most = max(1, REGION_MOST // self.stride)
+        most = max(1, (REGION_MOST - PAGE) // self.stride)
         for first in range(0, count, most):
             region = _Region(self, min(most, count - first))
             self._regions.append(region)
@@ -275,7 +283,7 @@ class BufferPool:
 
     def _slot_at(self, address: int) -> _Slot | None:
         for region in self._regions:
-            if 0 <= address - region.address < len(region.memory):
+            if 0 <= address - region.address < region.size:
                 return region.slots[(address - region.address) // self.stride]
         return None
 
@@ -325,8 +333,7 @@ async def open_buffer_pool(
     :param count: how many.
     :param huge_pages: ``"always"`` takes explicitly reserved ones (``vm.nr_hugepages``),
         ``"never"`` takes none; ``"auto"`` asks for transparent ones unless the memory is registered
-        with an io_uring, which charges a part of a registered huge page to the socket's send buffer
-        from the page's beginning, so that a socket takes much less.
+        with an io_uring, which reads it page by page anyway.
     :param ring: default the ambient ring.
     :raises RuntimeError: no ring is open.
     :raises OSError: no memory, or no reserved huge pages.
@@ -346,15 +353,3 @@ async def open_buffer_pool(
     finally:
         ring._pools.remove(pool)
         pool._close()
-
-
-def _map(size: int, huge_pages: HugePages, *, registered: bool) -> mmap.mmap:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, size, flags=flags | (MAP_HUGETLB if huge_pages == "always" else 0))
-    with suppress(OSError):
-        # A kernel without transparent huge pages answers EINVAL.
-        if huge_pages == "auto" and not registered:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        elif huge_pages != "always":
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory
