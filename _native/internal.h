@@ -128,6 +128,7 @@ struct zc_ctx {
     bool by_hand; /* generations do not roll */
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
+    size_t alone; /* bytes below which what needs no queue is copied */
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
     struct zc_gen *open;

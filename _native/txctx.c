@@ -300,6 +300,18 @@ int zc_ctx_until_taken(zc_ctx *ctx)
 }
 
 /*
+ * What can be handed over at once, with nothing of its socket queued, is copied below this size: it
+ * costs less than a notification of its own.
+ */
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->alone = below;
+    return 0;
+}
+
+/*
  * Ends the open generation and returns its number.  With none open: an empty one is made and
  * released at once if `even_empty`, otherwise ENODATA.
  */

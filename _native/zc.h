@@ -114,6 +114,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
                    int policy, size_t threshold);
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);

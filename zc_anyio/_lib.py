@@ -329,6 +329,10 @@ class NativeRing:
         """Have the window of a context count only what the kernel has not taken."""
         check(lib.zc_ctx_until_taken(handle))
 
+    def copy_alone(self, handle: Any, below: int) -> None:
+        """Have what can be handed over at once copied below a size, whatever the threshold is."""
+        check(lib.zc_ctx_copy_alone(handle, below))
+
     def linger(self, milliseconds: int) -> None:
         """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
         check(lib.zc_core_linger(self.core, milliseconds))

@@ -87,6 +87,29 @@ async def test_a_socket_that_copies_is_sent_to_by_copying_and_probed_again(
         assert zero_copied <= (requests if zero_copy == "always" else 0)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize(
+    ("zero_copy", "thresholds", "through_ring"),
+    [("auto", 4, False), ("auto", 8, True), ("always", 4, True)],
+)
+async def test_what_a_stream_sends_alone_is_copied_below_eight_thresholds(
+    holding_driver: str,
+    zero_copy: Literal["auto", "always"],
+    thresholds: int,
+    through_ring: bool,
+    kind: type[bytes | bytearray],
+) -> None:
+    size = thresholds * THRESHOLD
+    with tcp_pair() as (client, peer), Reader(peer) as reader:
+        async with zc_anyio.open_ring(driver=holding_driver, zero_copy=zero_copy) as ring:
+            async with await zc_anyio.ZeroCopySocketStream.from_socket(client.dup()) as stream:
+                client.close()
+                await stream.send(kind(size))
+                assert (ring.statistics().requests > 0) == through_ring
+                await stream.send_eof()
+                assert len(await reader.all()) == size
+
+
 @pytest.mark.parametrize("kind", ["unix", "mptcp"])
 async def test_sockets_without_zero_copy_are_sent_to_by_copying(driver: str, kind: str) -> None:
     if kind == "unix":
