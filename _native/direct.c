@@ -10,24 +10,12 @@
 
 #include "ring.h"
 
-/*
- * Up to so many times the threshold copying is cheaper: such a send would share its request, its
- * notification and the wake-up for it with no other.
- */
-#define LONE_THRESHOLDS 16u
-
-static bool is_copied(const struct zc_core *core, const struct zc_ctx *ctx,
-                      const struct zc_sock *sock, size_t size)
-{
-    return (ctx->policy == ZC_POLICY_AUTO && size / LONE_THRESHOLDS < ctx->threshold) ||
-           !zc_goes_zero_copy(core, ctx, sock, size, false);
-}
-
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t size, uint32_t flags)
 {
     return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
-           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) && is_copied(core, ctx, sock, size);
+           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
+           (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
 }
 
 /* The whole send was taken. */
@@ -84,6 +72,8 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
     if (queued < 0 && taken)
         /* Memory is out, in the middle of what the caller takes for one send. */
         zc_sock_break(core, sock, ENOMEM, false);
+    else if (taken)
+        container(sock->sends.prev, struct zc_send, sock_link)->copied = true;
     return queued;
 }
 

@@ -430,7 +430,9 @@ void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint3
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
 {
     int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
-    if (core->waiting_bytes >= TURN_BYTES || core->waiting_sends >= TURN_SENDS)
+    size_t enough =
+        send->slab ? TURN_BYTES : batch_bytes(send->gen->ctx, TURN_BYTES, TURN_BYTES_MOST);
+    if (core->waiting_bytes >= enough || core->waiting_sends >= TURN_SENDS)
         sent |= ZC_SENT_TURN;
     else if (core->waiting_sends % LOOK_SENDS == 1)
         sent |= ZC_SENT_KICK;

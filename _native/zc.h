@@ -60,6 +60,11 @@
 #define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
 #define ZC_RX_POLL 2        /* until the socket can be read, once */
 
+/* Pages of mapped memory. */
+#define ZC_PAGES_ORDINARY 0
+#define ZC_PAGES_TRANSPARENT 1 /* huge ones, where the kernel finds some */
+#define ZC_PAGES_RESERVED 2    /* huge ones, of those that were reserved (vm.nr_hugepages) */
+
 /* How a ring tells the event loop that completions wait. */
 #define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
 #define ZC_WAKE_EVENTFD 1   /* DEFER_TASKRUN, an eventfd is polled */
@@ -111,6 +116,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
 uint64_t zc_ctx_generations(const zc_ctx *ctx);
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
@@ -174,6 +180,12 @@ uint64_t zc_ring_submits(const zc_ring *ring);
 int zc_ring_stage(zc_ring *ring, size_t size, int registered);
 int zc_ring_register(zc_ring *ring, char *memory, size_t size);
 int zc_ring_unregister(zc_ring *ring, char *memory);
+
+/* --- memory.c --- */
+
+char *zc_map(size_t size, int pages);
+size_t zc_mapped_size(size_t size, int pages);
+void zc_unmap(char *memory, size_t size, int pages);
 
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);

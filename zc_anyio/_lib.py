@@ -26,6 +26,9 @@ __all__ = [
     "IDLE",
     "LATER",
     "NO_ADDRESS",
+    "PAGES_ORDINARY",
+    "PAGES_RESERVED",
+    "PAGES_TRANSPARENT",
     "POLICIES",
     "READY",
     "RELEASED",
@@ -49,6 +52,7 @@ __all__ = [
     "export",
     "from_buffer",
     "map_address",
+    "map_memory",
     "new_learned",
     "part_of",
     "pointer_to",
@@ -83,6 +87,9 @@ SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
 SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
+PAGES_ORDINARY: Final = _constant("ZC_PAGES_ORDINARY")
+PAGES_TRANSPARENT: Final = _constant("ZC_PAGES_TRANSPARENT")
+PAGES_RESERVED: Final = _constant("ZC_PAGES_RESERVED")
 RX_RECEIVE: Final = _constant("ZC_RX_RECEIVE")
 RX_POLL: Final = _constant("ZC_RX_POLL")
 POLICIES: Final = {
@@ -157,6 +164,18 @@ def map_address(pinned: Any) -> int:
 def pointer_to(address: int) -> Any:
     """Return an address as the native part takes it; whoever uses it keeps the memory alive."""
     return ffi.cast("char *", address)
+
+
+def map_memory(size: int, pages: int) -> tuple[Any, int]:
+    """Map memory of a kind of pages, until nothing refers to it; return it and what to register.
+
+    :raises OSError: no memory, or no reserved huge pages.
+    """
+    memory = lib.zc_map(size, pages)
+    if memory == ffi.NULL:
+        raise os_error(ffi.errno)
+    pinned = ffi.gc(memory, lambda mapped: lib.zc_unmap(mapped, size, pages))
+    return pinned, lib.zc_mapped_size(size, pages)
 
 
 def part_of(pinned: Any, offset: int) -> Any:
@@ -309,6 +328,10 @@ class NativeRing:
     def until_taken(self, handle: Any) -> None:
         """Have the window of a context count only what the kernel has not taken."""
         check(lib.zc_ctx_until_taken(handle))
+
+    def copy_alone(self, handle: Any, below: int) -> None:
+        """Have what can be handed over at once copied below a size, whatever the threshold is."""
+        check(lib.zc_ctx_copy_alone(handle, below))
 
     def linger(self, milliseconds: int) -> None:
         """Keep idle sockets attached for so long; with 0, tell of all that are idle."""

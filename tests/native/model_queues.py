@@ -19,7 +19,6 @@ from tests.native.model_state import (
     REPORT,
     RESULT,
     ROLL_SENDS,
-    ROLL_SHARE,
     SENT_SHIFT,
     STAGE_SHARE,
     STAGE_SLAB,
@@ -27,8 +26,10 @@ from tests.native.model_state import (
     STREAM,
     TURN,
     TURN_BYTES,
+    TURN_BYTES_MOST,
     TURN_SENDS,
     WINDOW,
+    WINDOW_SHARE,
     Ctx,
     Event,
     Gen,
@@ -153,7 +154,7 @@ class Queues:
         if (
             gen
             and not ctx.by_hand
-            and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS)
+            and (gen.bytes >= ctx.window // WINDOW_SHARE or gen.total >= ROLL_SENDS)
         ):
             self.end_gen(gen)
 
@@ -281,7 +282,10 @@ class Queues:
 
     def sent(self, send: Send) -> int:
         sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
-        if self.waiting_bytes >= TURN_BYTES or self.waiting_sends >= TURN_SENDS:
+        enough = TURN_BYTES
+        if send.slab is None:
+            enough = send.gen.ctx.batch(TURN_BYTES, TURN_BYTES_MOST)
+        if self.waiting_bytes >= enough or self.waiting_sends >= TURN_SENDS:
             return sent | TURN
         return sent | KICK if self.waiting_sends % LOOK_SENDS == 1 else sent
 

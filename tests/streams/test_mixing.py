@@ -57,25 +57,6 @@ async def test_streams_and_groups_keep_the_order(driver: Any, zero_copy: Any) ->
 
 
 @pytest.mark.anyio
-async def test_what_leaves_at_once_and_what_through_the_ring(driver: Any) -> None:
-    for zero_copy, size, requests in (
-        ("auto", 16 * 1000 - 1, 0),
-        ("auto", 16 * 1000, 1),
-        ("always", 1, 1),
-        ("never", 16 * 1000, 0),
-    ):
-        policy: Any = zero_copy
-        async with zc_anyio.open_ring(driver=driver, zero_copy=policy, threshold=1000) as ring:
-            async with facing() as (stream, peer):
-                await stream.send(bytes(size))
-                await stream.send_eof()
-                assert await anyio.to_thread.run_sync(receive_to_end, peer) == bytes(size)
-            counters = ring.statistics()
-        assert counters.requests == (0 if driver == "copy" else requests)
-        assert (counters.sends, counters.bytes_sent) == (1, size)
-
-
-@pytest.mark.anyio
 async def test_a_broadcast_to_streams(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver):
         async with connected() as (one, at_one), connected("unix") as (other, at_other):
