@@ -115,8 +115,8 @@ class Output(Sender):
         if sent & SENT_STAGED:
             super()._push(sent)
             return
-        # A generation for each, so that the reference goes as soon as the kernel lets go; and a turn
-        # for each, since such a send is large enough not to need company.
+        # A generation for each, so that the reference goes as soon as the kernel lets go; and a
+        # turn, since such a send is large enough not to need company.
         self._context.flush(even_empty=False)
         self._ring._reaper.turn()
 
