@@ -57,20 +57,31 @@ struct ready_event {
 
 /* One buffer of a send may be any size; one request is cut here, so that int results hold. */
 #define REQUEST_MAX_BYTES ((size_t)1 << 30)
-/* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */
+/*
+ * Gathering stops at a share of the window, but not below the one nor beyond the other: a request is
+ * held as a whole, so one as large as the window would leave the network idle until its release.
+ */
 #define GATHER_BYTES ((size_t)1 << 20)
+#define GATHER_BYTES_MOST ((size_t)4 << 20)
 #define GATHER_BUFFERS 128u
 /* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
 #define REGISTERED_ZERO_COPY ((size_t)16 << 10)
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
-/* What may wait in the queues before a send asks for a turn at once. */
+/*
+ * What may wait in the queues before a send asks for a turn at once: a share of the window, within
+ * these limits; of what is staged the smaller one, since there are only so many slabs.
+ */
 #define TURN_BYTES ((size_t)256 << 10)
-#define TURN_SENDS 256u
+#define TURN_BYTES_MOST ((size_t)4 << 20)
+#define TURN_SENDS 4096u
+/* After so many the caller looks at the clock: others may have waited for long enough. */
+#define LOOK_SENDS 256u
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
-/* A generation is flushed by itself at this share of the window, or at so many sends. */
-#define ROLL_SHARE 4u
+/* This share of the window is a batch: a generation that has it is flushed by itself. */
+#define WINDOW_SHARE 4u
+/* So is one of so many sends. */
 #define ROLL_SENDS 4096u
 /* One run of staged sends fills one slab; a socket has this many at most. */
 #define STAGE_SLAB ((size_t)64 << 10)
@@ -86,7 +97,7 @@ struct ready_event {
 struct zc_stage {
     char *memory; /* NULL: nothing is staged */
     bool *taken;
-    size_t slabs, next;
+    size_t slabs, first; /* none before that is free */
 };
 
 struct zc_core {
@@ -119,6 +130,7 @@ struct zc_ctx {
     bool by_hand; /* generations do not roll */
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
+    size_t alone; /* bytes below which what needs no queue is copied */
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
     struct zc_gen *open;
@@ -193,13 +205,21 @@ struct zc_sock {
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
-    bool can_zero_copy, reset;
+    bool can_zero_copy, reset, suspended;
+    uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
     uint32_t next_id;
     size_t most_zero_copy; /* bytes; SIZE_MAX: no limit but the driver's own */
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
+
+/* The share of a context's window that is a batch, within limits. */
+static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t most)
+{
+    size_t share = ctx->window / WINDOW_SHARE;
+    return share < least ? least : share > most ? most : share;
+}
 
 /* txctx.c */
 void *zc_alloc(struct zc_core *core, size_t size);

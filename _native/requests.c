@@ -139,11 +139,12 @@ struct zc_req *zc_build_request(struct zc_core *core)
     struct zc_sock *sock = container(core->ready.next, struct zc_sock, ready_link);
     struct zc_send *send = sock->head;
     bool zero_copy = wants_zero_copy(core, send);
+    size_t most = batch_bytes(send->gen->ctx, GATHER_BYTES, GATHER_BYTES_MOST);
     size_t bytes = send->size - send->done;
     uint32_t buffers = send->buffers;
     if (sock->kind == ZC_STREAM)
         for (struct zc_send *before = send, *s = zc_sock_next_send(sock, send);
-             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS &&
+             s && bytes < most && buffers < GATHER_BUFFERS &&
              may_follow(before, s, zero_copy) && wants_zero_copy(core, s) == zero_copy;
              before = s, s = zc_sock_next_send(sock, s)) {
             bytes += s->size;
@@ -167,7 +168,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&core->requests, &req->link);
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
-        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
+        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= most ||
                            !may_follow(req->covered[req->sends - 1], send, zero_copy) ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;

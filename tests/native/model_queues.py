@@ -12,13 +12,13 @@ from tests.native.model_state import (
     FLUSH,
     IDLE,
     KICK,
+    LOOK_SENDS,
     MUTABLE,
     NEVER,
     RELEASED,
     REPORT,
     RESULT,
     ROLL_SENDS,
-    ROLL_SHARE,
     SENT_SHIFT,
     STAGE_SHARE,
     STAGE_SLAB,
@@ -26,8 +26,10 @@ from tests.native.model_state import (
     STREAM,
     TURN,
     TURN_BYTES,
+    TURN_BYTES_MOST,
     TURN_SENDS,
     WINDOW,
+    WINDOW_SHARE,
     Ctx,
     Event,
     Gen,
@@ -45,7 +47,7 @@ class Queues:
     def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
         self.memory, self.max_requests = memory, max_requests
         # Staging memory is `slabs` slabs of `memory`, from `base` on.
-        self.slabs, self.base, self.next_slab = slabs, base, 0
+        self.slabs, self.base = slabs, base
         self.contexts: list[Ctx] = []
         self.sockets: list[Sock] = []
         self.requests: list[Req] = []
@@ -152,7 +154,7 @@ class Queues:
         if (
             gen
             and not ctx.by_hand
-            and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS)
+            and (gen.bytes >= ctx.window // WINDOW_SHARE or gen.total >= ROLL_SENDS)
         ):
             self.end_gen(gen)
 
@@ -256,7 +258,10 @@ class Queues:
         self.join(send)
         self.grow(send, len(content), weight, 1)
         send.ticket = ctx.totals["sends"]
-        return self.sent(send)
+        sent = self.sent(send)
+        # Of a broadcast the bytes count once.
+        self.waiting_bytes -= len(content) - weight
+        return sent
 
     def read(self, piece: Piece) -> bytes:
         return bytes(self.memory[piece[0] : sum(piece)])
@@ -277,9 +282,12 @@ class Queues:
 
     def sent(self, send: Send) -> int:
         sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
-        if self.waiting_bytes >= TURN_BYTES or self.waiting_sends >= TURN_SENDS:
+        enough = TURN_BYTES
+        if send.slab is None:
+            enough = send.gen.ctx.batch(TURN_BYTES, TURN_BYTES_MOST)
+        if self.waiting_bytes >= enough or self.waiting_sends >= TURN_SENDS:
             return sent | TURN
-        return sent | KICK if self.waiting_sends == 1 else sent
+        return sent | KICK if self.waiting_sends % LOOK_SENDS == 1 else sent
 
     # --- staging
 
@@ -300,11 +308,9 @@ class Queues:
         rest = size - first
         if rest:
             taken = {slab for other in self.sockets for slab in self.slabs_of(other)}
-            turn = [(self.next_slab + n) % self.slabs for n in range(self.slabs)]
-            free = [slab for slab in turn if slab not in taken]
+            free = [slab for slab in range(self.slabs) if slab not in taken]
             if rest > STAGE_SLAB or not free or len(self.slabs_of(sock)) >= STAGE_SHARE:
                 return -errno.ENOSPC
-            self.next_slab = free[0] + 1
             if not self.allocate(1 + (ctx.open is None)):
                 return -errno.ENOMEM
         if run and first:

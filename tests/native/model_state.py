@@ -13,11 +13,11 @@ TURN, KICK, STAGED, SENT_SHIFT = 1, 2, 4, 3
 MUTABLE, UNSTAGED, REPORT, FLUSH, REGISTERED = 1, 2, 4, 8, 16
 AUTO, ALWAYS, NEVER = 0, 1, 2
 
-GATHER_BYTES, GATHER_BUFFERS = 1 << 20, 128
+GATHER_BYTES, GATHER_BYTES_MOST, GATHER_BUFFERS = 1 << 20, 4 << 20, 128
 REGISTERED_ZERO_COPY = 16 << 10
-TURN_BYTES, TURN_SENDS = 256 << 10, 256
+TURN_BYTES, TURN_BYTES_MOST, TURN_SENDS, LOOK_SENDS = 256 << 10, 4 << 20, 4096, 256
 DATAGRAMS_IN_FLIGHT = 64
-ROLL_SHARE, ROLL_SENDS = 4, 4096
+WINDOW_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
 STAGE_SLAB, STAGE_SHARE = 64 << 10, 16
 COPIED_IN_A_ROW, COPY_REQUESTS, COPY_REQUESTS_MOST = 4, 32, 4096
@@ -100,6 +100,9 @@ class Ctx:
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
+
+    def batch(self, least: int, most: int) -> int:
+        return min(max(self.window // WINDOW_SHARE, least), most)
 
     @property
     def open(self) -> Gen | None:

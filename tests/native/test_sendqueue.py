@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.native.harness import Queue, failed, released
+from tests.native.harness import MEMORY, Queue, failed, released
 from tests.native.model_state import (
     COPIED,
     GATHER_BUFFERS,
     GATHER_BYTES,
+    GATHER_BYTES_MOST,
     REGISTERED,
     REGISTERED_ZERO_COPY,
 )
@@ -119,12 +120,19 @@ def test_a_datagram_goes_alone(udp: Queue) -> None:
     udp.finish()
 
 
-def test_gathering_stops_at_a_number_of_bytes(q: Queue) -> None:
-    sends = GATHER_BYTES >> 15
-    for _ in range(sends + 1):
-        q.send(1 << 15)
+@pytest.mark.parametrize(
+    ("window", "most"),
+    [(1 << 22, GATHER_BYTES), (1 << 23, 2 << 20), (1 << 40, GATHER_BYTES_MOST)],
+    ids=["least", "share", "most"],
+)
+def test_gathering_stops_at_a_share_of_the_window(
+    queues: list[Queue], window: int, most: int
+) -> None:
+    queues.append(q := Queue(window=window))
+    for _ in range(most // len(MEMORY) + 1):
+        q.send(len(MEMORY))
     view = q.take()
-    assert (view.bytes, view.sends) == (GATHER_BYTES, sends)
+    assert (view.bytes, view.sends) == (most, most // len(MEMORY))
     q.result(view, view.bytes, 0)
     q.finish()
 

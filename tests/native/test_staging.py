@@ -125,20 +125,22 @@ def test_a_socket_gets_its_share_again_and_again(queues: list[Queue]) -> None:
     q.finish()
 
 
-def test_slabs_are_handed_out_in_a_row(queues: list[Queue]) -> None:
-    """So that runs touch, and leave as one piece, whichever slabs have become free meanwhile."""
+def test_the_first_free_slab_is_the_next(queues: list[Queue]) -> None:
+    """So that runs touch, and leave as one piece, and memory that was just read is written again."""
     q = small(queues, 3)
     sent = [bytes([letter]) * STAGE_SLAB for letter in b"abcd"]
     send_bytes(q, sent[0])
-    first = q.take()
     send_bytes(q, sent[1])
-    q.result(first, STAGE_SLAB, 0)
-    send_bytes(q, sent[2])
-    # After the last slab comes the first.
-    send_bytes(q, sent[3])
-    for data, size in ((sent[1] + sent[2], 2), (sent[3], 1)):
+    both = q.take()
+    assert (both.sends, both.buffers) == (2, 1)
+    assert q.readable(both) == sent[0] + sent[1]
+    # The first slab is free, and before that the last.
+    q.result(both, STAGE_SLAB, 0)
+    for data in sent[2:]:
+        assert send_bytes(q, data) & STAGED
+    for data in (sent[1], sent[2], sent[3]):
         view = q.take()
-        assert (view.sends, view.buffers) == (size, 1)
+        assert (view.sends, view.buffers) == (1, 1)
         assert q.readable(view) == data
         q.result(view, view.bytes, 0)
     q.finish()
