@@ -126,7 +126,7 @@ def test_a_socket_gets_its_share_again_and_again(queues: list[Queue]) -> None:
 
 
 def test_the_first_free_slab_is_the_next(queues: list[Queue]) -> None:
-    """So that runs touch, and leave as one piece, and memory that was just read is written again."""
+    """So that runs touch, and memory that was just read is written again."""
     q = small(queues, 3)
     sent = [bytes([letter]) * STAGE_SLAB for letter in b"abcd"]
     send_bytes(q, sent[0])
