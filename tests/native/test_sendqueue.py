@@ -229,5 +229,7 @@ def test_a_range_tells_of_copying_and_waits_for_results(udp: Queue) -> None:
     lib.zc_request_number(udp.core, unanswered.user_data, 0)
     lib.zc_notify_range(udp.core, udp.sock, 2**32 - 1, 0, True)
     assert (udp.stats("copied"), udp.stats("held"), udp.stats("in_flight")) == (1, 0, 1)
-    udp.result(unanswered, 100, 0)
+    udp.result(unanswered, 100)
+    assert udp.stats("held") == 1
+    udp.notify(unanswered)
     udp.finish()
