@@ -317,6 +317,12 @@ def test_nothing_is_sent_on_a_stream_that_is_broken(ring: Direct, pair: Pair) ->
     assert pair[1].recv(100) == b""
 
 
+def test_a_suspended_socket_has_to_be_resumed_first(ring: Direct) -> None:
+    assert lib.zc_ring_suspend(ring.ring, ring.sock) == 0
+    assert ring.send(b"nowhere") == -errno.EBADF
+    assert lib.zc_sock_error(ring.sock) == 0
+
+
 def test_a_failure_does_not_break_a_datagram_socket(made: list[Direct]) -> None:
     with (
         socket.socket(type=socket.SOCK_DGRAM) as client,
