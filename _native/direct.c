@@ -13,7 +13,7 @@
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t size, uint32_t flags)
 {
-    return !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
+    return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
            !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
            (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
 }

@@ -74,7 +74,9 @@ struct ready_event {
  */
 #define TURN_BYTES ((size_t)256 << 10)
 #define TURN_BYTES_MOST ((size_t)4 << 20)
-#define TURN_SENDS 256u
+#define TURN_SENDS 4096u
+/* After so many the caller looks at the clock: others may have waited for long enough. */
+#define LOOK_SENDS 256u
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
 /* This share of the window is a batch: a generation that has it is flushed by itself. */
@@ -203,7 +205,8 @@ struct zc_sock {
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
-    bool can_zero_copy, reset;
+    bool can_zero_copy, reset, suspended;
+    uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
     uint32_t next_id;
@@ -240,7 +243,6 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
-void zc_core_advance(struct zc_core *core, uint64_t now);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);

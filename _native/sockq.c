@@ -32,8 +32,11 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     return sock;
 }
 
-/* Refused with EBUSY while a send or a request refers to the socket, or a failure was not told. */
-int zc_sock_free(zc_core *core, zc_sock *sock)
+/*
+ * The socket takes no sends until it is resumed.  Refused with EBUSY while a send or a request
+ * refers to it, or a failure was not told.
+ */
+int zc_sock_suspend(zc_core *core, zc_sock *sock)
 {
     if (!core || !sock)
         return -EINVAL;
@@ -43,8 +46,30 @@ int zc_sock_free(zc_core *core, zc_sock *sock)
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    if (!sock->suspended)
+        core->stats.sockets--;
+    sock->suspended = true;
+    return 0;
+}
+
+/* The socket takes sends again, by another descriptor. */
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
+{
+    if (!core || !sock || !sock->suspended)
+        return -EINVAL;
+    sock->fd = fd;
+    sock->suspended = false;
+    core->stats.sockets++;
+    return 0;
+}
+
+/* Refused like zc_sock_suspend. */
+int zc_sock_free(zc_core *core, zc_sock *sock)
+{
+    int err = zc_sock_suspend(core, sock);
+    if (err < 0)
+        return err;
     link_remove(&sock->link);
-    core->stats.sockets--;
     zc_release(core, sock);
     return 0;
 }
@@ -124,17 +149,20 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
-/* Tells of the sockets that have been idle for long enough. */
-void zc_core_advance(struct zc_core *core, uint64_t now)
+/* Tells of the sockets that have been idle for long enough; `now` in milliseconds, never less. */
+int zc_core_advance(zc_core *core, uint64_t now)
 {
+    if (!core)
+        return -EINVAL;
     core->now = now;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
         if (core->linger && now - sock->idle_since < core->linger)
-            return;
+            break;
         link_remove(&sock->linger_link);
         zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
     }
+    return 0;
 }
 
 /* How long an idle socket stays attached; 0 tells of all that are idle. */
@@ -143,8 +171,7 @@ int zc_core_linger(zc_core *core, uint32_t milliseconds)
     if (!core)
         return -EINVAL;
     core->linger = milliseconds;
-    zc_core_advance(core, core->now);
-    return 0;
+    return zc_core_advance(core, core->now);
 }
 
 /* A send leaves its generation: its buffer is the caller's again. */
@@ -407,7 +434,7 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
         send->slab ? TURN_BYTES : batch_bytes(send->gen->ctx, TURN_BYTES, TURN_BYTES_MOST);
     if (core->waiting_bytes >= enough || core->waiting_sends >= TURN_SENDS)
         sent |= ZC_SENT_TURN;
-    else if (core->waiting_sends == 1)
+    else if (core->waiting_sends % LOOK_SENDS == 1)
         sent |= ZC_SENT_KICK;
     return send->slab ? sent | ZC_SENT_STAGED : sent;
 }
@@ -468,6 +495,8 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EMSGSIZE;
     if (sock->error)
         return -EPIPE;
+    if (sock->suspended)
+        return -EBADF;
     if (zc_window_full(ctx, total))
         return -EAGAIN;
     int64_t sent = -ENOSPC;
@@ -529,6 +558,8 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         int64_t one;
         if (socks[i]->error)
             one = -EPIPE;
+        else if (socks[i]->suspended)
+            one = -EBADF;
         else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
             one = -EMSGSIZE;
         else
@@ -538,6 +569,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
             continue;
         struct zc_send *send = container(socks[i]->sends.prev, struct zc_send, sock_link);
         ctx->unreleased -= size - weight;
+        core->waiting_bytes -= size - weight;
         send->gen->bytes -= size - weight;
         send->weight = weight;
         turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);

@@ -413,6 +413,12 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out)
     return 0;
 }
 
+/* How many generations were begun: the number that the next one will have. */
+uint64_t zc_ctx_generations(const zc_ctx *ctx)
+{
+    return ctx ? ctx->next_generation : 0;
+}
+
 /* The ticket by which the result event of the send that was queued last names it. */
 uint64_t zc_ctx_ticket(const zc_ctx *ctx)
 {

@@ -105,6 +105,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
 int zc_core_linger(zc_core *core, uint32_t milliseconds);
+int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
@@ -114,6 +115,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
                    int policy, size_t threshold);
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
+uint64_t zc_ctx_generations(const zc_ctx *ctx);
 int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
@@ -124,6 +126,8 @@ int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
 int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
+int zc_sock_suspend(zc_core *core, zc_sock *sock);
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
@@ -185,8 +189,10 @@ void zc_unmap(char *memory, size_t size, int pages);
 
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        const struct zc_learned *learned);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
+                        int can_zero_copy, const struct zc_learned *learned);
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 

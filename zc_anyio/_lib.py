@@ -342,6 +342,11 @@ class NativeRing:
         lib.zc_core_disown(self.core)
         self.ring = self.core = ffi.NULL
 
+    def generations(self, handle: Any) -> int:
+        """Return how many generations a context has begun."""
+        result: int = lib.zc_ctx_generations(handle)
+        return result
+
     def free_context(self, handle: Any) -> None:
         """Free a context all of whose generations are released, and told."""
         check(lib.zc_ctx_free(self.core, handle))
@@ -374,14 +379,14 @@ class NativeRing:
         return out
 
     def attach(
-        self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool, learned: Any
+        self, fd: int, ident: int, inode: int, *, datagram: bool, can_zero_copy: bool, learned: Any
     ) -> Any:
         """Duplicate a descriptor into the ring and return the handle of its queue.
 
         :param learned: from :meth:`learned` when the socket was detached, or :func:`new_learned`.
         """
         kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self.ring, fd, ident, kind, can_zero_copy, learned)
+        handle = lib.zc_ring_attach(self.ring, fd, ident, inode, kind, can_zero_copy, learned)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle
@@ -392,8 +397,22 @@ class NativeRing:
         lib.zc_sock_learned(handle, out)
         return out
 
-    def detach(self, handle: Any) -> bool:
+    def suspend(self, handle: Any) -> bool:
         """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+        result: int = lib.zc_ring_suspend(self.ring, handle)
+        return result != -errno.EBUSY and check(result) == 0
+
+    def resume(self, handle: Any, fd: int) -> int:
+        """Duplicate a descriptor of a suspended socket; return 0 or an errno.
+
+        ``ESTALE`` says that the descriptor is another socket, ``ENOTCONN`` that the stream has lost
+        its connection.
+        """
+        result: int = lib.zc_ring_resume(self.ring, handle, fd)
+        return -result
+
+    def detach(self, handle: Any) -> bool:
+        """Forget a socket; ``False`` if it is not idle, and nothing was done."""
         result: int = lib.zc_ring_detach(self.ring, handle)
         return result != -errno.EBUSY and check(result) == 0
 

@@ -26,7 +26,7 @@ STREAM_WINDOW = 1 << 20
 COPIED_AT_MOST = 64 << 10
 # A send that leaves alone, and so has a turn and a notification of its own, is copied below so many
 # thresholds: measured, see docs/design.md.
-ALONE_THRESHOLDS = 8
+ALONE_THRESHOLDS = 16
 
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
 CLOSING_SECONDS = 60
@@ -115,8 +115,8 @@ class Output(Sender):
         if sent & SENT_STAGED:
             super()._push(sent)
             return
-        # A generation for each, so that the reference goes as soon as the kernel lets go; and a turn
-        # for each, since such a send is large enough not to need company.
+        # A generation for each, so that the reference goes as soon as the kernel lets go; and a
+        # turn, since such a send is large enough not to need company.
         self._context.flush(even_empty=False)
         self._ring._reaper.turn()
 

@@ -51,7 +51,18 @@ MEMORY_ALONE = getrefcount(get_referents(_example[0])[0])
 class _Slot:
     """One buffer of a pool."""
 
-    __slots__ = ("exporter", "kept", "key", "out", "pinned", "pool", "region", "size", "uses", "view")
+    __slots__ = (
+        "exporter",
+        "kept",
+        "key",
+        "out",
+        "pinned",
+        "pool",
+        "region",
+        "size",
+        "uses",
+        "view",
+    )
 
     def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
         self.pool: BufferPool = pool

@@ -94,7 +94,6 @@ class Ring:
         self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
-        self._loop = anyio.lowlevel.current_token()
         self._process = os.getpid()
         self._pools: list[Pool] = []
         # Pool buffers that are out, by the identity of the view that was handed out.
@@ -160,7 +159,7 @@ class Ring:
     def check_loop(self) -> None:
         """Raise ``RuntimeError`` unless :meth:`check` passes and this is the ring's event loop."""
         self.check()
-        if anyio.lowlevel.current_token() != self._loop:
+        if not self._loop_calls.is_running():
             raise RuntimeError("the ring belongs to another event loop")
 
     def yield_is_due(self) -> bool:
@@ -169,7 +168,7 @@ class Ring:
 
     async def let_others_run(self) -> None:
         """Notice cancellation, and yield."""
-        await anyio.lowlevel.checkpoint()
+        await self._loop_calls.checkpoint()
         self._yield_at = monotonic() + YIELD_SECONDS
 
     def new_context(
@@ -232,6 +231,7 @@ class Ring:
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
+        self._sockets.detach_suspended()
         return cancelled
 
     def _close(self) -> None:

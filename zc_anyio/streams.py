@@ -85,8 +85,9 @@ class ZeroCopySocketStream(SocketStream):
         """Send bytes; returns when they are accepted: sent, or queued within 1 MiB.
 
         ``bytes`` that are queued stay referenced until the kernel has let go of them.  A buffer
-        that can change is copied up to 64 KiB (eight times the ring's threshold, if that is less); a
-        larger one is waited for until it is the caller's own again.  A pool's buffer goes back to its pool by itself.
+        that can change is copied up to 64 KiB (16 times the ring's threshold, if that is less); a
+        larger one is waited for until it is the caller's own again.  A pool's buffer goes back to
+        its pool by itself.
 
         Cancelled, the call has queued nothing, except for a large buffer that can change: what
         of that has not left is taken back, and if it was cut short, the stream is broken for

@@ -15,7 +15,7 @@ AUTO, ALWAYS, NEVER = 0, 1, 2
 
 GATHER_BYTES, GATHER_BYTES_MOST, GATHER_BUFFERS = 1 << 20, 4 << 20, 128
 REGISTERED_ZERO_COPY = 16 << 10
-TURN_BYTES, TURN_BYTES_MOST, TURN_SENDS = 256 << 10, 4 << 20, 256
+TURN_BYTES, TURN_BYTES_MOST, TURN_SENDS, LOOK_SENDS = 256 << 10, 4 << 20, 4096, 256
 DATAGRAMS_IN_FLIGHT = 64
 WINDOW_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
@@ -96,6 +96,7 @@ class Ctx:
     policy: int
     threshold: int
     by_hand: bool = False
+    until_taken: bool = False  # the window counts what the kernel has not taken
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
@@ -113,7 +114,7 @@ class Ctx:
 
     @property
     def unreleased_bytes(self) -> int:
-        return sum(send.weight for send in self.unreleased)
+        return sum(send.weight for send in self.unreleased if send.owed or not self.until_taken)
 
 
 @dataclass(eq=False)
@@ -126,6 +127,7 @@ class Sock:
     copied_in_a_row: int = 0
     copy_left: int = 0
     copy_next: int = 0
+    idle_since: int = 0  # milliseconds
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)
     requests: list[Req] = field(default_factory=list)

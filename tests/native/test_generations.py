@@ -14,6 +14,7 @@ from tests.native.model_state import (
     FLUSH,
     IDLE,
     KICK,
+    LOOK_SENDS,
     MORE,
     RELEASED,
     REPORT,
@@ -23,6 +24,7 @@ from tests.native.model_state import (
     TURN,
     TURN_BYTES,
     TURN_BYTES_MOST,
+    TURN_SENDS,
     WINDOW,
 )
 from zc_anyio._zc import ffi, lib
@@ -235,6 +237,30 @@ def test_a_broadcast_that_nobody_takes(q: Queue) -> None:
     sent = lib.zc_broadcast(q.core, q.ctx, [q.sock], 1, MEMORY, 500, 0, errors)
     assert (sent, errors[0]) == (-errno.EPIPE, errno.EPIPE)
     assert q.flush() == -errno.ENODATA
+    q.finish()
+
+
+def test_many_sends_look_at_the_clock_and_very_many_ask_for_a_turn(queues: list[Queue]) -> None:
+    queues.append(q := Queue(window=1 << 20, max_requests=8))
+    told = [q.send(1) & (KICK | TURN) for _ in range(TURN_SENDS)]
+    assert {n for n, flags in enumerate(told) if flags & KICK} == set(
+        range(0, TURN_SENDS - 1, LOOK_SENDS)
+    )
+    assert [n for n, flags in enumerate(told) if flags & TURN] == [TURN_SENDS - 1]
+    lib.zc_ctx_cancel(q.core, q.ctx)
+    q.finish()
+
+
+def test_the_bytes_of_a_broadcast_ask_for_a_turn_once(queues: list[Queue]) -> None:
+    queues.append(q := Queue(window=4 * TURN_BYTES))
+    socks = [q.sock, *(q.add_sock() for _ in range(9))]
+    errors = ffi.new("int32_t[10]")
+    size = TURN_BYTES // 4
+    for _ in range(3):
+        sent = lib.zc_broadcast(q.core, q.ctx, socks, 10, MEMORY, size, 0, errors)
+        assert sent & TURN == 0
+    assert lib.zc_broadcast(q.core, q.ctx, socks, 10, MEMORY, size, 0, errors) & TURN
+    lib.zc_ctx_cancel(q.core, q.ctx)
     q.finish()
 
 
