@@ -97,7 +97,7 @@ struct ready_event {
 struct zc_stage {
     char *memory; /* NULL: nothing is staged */
     bool *taken;
-    size_t slabs, next;
+    size_t slabs, first; /* none before that is free */
 };
 
 struct zc_core {

@@ -47,7 +47,7 @@ class Queues:
     def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
         self.memory, self.max_requests = memory, max_requests
         # Staging memory is `slabs` slabs of `memory`, from `base` on.
-        self.slabs, self.base, self.next_slab = slabs, base, 0
+        self.slabs, self.base = slabs, base
         self.contexts: list[Ctx] = []
         self.sockets: list[Sock] = []
         self.requests: list[Req] = []
@@ -308,11 +308,9 @@ class Queues:
         rest = size - first
         if rest:
             taken = {slab for other in self.sockets for slab in self.slabs_of(other)}
-            turn = [(self.next_slab + n) % self.slabs for n in range(self.slabs)]
-            free = [slab for slab in turn if slab not in taken]
+            free = [slab for slab in range(self.slabs) if slab not in taken]
             if rest > STAGE_SLAB or not free or len(self.slabs_of(sock)) >= STAGE_SHARE:
                 return -errno.ENOSPC
-            self.next_slab = free[0] + 1
             if not self.allocate(1 + (ctx.open is None)):
                 return -errno.ENOMEM
         if run and first:
