@@ -63,6 +63,8 @@ struct ready_event {
  */
 #define GATHER_BYTES ((size_t)1 << 20)
 #define GATHER_BYTES_MOST ((size_t)4 << 20)
+/* Nor beyond this share of what may be pinned, if that is bounded. */
+#define LOCKABLE_SHARE 8u
 #define GATHER_BUFFERS 128u
 /* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
 #define REGISTERED_ZERO_COPY ((size_t)16 << 10)
@@ -91,7 +93,10 @@ struct ready_event {
 /* ...for so many requests, and twice as many each time that another probe is copied, up to a limit. */
 #define COPY_REQUESTS 32u
 #define COPY_REQUESTS_MOST 4096u
-/* After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again. */
+/*
+ * After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again,
+ * unless a notification makes room before that.
+ */
 #define DENIED_REQUESTS 64u
 
 struct zc_stage {
@@ -113,6 +118,7 @@ struct zc_core {
     uint32_t *sequences; /* of each slot: the upper half of user_data */
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
+    size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;

@@ -52,6 +52,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     core->max_requests = max_requests;
     core->owner = pthread_self();
     core->alloc_budget = -1;
+    core->most_pinned = GATHER_BYTES_MOST;
     link_init(&core->events);
     link_init(&core->ready);
     link_init(&core->cancels);

@@ -107,6 +107,7 @@ int zc_core_disown(zc_core *core);
 int zc_core_linger(zc_core *core, uint32_t milliseconds);
 int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
+int zc_core_lockable(zc_core *core, size_t bytes);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
 int zc_events(zc_core *core, int64_t *out, int max_events);

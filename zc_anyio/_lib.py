@@ -295,6 +295,10 @@ class NativeRing:
         self.staging_registered = bool(result)
         return self.staging_registered
 
+    def lockable(self, size: int) -> None:
+        """Tell how many bytes may be pinned at a time."""
+        check(lib.zc_core_lockable(self.core, size))
+
     def register(self, memory: Any, size: int) -> None:
         """Register memory with the kernel, so that it is not pinned anew at each send."""
         check(lib.zc_ring_register(self.ring, memory, size), "registering a buffer")

@@ -323,8 +323,10 @@ async def open_ring(
         raise ValueError("threshold, staging and drain_timeout must not be negative")
     native, unavailable = _open_native(driver, entries)
     try:
+        limit = _capabilities.memlock_limit()
+        if limit is not None:
+            native.lockable(limit)
         if staging:
-            limit = _capabilities.memlock_limit()
             # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
             native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
         capabilities = _capabilities.of_ring(native, unavailable)

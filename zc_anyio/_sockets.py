@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream, UDPSocket
+from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
 from ._errors import os_error
 from ._lib import NativeRing, SocketInfo, new_learned, socket_info
@@ -344,7 +344,8 @@ def _descriptor_of(stream: Any) -> Callable[[], int]:
         closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
         if closing is not None and closing():
             return lambda: -1
-        raw: Any = stream.extra(SocketAttribute.raw_socket)
+        # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
+        raw: Any = stream._raw_socket
         return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
     raise TypeError(
         "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "

@@ -129,6 +129,8 @@ class Model(Queues):
             req.notif_seen, req.copied = True, bool(flags & COPIED)
             if req.touched:
                 self.learn(req.sock, req.copied)
+                if not registered(req.sends[0]):
+                    self.denied = 0
         else:
             req.result_seen, req.expects_notif = True, bool(flags & MORE)
             self.cancels.discard(req)

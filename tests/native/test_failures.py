@@ -17,6 +17,7 @@ from tests.native.model_state import (
     DENIED_REQUESTS,
     FAILED,
     MORE,
+    REGISTERED,
     STREAM,
 )
 from zc_anyio._zc import lib
@@ -74,6 +75,30 @@ def test_without_memory_all_is_sent_plainly_for_a_while(
         q.result(view, 10, 0)
     assert kinds == [0] * DENIED_REQUESTS + [1]
     q.finish()
+
+
+@pytest.mark.parametrize(
+    ("flags", "taken", "again"),
+    [(0, 10, True), (REGISTERED, 10, False), (0, -errno.ENOMEM, False)],
+    ids=["pinned", "registered", "refused"],
+)
+def test_a_notification_of_what_was_pinned_makes_room(
+    queues: list[Queue], flags: int, taken: int, again: bool
+) -> None:
+    queues.append(q := Queue(DATAGRAM))
+    for each in (flags, 0):
+        q.send(10, flags=each)
+    held, denied = q.take(), q.take()
+    q.result(held, taken)
+    q.result(denied, -errno.ENOMEM, 0)
+    q.notify(held)
+    zero_copy = []
+    while view := q.take():
+        zero_copy.append(view.zero_copy)
+        q.result(view, 10, 0)
+    assert zero_copy == [0] * (2 if taken < 0 else 1), "what was denied goes out by copying"
+    q.send(10)
+    assert (q.take().zero_copy == 1) == again
 
 
 def test_what_was_denied_once_is_sent_plainly_whenever_it_comes_to_it(q: Queue) -> None:

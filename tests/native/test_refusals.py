@@ -105,6 +105,7 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
         lib.zc_ctx_unreleased(null, 0),
         lib.zc_ctx_get_stats(ctx, null),
         lib.zc_ctx_copy_alone(null, 0),
+        lib.zc_core_lockable(null, 0),
         lib.zc_sock_free(core, null),
         lib.zc_sock_fail(core, sock, 0),
         lib.zc_sock_reset(core, sock, 0),

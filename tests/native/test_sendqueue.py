@@ -137,6 +137,25 @@ def test_gathering_stops_at_a_share_of_the_window(
     q.finish()
 
 
+@pytest.mark.parametrize(
+    ("lockable", "most"),
+    [(1 << 10, GATHER_BYTES), (16 << 20, 2 << 20), (1 << 40, GATHER_BYTES_MOST)],
+    ids=["least", "share", "most"],
+)
+@pytest.mark.parametrize("flags", [0, REGISTERED], ids=["pinned", "registered"])
+def test_gathering_stops_at_a_share_of_what_may_be_pinned(
+    q: Queue, lockable: int, most: int, flags: int
+) -> None:
+    assert lib.zc_core_lockable(q.core, lockable) == 0
+    memory = ffi.new("char[]", 1)  # never read, so it may be said to be larger
+    for start in range(0, GATHER_BYTES_MOST + 1, GATHER_BYTES):
+        lib.zc_send(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, flags)
+    view = q.take()
+    assert view.bytes == (GATHER_BYTES_MOST if flags else most)
+    q.result(view, view.bytes, 0)
+    q.finish()
+
+
 def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
     memory = ffi.new("char[]", 5 << 10)
     for start, flags in ((0, REGISTERED), (1, REGISTERED), (3, REGISTERED), (4, 0)):
