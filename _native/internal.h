@@ -242,12 +242,15 @@ int64_t zc_stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *
                       const char *data, size_t size);
 void zc_stage_give_back(struct zc_core *core, struct zc_send *run);
 
-/* sockq.c */
+/* sends.c */
 struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                             size_t buffers);
 void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
+bool zc_window_full(struct zc_ctx *ctx, size_t size);
+
+/* sockq.c */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
@@ -261,7 +264,6 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
-bool zc_window_full(struct zc_ctx *ctx, size_t size);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,

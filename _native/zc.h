@@ -99,7 +99,7 @@ typedef struct zc_sock zc_sock;
 typedef struct zc_ring zc_ring;
 typedef struct zc_rx zc_rx;
 
-/* --- accounting: no system calls (txctx.c, sockq.c) --- */
+/* --- accounting: no system calls (txctx.c, sends.c, sockq.c) --- */
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
