@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.needs import need_command
 
@@ -21,6 +21,8 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # The sandbox is not to be had for root, and /dev/shm is small in containers.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        # The context's limit is for actions; what is expected has one of its own, of 5 seconds.
+        expect.set_options(timeout=LIMIT_MS)
         started = playwright.chromium.launch(executable_path=chromium, args=arguments)
         try:
             yield started
