@@ -20,7 +20,6 @@ from ._lib import (
     RX_RECEIVE,
     rx_consume,
     rx_data,
-    rx_is_armed,
     rx_is_bulk,
     rx_ready,
     unpack,
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["RingReceiver", "make_receiver"]
 
 T = TypeVar("T")
+
+# What rx_ready() answers when nothing has come.
+NOT_YET, NOT_ARMED = -errno.EAGAIN, -errno.ENODATA
 
 # So many tasks have to wait before the ring is used for waiting.
 MANY = 4
@@ -69,8 +71,8 @@ class RingReceiver:
     async def receive(self, max_bytes: int) -> bytes:
         if self._handle is None and not self._left and not self._may_use_ring():
             return await self._receive_directly(self._direct.receive, max_bytes)
-        if self._must_wait():
-            await self._wait()
+        if self._is_awaited():
+            await self._wait_told()
         else:
             await self._checkpoint()
         while (data := self._take(max_bytes)) is None:
@@ -107,18 +109,13 @@ class RingReceiver:
         finally:
             self._ring._receiving -= 1
 
-    def _must_wait(self) -> bool:
-        """Whether nothing is there, most likely."""
-        handle = self._handle
-        return (
-            handle is not None and bool(rx_is_armed(handle)) and rx_ready(handle) == -errno.EAGAIN
-        )
+    def _is_awaited(self) -> bool:
+        """Whether nothing is there, and what comes will be told."""
+        return self._handle is not None and rx_ready(self._handle) == NOT_YET
 
     def _brings(self) -> bool:
         """Whether bytes come through the ring, so that none may be taken past it."""
-        if self._handle is None:
-            return False
-        return bool(rx_is_armed(self._handle)) or rx_ready(self._handle) != -errno.EAGAIN
+        return self._handle is not None and rx_ready(self._handle) != NOT_ARMED
 
     def _take(self, most: int) -> bytes | None:
         """Return what is there, ``b""`` for the end, ``None`` for nothing yet."""
@@ -131,10 +128,10 @@ class RingReceiver:
                 data: bytes = unpack(rx_data(handle), min(size, most))
                 rx_consume(handle, len(data))
                 return data
-            if size != -errno.EAGAIN:
-                raise os_error(-size)
-            if rx_is_armed(handle):
+            if size == NOT_YET:
                 return None
+            if size != NOT_ARMED:
+                raise os_error(-size)
         elif self._left:
             taken, self._left = self._left[:most], self._left[most:]
             return taken
@@ -161,16 +158,22 @@ class RingReceiver:
         if self._closed:
             await self._checkpoint()
             raise anyio.ClosedResourceError
-        ring, handle = self._ring, self._handle
+        if not self._is_awaited():
+            ring, handle = self._ring, self._handle
+            if not ring._receives:
+                await ring._loop_calls.wait_readable(self._fd)
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                return
+            bulk = handle is not None and rx_is_bulk(handle)
+            still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
+            self._arm(RX_POLL if still else RX_RECEIVE)
+        await self._wait_told()
+
+    async def _wait_told(self) -> None:
+        ring = self._ring
         ring._receiving += 1
         try:
-            if handle is None or not rx_is_armed(handle):
-                if not ring._receives:
-                    await ring._loop_calls.wait_readable(self._fd)
-                    return
-                bulk = handle is not None and rx_is_bulk(handle)
-                still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
-                self._arm(RX_POLL if still else RX_RECEIVE)
             self._event = event = self._new_waiter()
             await event.wait()
         finally:
@@ -194,7 +197,7 @@ class RingReceiver:
 
     def has_taken(self) -> bool:
         handle = self._handle
-        if handle is not None and rx_ready(handle) != -errno.EAGAIN:
+        if handle is not None and rx_ready(handle) not in (NOT_YET, NOT_ARMED):
             return True
         return bool(self._left) or self._direct.has_taken()
 
