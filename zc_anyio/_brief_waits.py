@@ -3,11 +3,12 @@
 Where a peer answers within microseconds, from another processor of the same machine, most of a
 message's time and CPU goes into falling asleep and being woken: the sender interrupts a processor
 that idles, and that has to come round.  On a virtual machine this costs more than all that a stream
-does.  A task that takes turns of its event loop for a moment before it sleeps spares both sides that.
+does.  A task that takes turns of its event loop for a moment before it sleeps spares both sides
+that.
 
-It is done only while it has come right nearly always, and nobody else wants the processor: what else
-came of it is CPU time, and a task that never sleeps is made to wait for its turn by the scheduler,
-which lets one that was just woken run at once.
+It is done only while it has come right nearly always, and nobody else wants the processor: what
+else came of it is CPU time, and a task that never sleeps is made to wait for its turn by the
+scheduler, which lets one that was just woken run at once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ __all__ = ["BriefWaits"]
 AWAKE_SECONDS = 25e-6
 # A wait that took no longer, the waking included, might have ended within that.
 SHORT_SECONDS = 80e-6
-# So many more short waits than long ones are needed before it is tried, and again when more than one
-# try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost in so many messages.
+# So many more short waits than long ones are needed before it is tried, and again when more than
+# one try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost in so many messages.
 TRUST = 256
 FAILURE = 32
 # Who did not get to look for so long shares the processor, or the event loop; so many short waits
