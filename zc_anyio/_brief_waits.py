@@ -22,8 +22,8 @@ AWAKE_SECONDS = 25e-6
 SHORT_SECONDS = 80e-6
 # So many more short waits than long ones are needed before it is tried, and again when more than
 # one try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost in so many messages.
-TRUST = 256
-FAILURE = 32
+TRUST = 128
+FAILURE = 16
 # Who did not get to look for so long shares the processor, or the event loop; so many short waits
 # pass then.
 STALL_SECONDS = 200e-6

@@ -88,16 +88,17 @@ class DirectReceiver:
         self._recv_into = sock.recv_into
         self._fd = sock.fileno()
         self._waits = BriefWaits()
-        # After less than was asked for there is most likely nothing: waiting at once saves a call.
-        self._drained = True
         self._closed = False
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._drained and not self._closed:
-            data = await self._wait(self._recv, max_bytes)
-        else:
-            data = await self.call(self._recv, max_bytes)
-        self._drained = len(data) < max_bytes
+        # What call() does, without its frame: this is called for every message.
+        await self._checkpoint_before()
+        self._check()
+        try:
+            data = self._recv(max_bytes)
+        except BlockingIOError:
+            return await self._wait(self._recv, max_bytes)
+        await self._checkpoint_after()
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
@@ -165,6 +166,8 @@ class CallbackReceiver(DirectReceiver):
         self._add_reader = loop.loop.add_reader
         self._event_loop = loop.loop
         self._create_future = loop.loop.create_future
+        # After less than was asked for there is most likely nothing: waiting at once saves a call.
+        self._drained = True
         self._registered = False
         self._waiter: asyncio.Future[bytes] | None = None
         self._size = 0
