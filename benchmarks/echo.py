@@ -3,7 +3,9 @@
 The same server echoes what it receives, over the one or the other; a client process sends one
 message on each connection, waits for all of them to come back, and begins again.  The two servers
 take turns, in an order that changes from round to round, so that what else the machine does hits
-both.  Server and client have a processor each.
+both.  Server and client have a processor each, so that with one connection it is above all measured
+how two idle processors wake each other; with ``--together`` they share one, and only the work is
+left.
 
 Reported are messages a second and the server's CPU time for each (medians of the rounds), and the
 ratios of rounds which ran one right after the other (medians and quartiles): of the rates, ours /
@@ -79,9 +81,11 @@ async def echo(stream: SocketStream) -> None:
 CORES = sorted(os.sched_getaffinity(0))
 
 
-async def rate(port: int, connections: int, size: int, seconds: float) -> tuple[float, float]:
+async def rate(
+    port: int, connections: int, size: int, seconds: float, core: int
+) -> tuple[float, float]:
     """Run the client; return messages a second, and this process's CPU seconds for each."""
-    arguments = [str(value) for value in (port, connections, size, seconds, CORES[-1])]
+    arguments = [str(value) for value in (port, connections, size, seconds, core)]
     command = [sys.executable, "-I", "-S", "-c", CLIENT, *arguments]
     run = partial(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
     begun = time.process_time()
@@ -92,7 +96,7 @@ async def rate(port: int, connections: int, size: int, seconds: float) -> tuple[
 
 
 async def measure(
-    ours: bool, connections: int, size: int, seconds: float, driver: Any
+    ours: bool, connections: int, size: int, seconds: float, driver: Any, core: int
 ) -> tuple[float, float]:
     """Serve echoes to a client, with one kind of streams or the other; return what it measured."""
     async with AsyncExitStack() as stack:
@@ -104,7 +108,7 @@ async def measure(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(listener.serve, echo)
         port = listener.extra(SocketAttribute.local_port)
-        result = await rate(port, connections, size, seconds)
+        result = await rate(port, connections, size, seconds, core)
         tasks.cancel_scope.cancel()
     return result
 
@@ -124,7 +128,11 @@ def main() -> None:
     parser.add_argument("--backend", choices=BACKENDS, action="append")
     parser.add_argument("--connections", type=int, action="append")
     parser.add_argument("--size", type=int, action="append", help="bytes of a message")
+    parser.add_argument(
+        "--together", action="store_true", help="the client on the server's processor"
+    )
     arguments = parser.parse_args()
+    core = CORES[0 if arguments.together else -1]
 
     os.sched_setaffinity(0, CORES[:1])
     table = Table(title="Echo: messages a second, and the server's CPU time for each")
@@ -139,7 +147,13 @@ def main() -> None:
                 for number in range(arguments.rounds):
                     for ours in (number % 2 == 0, number % 2 != 0):
                         once = partial(
-                            measure, ours, connections, size, arguments.seconds, arguments.driver
+                            measure,
+                            ours,
+                            connections,
+                            size,
+                            arguments.seconds,
+                            arguments.driver,
+                            core,
                         )
                         results[ours].append(anyio.run(once, **BACKENDS[backend]))
                 (theirs, their_cpu), (own, own_cpu) = (
