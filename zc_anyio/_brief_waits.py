@@ -17,9 +17,9 @@ from time import perf_counter
 
 __all__ = ["BriefWaits"]
 
-AWAKE_SECONDS = 25e-6
+AWAKE_SECONDS = 50e-6
 # A wait that took no longer, the waking included, might have ended within that.
-SHORT_SECONDS = 80e-6
+SHORT_SECONDS = 100e-6
 # So many more short waits than long ones are needed before it is tried, and again when more than
 # one try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost in so many messages.
 TRUST = 128
