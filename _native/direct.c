@@ -13,8 +13,9 @@
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t size, uint32_t flags)
 {
-    return !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
-           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) && !zc_goes_zero_copy(core, ctx, sock, size, false);
+    return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
+           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
+           (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
 }
 
 /* The whole send was taken. */
@@ -71,6 +72,8 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
     if (queued < 0 && taken)
         /* Memory is out, in the middle of what the caller takes for one send. */
         zc_sock_break(core, sock, ENOMEM, false);
+    else if (taken)
+        container(sock->sends.prev, struct zc_send, sock_link)->copied = true;
     return queued;
 }
 

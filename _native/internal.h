@@ -57,20 +57,33 @@ struct ready_event {
 
 /* One buffer of a send may be any size; one request is cut here, so that int results hold. */
 #define REQUEST_MAX_BYTES ((size_t)1 << 30)
-/* Gathering stops here: a request is held as a whole, and smaller requests are released sooner. */
+/*
+ * Gathering stops at a share of the window, but not below the one nor beyond the other: a request is
+ * held as a whole, so one as large as the window would leave the network idle until its release.
+ */
 #define GATHER_BYTES ((size_t)1 << 20)
+#define GATHER_BYTES_MOST ((size_t)4 << 20)
+/* Nor beyond this share of what may be pinned, if that is bounded. */
+#define LOCKABLE_SHARE 8u
 #define GATHER_BUFFERS 128u
 /* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
 #define REGISTERED_ZERO_COPY ((size_t)16 << 10)
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
-/* What may wait in the queues before a send asks for a turn at once. */
+/*
+ * What may wait in the queues before a send asks for a turn at once: a share of the window, within
+ * these limits; of what is staged the smaller one, since there are only so many slabs.
+ */
 #define TURN_BYTES ((size_t)256 << 10)
-#define TURN_SENDS 256u
+#define TURN_BYTES_MOST ((size_t)4 << 20)
+#define TURN_SENDS 4096u
+/* After so many the caller looks at the clock: others may have waited for long enough. */
+#define LOOK_SENDS 256u
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
-/* A generation is flushed by itself at this share of the window, or at so many sends. */
-#define ROLL_SHARE 4u
+/* This share of the window is a batch: a generation that has it is flushed by itself. */
+#define WINDOW_SHARE 4u
+/* So is one of so many sends. */
 #define ROLL_SENDS 4096u
 /* One run of staged sends fills one slab; a socket has this many at most. */
 #define STAGE_SLAB ((size_t)64 << 10)
@@ -80,13 +93,16 @@ struct ready_event {
 /* ...for so many requests, and twice as many each time that another probe is copied, up to a limit. */
 #define COPY_REQUESTS 32u
 #define COPY_REQUESTS_MOST 4096u
-/* After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again. */
+/*
+ * After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again,
+ * unless a notification makes room before that.
+ */
 #define DENIED_REQUESTS 64u
 
 struct zc_stage {
     char *memory; /* NULL: nothing is staged */
     bool *taken;
-    size_t slabs, next;
+    size_t slabs, first; /* none before that is free */
 };
 
 struct zc_core {
@@ -102,6 +118,7 @@ struct zc_core {
     uint32_t *sequences; /* of each slot: the upper half of user_data */
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
+    size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
@@ -119,6 +136,7 @@ struct zc_ctx {
     bool by_hand; /* generations do not roll */
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
+    size_t alone; /* bytes below which what needs no queue is copied */
     size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
     struct zc_gen *open;
@@ -193,13 +211,21 @@ struct zc_sock {
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
-    bool can_zero_copy, reset;
+    bool can_zero_copy, reset, suspended;
+    uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
     uint32_t next_id;
     size_t most_zero_copy; /* bytes; SIZE_MAX: no limit but the driver's own */
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
+
+/* The share of a context's window that is a batch, within limits. */
+static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t most)
+{
+    size_t share = ctx->window / WINDOW_SHARE;
+    return share < least ? least : share > most ? most : share;
+}
 
 /* txctx.c */
 void *zc_alloc(struct zc_core *core, size_t size);
@@ -216,14 +242,16 @@ int64_t zc_stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *
                       const char *data, size_t size);
 void zc_stage_give_back(struct zc_core *core, struct zc_send *run);
 
-/* sockq.c */
+/* sends.c */
 struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                             size_t buffers);
 void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
+bool zc_window_full(struct zc_ctx *ctx, size_t size);
+
+/* sockq.c */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
-void zc_core_advance(struct zc_core *core, uint64_t now);
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
@@ -236,7 +264,6 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
-bool zc_window_full(struct zc_ctx *ctx, size_t size);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,

@@ -374,9 +374,8 @@ void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, ui
     }
     if (!rx->armed && rx->wanted)
         work(ring, rx);
-    /* The shared buffers ran out: they are free again by now, and the user asks anew. */
-    if (result != -ECANCELED || !rx->armed)
-        zc_tell(ring->core, &rx->ready.event, ZC_EV_READY);
+    /* Also when it was cancelled, or the shared buffers ran out: they are free by now; ask anew. */
+    zc_tell(ring->core, &rx->ready.event, ZC_EV_READY);
 }
 
 /* With the ring closed nothing can come any more. */

@@ -139,11 +139,13 @@ struct zc_req *zc_build_request(struct zc_core *core)
     struct zc_sock *sock = container(core->ready.next, struct zc_sock, ready_link);
     struct zc_send *send = sock->head;
     bool zero_copy = wants_zero_copy(core, send);
+    size_t most = batch_bytes(send->gen->ctx, GATHER_BYTES,
+                              is_registered(send) ? GATHER_BYTES_MOST : core->most_pinned);
     size_t bytes = send->size - send->done;
     uint32_t buffers = send->buffers;
     if (sock->kind == ZC_STREAM)
         for (struct zc_send *before = send, *s = zc_sock_next_send(sock, send);
-             s && bytes < GATHER_BYTES && buffers < GATHER_BUFFERS &&
+             s && bytes < most && buffers < GATHER_BUFFERS &&
              may_follow(before, s, zero_copy) && wants_zero_copy(core, s) == zero_copy;
              before = s, s = zc_sock_next_send(sock, s)) {
             bytes += s->size;
@@ -167,7 +169,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&core->requests, &req->link);
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
-        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= GATHER_BYTES ||
+        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= most ||
                            !may_follow(req->covered[req->sends - 1], send, zero_copy) ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
@@ -196,6 +198,21 @@ struct zc_req *zc_build_request(struct zc_core *core)
     if (sock->kind == ZC_STREAM || !sock->head || sock->in_flight == DATAGRAMS_IN_FLIGHT)
         link_remove(&sock->ready_link);
     return req;
+}
+
+/*
+ * So many bytes may be pinned at a time: a request counts whole from its beginning to its
+ * notification, so each must be a small part of that.
+ */
+int zc_core_lockable(zc_core *core, size_t bytes)
+{
+    if (!core)
+        return -EINVAL;
+    size_t part = bytes / LOCKABLE_SHARE;
+    core->most_pinned = part < GATHER_BYTES        ? GATHER_BYTES
+                        : part > GATHER_BYTES_MOST ? GATHER_BYTES_MOST
+                                                   : part;
+    return 0;
 }
 
 int zc_next_request(zc_core *core, struct zc_request_view *out)
@@ -400,6 +417,9 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
         /* Of a request that failed the report means nothing. */
         if (req->touched)
             learn(req->sock, req->copied);
+        /* What was pinned is not any more, so there is room for the next. */
+        if (req->touched && !is_registered(req->covered[0]))
+            core->zero_copy_denied = 0;
         if (req->result_seen)
             request_ends(core, req);
         return 0;

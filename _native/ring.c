@@ -74,7 +74,8 @@ int zc_ring_close(zc_ring *ring)
     struct zc_stats stats;
     zc_core_stats(ring->core, &stats);
     for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
-        close(container(l, struct zc_sock, link)->fd);
+        if (!container(l, struct zc_sock, link)->suspended)
+            close(container(l, struct zc_sock, link)->fd);
     if (ring->driver->close)
         ring->driver->close(ring);
     if (ring->own_fd >= 0)
@@ -216,8 +217,8 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
  * The ring keeps a duplicate: the number that the program knows may be closed, and be another
  * connection's, while requests are under way.
  */
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        const struct zc_learned *learned)
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
+                        int can_zero_copy, const struct zc_learned *learned)
 {
     if (!ring || !learned) {
         errno = EINVAL;
@@ -228,6 +229,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_ze
         return NULL;
     struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy);
     if (sock) {
+        sock->inode = inode;
         sock->copied_in_a_row = learned->copied_in_a_row;
         sock->copy_left = learned->copy_left;
         sock->copy_next = learned->copy_next;
@@ -259,15 +261,62 @@ void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
     out->next_id = sock->next_id;
 }
 
+/*
+ * Gives up the duplicate of a socket, and keeps what is known of it: resuming costs a fraction of
+ * attaching.  Refused like zc_sock_suspend.
+ */
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
+{
+    if (!ring || !sock || sock->suspended)
+        return -EINVAL;
+    int err = zc_sock_suspend(ring->core, sock);
+    if (err < 0)
+        return err;
+    if (ring->driver->detach)
+        ring->driver->detach(ring, sock->fd);
+    /* Whatever it answers, the descriptor is closed. */
+    close(sock->fd);
+    sock->fd = -1;
+    return 0;
+}
+
+/*
+ * Takes a duplicate again.  ESTALE: the descriptor is another socket by now, ENOTCONN: the stream
+ * has lost its connection; neither changes anything.
+ */
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
+{
+    struct stat st;
+    struct sockaddr_storage peer;
+    socklen_t peer_size = sizeof(peer);
+    if (!ring || !sock || !sock->suspended)
+        return -EINVAL;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISSOCK(st.st_mode) || st.st_ino != sock->inode)
+        return -ESTALE;
+    if (sock->kind == ZC_STREAM && getpeername(fd, (struct sockaddr *)&peer, &peer_size) < 0)
+        return -errno;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0)
+        return -errno;
+    zc_sock_resume(ring->core, sock, own);
+    int err = ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
+    if (err < 0) {
+        zc_sock_suspend(ring->core, sock);
+        close(own);
+        return err;
+    }
+    zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
+    return 0;
+}
+
 int zc_ring_detach(zc_ring *ring, zc_sock *sock)
 {
     if (!ring || !sock)
         return -EINVAL;
-    int fd = sock->fd;
-    int err = zc_sock_free(ring->core, sock);
-    if (err == 0 && ring->driver->detach)
-        ring->driver->detach(ring, fd);
-    return err < 0 ? err : close(fd) < 0 ? -errno : 0;
+    int err = sock->suspended ? 0 : zc_ring_suspend(ring, sock);
+    return err < 0 ? err : zc_sock_free(ring->core, sock);
 }
 
 /*

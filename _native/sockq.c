@@ -1,10 +1,9 @@
 /*
- * The queue of one socket: taking sends in order, breaking, cancelling, retiring.
+ * The queue of one socket: when it is ready, idle or suspended; breaking, cancelling, retiring.
  *
  * Nothing here makes a system call.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "internal.h"
 
@@ -32,8 +31,11 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     return sock;
 }
 
-/* Refused with EBUSY while a send or a request refers to the socket, or a failure was not told. */
-int zc_sock_free(zc_core *core, zc_sock *sock)
+/*
+ * The socket takes no sends until it is resumed.  Refused with EBUSY while a send or a request
+ * refers to it, or a failure was not told.
+ */
+int zc_sock_suspend(zc_core *core, zc_sock *sock)
 {
     if (!core || !sock)
         return -EINVAL;
@@ -43,8 +45,30 @@ int zc_sock_free(zc_core *core, zc_sock *sock)
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    if (!sock->suspended)
+        core->stats.sockets--;
+    sock->suspended = true;
+    return 0;
+}
+
+/* The socket takes sends again, by another descriptor. */
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
+{
+    if (!core || !sock || !sock->suspended)
+        return -EINVAL;
+    sock->fd = fd;
+    sock->suspended = false;
+    core->stats.sockets++;
+    return 0;
+}
+
+/* Refused like zc_sock_suspend. */
+int zc_sock_free(zc_core *core, zc_sock *sock)
+{
+    int err = zc_sock_suspend(core, sock);
+    if (err < 0)
+        return err;
     link_remove(&sock->link);
-    core->stats.sockets--;
     zc_release(core, sock);
     return 0;
 }
@@ -124,17 +148,20 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
-/* Tells of the sockets that have been idle for long enough. */
-void zc_core_advance(struct zc_core *core, uint64_t now)
+/* Tells of the sockets that have been idle for long enough; `now` in milliseconds, never less. */
+int zc_core_advance(zc_core *core, uint64_t now)
 {
+    if (!core)
+        return -EINVAL;
     core->now = now;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
         if (core->linger && now - sock->idle_since < core->linger)
-            return;
+            break;
         link_remove(&sock->linger_link);
         zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
     }
+    return 0;
 }
 
 /* How long an idle socket stays attached; 0 tells of all that are idle. */
@@ -143,11 +170,9 @@ int zc_core_linger(zc_core *core, uint32_t milliseconds)
     if (!core)
         return -EINVAL;
     core->linger = milliseconds;
-    zc_core_advance(core, core->now);
-    return 0;
+    return zc_core_advance(core, core->now);
 }
 
-/* A send leaves its generation: its buffer is the caller's again. */
 /* The window is free of a send. */
 static void free_window(struct zc_core *core, struct zc_ctx *ctx, struct zc_send *send)
 {
@@ -159,6 +184,7 @@ static void free_window(struct zc_core *core, struct zc_ctx *ctx, struct zc_send
     }
 }
 
+/* A send leaves its generation: its buffer is the caller's again. */
 static void settle(struct zc_core *core, struct zc_send *send)
 {
     struct zc_gen *gen = send->gen;
@@ -337,211 +363,4 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
     }
     if (!sock->head)
         link_remove(&sock->ready_link);
-}
-
-/* --- taking sends --- */
-
-/* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
-struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                            size_t buffers)
-{
-    struct zc_send *send = zc_alloc(core, sizeof(*send));
-    if (!send)
-        return NULL;
-    link_init(&send->gen_link);
-    link_init(&send->sock_link);
-    link_init(&send->failed_event.link);
-    link_init(&send->result_event.link);
-    send->sock = sock;
-    send->ctx_id = ctx->id;
-    send->buffers = (uint32_t)buffers;
-    send->state = SEND_QUEUED;
-    send->refs = 1;
-    send->queue_ref = true;
-    send->iov = buffers > 1 ? zc_alloc(core, buffers * sizeof(struct iovec)) : &send->one;
-    send->gen = send->iov ? zc_gen_open(core, ctx) : NULL;
-    if (!send->gen) {
-        zc_send_forget(core, send);
-        return NULL;
-    }
-    return send;
-}
-
-void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
-{
-    struct zc_sock *sock = send->sock;
-    link_append(&send->gen->sends, &send->gen_link);
-    link_append(&sock->sends, &send->sock_link);
-    link_remove(&sock->idle_event.link);
-    link_remove(&sock->linger_link);
-    if (!sock->head)
-        sock->head = send;
-    zc_sock_make_ready(core, sock);
-}
-
-/* Counts `size` more bytes of `count` more sends of the program. */
-void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count)
-{
-    struct zc_ctx *ctx = send->gen->ctx;
-    if (send->slab)
-        send->one.iov_len += size;
-    send->size += size;
-    send->count += count;
-    send->weight += size;
-    send->gen->bytes += size;
-    send->gen->total += count;
-    ctx->unreleased += size;
-    ctx->stats.sends += count;
-    ctx->stats.unreleased_sends += count;
-    core->stats.sends += count;
-    core->stats.queued += count;
-    core->waiting_bytes += size;
-    core->waiting_sends += count;
-}
-
-/* What the caller is told of a send that was queued. */
-int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
-{
-    int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
-    if (core->waiting_bytes >= TURN_BYTES || core->waiting_sends >= TURN_SENDS)
-        sent |= ZC_SENT_TURN;
-    else if (core->waiting_sends == 1)
-        sent |= ZC_SENT_KICK;
-    return send->slab ? sent | ZC_SENT_STAGED : sent;
-}
-
-/* A send larger than the window is let in alone. */
-bool zc_window_full(struct zc_ctx *ctx, size_t size)
-{
-    if (!ctx->unreleased || (size <= ctx->window && ctx->unreleased <= ctx->window - size))
-        return false;
-    if (!size)
-        size = 1;
-    if (!ctx->wanted || size < ctx->wanted)
-        ctx->wanted = size;
-    return true;
-}
-
-static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                       const char *const *data, const size_t *sizes, size_t count, size_t total,
-                       uint32_t flags)
-{
-    struct zc_send *send = zc_send_new(core, ctx, sock, count);
-    if (!send)
-        return -ENOMEM;
-    for (size_t i = 0; i < count; i++) {
-        send->iov[i].iov_base = (void *)(uintptr_t)data[i];
-        send->iov[i].iov_len = sizes[i];
-    }
-    send->flags = flags;
-    zc_send_enqueue(core, send);
-    zc_send_grow(core, send, total, 1);
-    send->ticket = ctx->stats.sends;
-    return zc_send_queued(core, send);
-}
-
-static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
-                      const struct zc_sock *sock, size_t count, size_t total, uint32_t flags)
-{
-    return core->stage.memory && ctx->policy != ZC_POLICY_NEVER && total < ctx->threshold &&
-           sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
-}
-
-int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
-                 const size_t *sizes, size_t count, uint32_t flags)
-{
-    size_t total = 0;
-    if (!core || !ctx || !sock || !data || !sizes || count == 0)
-        return -EINVAL;
-    if (core->disowned || !pthread_equal(core->owner, pthread_self()))
-        return -EPERM;
-    if (count > (sock->kind == ZC_DATAGRAM ? UIO_MAXIOV : SEND_MAX_BUFFERS))
-        return -EMSGSIZE;
-    for (size_t i = 0; i < count; i++)
-        if (__builtin_add_overflow(total, sizes[i], &total) || total > SSIZE_MAX)
-            return -EMSGSIZE;
-    if (sock->kind == ZC_STREAM && total == 0)
-        return -EINVAL;
-    if (sock->kind == ZC_DATAGRAM && total > UINT16_MAX)
-        return -EMSGSIZE;
-    if (sock->error)
-        return -EPIPE;
-    if (zc_window_full(ctx, total))
-        return -EAGAIN;
-    int64_t sent = -ENOSPC;
-    if (is_staged(core, ctx, sock, count, total, flags))
-        sent = zc_stage_send(core, ctx, sock, data[0], total);
-    if (sent == -ENOSPC)
-        sent = enqueue(core, ctx, sock, data, sizes, count, total, flags);
-    zc_gen_roll(core, ctx);
-    return sent;
-}
-
-int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
-                uint32_t flags)
-{
-    return zc_sendv(core, ctx, sock, &data, &size, 1, flags);
-}
-
-/* One datagram to an address, a struct sockaddr of `to_size` bytes. */
-int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
-                   const size_t *sizes, size_t count, uint32_t flags, const char *to,
-                   size_t to_size)
-{
-    if (!core || !sock || sock->kind != ZC_DATAGRAM || !to ||
-        to_size > sizeof(struct sockaddr_storage))
-        return -EINVAL;
-    struct sockaddr_storage *address = zc_alloc(core, sizeof(*address));
-    if (!address)
-        return -ENOMEM;
-    memcpy(address, to, to_size);
-    int64_t sent = zc_sendv(core, ctx, sock, data, sizes, count, flags);
-    if (sent < 0) {
-        zc_release(core, address);
-        return sent;
-    }
-    struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
-    send->to = address;
-    send->to_size = (socklen_t)to_size;
-    return sent;
-}
-
-/*
- * One buffer to many sockets, admitted by the window as a whole and counted in it once: it is the
- * memory that the window bounds.  errors[i] is 0, or the errno for which socks[i] took nothing;
- * EPIPE when none took it.
- */
-int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
-                     const char *data, size_t size, uint32_t flags, int32_t *errors)
-{
-    if (!core || !ctx || !socks || !errors || count == 0 || size == 0 || size > SSIZE_MAX)
-        return -EINVAL;
-    for (size_t i = 0; i < count; i++)
-        if (!socks[i])
-            return -EINVAL;
-    if (zc_window_full(ctx, size))
-        return -EAGAIN;
-    size_t weight = size / count + 1;
-    int64_t sent = -EPIPE, turn = 0;
-    for (size_t i = 0; i < count; i++) {
-        int64_t one;
-        if (socks[i]->error)
-            one = -EPIPE;
-        else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
-            one = -EMSGSIZE;
-        else
-            one = enqueue(core, ctx, socks[i], &data, &size, 1, size, flags);
-        errors[i] = one < 0 ? (int32_t)-one : 0;
-        if (one < 0)
-            continue;
-        struct zc_send *send = container(socks[i]->sends.prev, struct zc_send, sock_link);
-        ctx->unreleased -= size - weight;
-        send->gen->bytes -= size - weight;
-        send->weight = weight;
-        turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);
-        sent = one & ~(int64_t)(ZC_SENT_TURN | ZC_SENT_KICK);
-    }
-    /* Only now: all of a broadcast is in one generation, which holds one reference to the buffer. */
-    zc_gen_roll(core, ctx);
-    return sent < 0 ? sent : sent | turn;
 }

@@ -52,6 +52,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     core->max_requests = max_requests;
     core->owner = pthread_self();
     core->alloc_budget = -1;
+    core->most_pinned = GATHER_BYTES_MOST;
     link_init(&core->events);
     link_init(&core->ready);
     link_init(&core->cancels);
@@ -277,7 +278,7 @@ void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
 {
     struct zc_gen *gen = ctx->open;
     if (gen && !ctx->by_hand &&
-        (gen->bytes >= ctx->window / ROLL_SHARE || gen->total >= ROLL_SENDS))
+        (gen->bytes >= ctx->window / WINDOW_SHARE || gen->total >= ROLL_SENDS))
         zc_gen_flush(core, gen);
 }
 
@@ -296,6 +297,18 @@ int zc_ctx_until_taken(zc_ctx *ctx)
     if (!ctx)
         return -EINVAL;
     ctx->until_taken = true;
+    return 0;
+}
+
+/*
+ * What can be handed over at once, with nothing of its socket queued, is copied below this size: it
+ * costs less than a notification of its own.
+ */
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->alone = below;
     return 0;
 }
 
@@ -399,6 +412,12 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out)
     *out = ctx->stats;
     out->unreleased_bytes = ctx->unreleased;
     return 0;
+}
+
+/* How many generations were begun: the number that the next one will have. */
+uint64_t zc_ctx_generations(const zc_ctx *ctx)
+{
+    return ctx ? ctx->next_generation : 0;
 }
 
 /* The ticket by which the result event of the send that was queued last names it. */

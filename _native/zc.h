@@ -60,6 +60,11 @@
 #define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
 #define ZC_RX_POLL 2        /* until the socket can be read, once */
 
+/* Pages of mapped memory. */
+#define ZC_PAGES_ORDINARY 0
+#define ZC_PAGES_TRANSPARENT 1 /* huge ones, where the kernel finds some */
+#define ZC_PAGES_RESERVED 2    /* huge ones, of those that were reserved (vm.nr_hugepages) */
+
 /* How a ring tells the event loop that completions wait. */
 #define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
 #define ZC_WAKE_EVENTFD 1   /* DEFER_TASKRUN, an eventfd is polled */
@@ -94,13 +99,15 @@ typedef struct zc_sock zc_sock;
 typedef struct zc_ring zc_ring;
 typedef struct zc_rx zc_rx;
 
-/* --- accounting: no system calls (txctx.c, sockq.c) --- */
+/* --- accounting: no system calls (txctx.c, sends.c, sockq.c) --- */
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
 int zc_core_linger(zc_core *core, uint32_t milliseconds);
+int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
+int zc_core_lockable(zc_core *core, size_t bytes);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
 int zc_events(zc_core *core, int64_t *out, int max_events);
@@ -109,6 +116,8 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
                    int policy, size_t threshold);
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
+uint64_t zc_ctx_generations(const zc_ctx *ctx);
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
 int zc_ctx_free(zc_core *core, zc_ctx *ctx);
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
@@ -118,6 +127,8 @@ int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
 int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
+int zc_sock_suspend(zc_core *core, zc_sock *sock);
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
@@ -171,10 +182,18 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered);
 int zc_ring_register(zc_ring *ring, char *memory, size_t size);
 int zc_ring_unregister(zc_ring *ring, char *memory);
 
+/* --- memory.c --- */
+
+char *zc_map(size_t size, int pages);
+size_t zc_mapped_size(size_t size, int pages);
+void zc_unmap(char *memory, size_t size, int pages);
+
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, int kind, int can_zero_copy,
-                        const struct zc_learned *learned);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
+                        int can_zero_copy, const struct zc_learned *learned);
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 

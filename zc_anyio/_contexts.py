@@ -122,19 +122,26 @@ class Context:
     def on_released(self, generation: int) -> None:
         """Drop the references of a generation, and tell everybody who waits for it."""
         self.references.pop(generation, None)
-        for lease in self.leases.pop(generation, ()):
-            lease.give_back()
-        if (event := self._waiting.pop(generation, None)) is not None:
+        if self.leases:
+            for lease in self.leases.pop(generation, ()):
+                lease.give_back()
+        if self._waiting and (event := self._waiting.pop(generation, None)) is not None:
             event.set()
-        self._released_early.add(generation)
-        while self._told in self._released_early:
-            self._released_early.remove(self._told)
-            if self._channel is not None:
-                with suppress(anyio.BrokenResourceError):
-                    self._channel.send_nowait(Notification(self.tag, self._told))
-            self._told += 1
+        if generation == self._told:
+            self._tell()
+            while self._told in self._released_early:
+                self._released_early.remove(self._told)
+                self._tell()
+        else:
+            self._released_early.add(generation)
         if self._orphaned:
             self._free_if_released()
+
+    def _tell(self) -> None:
+        if self._channel is not None:
+            with suppress(anyio.BrokenResourceError):
+                self._channel.send_nowait(Notification(self.tag, self._told))
+        self._told += 1
 
     def on_result(self, ticket: int, error: int) -> None:
         """A reported send was taken by the kernel, or failed."""
@@ -181,9 +188,12 @@ class Context:
 
     async def wait_all_released(self) -> None:
         """Wait for the release of every generation begun so far, the last of which is flushed."""
-        unreleased = self._native.context_statistics(self.handle).generations_open
-        for number in range(self._told, self._told + len(self._released_early) + unreleased):
+        for number in range(self._told, self._native.generations(self.handle)):
             await self.wait_released(number)
+
+    def is_all_released(self) -> bool:
+        """Whether every generation begun so far is released."""
+        return self._told == self._native.generations(self.handle)
 
     def has_unreleased(self, *, only_mutable: bool) -> bool:
         """Whether a send is not retired: any, or one of a buffer that the caller can change."""
@@ -250,8 +260,7 @@ class Context:
         self._free_if_released()
 
     def _free_if_released(self) -> None:
-        statistics = self._native.context_statistics(self.handle)
-        if statistics.generations_open or statistics.generations_released != self._told:
+        if not self.is_all_released():
             return
         self._native.free_context(self.handle)
         self._reaper.remove(self.ident)

@@ -43,7 +43,8 @@ class SendGroup(Sender):
         self._window = window
         self._collect = on_error == "collect"
         self._release_timeout = release_timeout
-        self._stack = AsyncExitStack()
+        # Ends the ring that was opened for this scope.
+        self._stack: AsyncExitStack | None = None
         self._entered = self._left = False
 
     async def __aenter__(self) -> Self:
@@ -52,6 +53,7 @@ class SendGroup(Sender):
         self._entered = True
         ring = self._ring_argument or current_ring()
         if ring is None:
+            self._stack = AsyncExitStack()
             ring = await self._stack.enter_async_context(open_ring())
         ring.check_loop()
         self._start(ring, tag=self.tag, window=self._window, zero_copy=self._zero_copy)
@@ -63,20 +65,11 @@ class SendGroup(Sender):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        async with self._stack:
-            self._left = True
-            self._context.take_no_more()
-            if self._ring.is_foreign():
-                return
-            if self._ring._closed:
-                raise RuntimeError("the ring was closed while a send group was open on it")
-            try:
-                if exc is not None and isinstance(exc, anyio.get_cancelled_exc_class()):
-                    await self._abandon()
-                else:
-                    await self._release()
-            finally:
-                self._context.close()
+        if self._stack is None:
+            await self._leave(exc)
+        else:
+            async with self._stack:
+                await self._leave(exc)
         unraised = [f for socket, f in self._failures.items() if socket not in self._raised]
         if unraised and not self._collect and exc is None:
             raise ExceptionGroup(
@@ -91,12 +84,30 @@ class SendGroup(Sender):
 
     # --- leaving ---
 
+    async def _leave(self, exc: BaseException | None) -> None:
+        self._left = True
+        self._context.take_no_more()
+        if self._ring.is_foreign():
+            return
+        if self._ring._closed:
+            raise RuntimeError("the ring was closed while a send group was open on it")
+        try:
+            if exc is not None and isinstance(exc, anyio.get_cancelled_exc_class()):
+                await self._abandon()
+            else:
+                await self._release()
+        finally:
+            self._context.close()
+
     async def _release(self) -> None:
         """Flush and wait for the release; reset what does not come back in time."""
         self._context.flush(even_empty=False)
         try:
-            self._ring._reaper.turn()
-            await anyio.lowlevel.checkpoint()
+            if not self._context.is_all_released():
+                self._ring._reaper.turn()
+            await self._ring._loop_calls.checkpoint()
+            if self._context.is_all_released():
+                return
             with anyio.move_on_after(self._release_timeout):
                 await self._context.wait_all_released()
                 return

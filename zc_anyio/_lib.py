@@ -26,6 +26,9 @@ __all__ = [
     "IDLE",
     "LATER",
     "NO_ADDRESS",
+    "PAGES_ORDINARY",
+    "PAGES_RESERVED",
+    "PAGES_TRANSPARENT",
     "POLICIES",
     "READY",
     "RELEASED",
@@ -49,6 +52,7 @@ __all__ = [
     "export",
     "from_buffer",
     "map_address",
+    "map_memory",
     "new_learned",
     "part_of",
     "pointer_to",
@@ -82,6 +86,9 @@ SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
 SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
+PAGES_ORDINARY: Final = _constant("ZC_PAGES_ORDINARY")
+PAGES_TRANSPARENT: Final = _constant("ZC_PAGES_TRANSPARENT")
+PAGES_RESERVED: Final = _constant("ZC_PAGES_RESERVED")
 RX_RECEIVE: Final = _constant("ZC_RX_RECEIVE")
 RX_POLL: Final = _constant("ZC_RX_POLL")
 POLICIES: Final = {
@@ -155,6 +162,18 @@ def map_address(pinned: Any) -> int:
 def pointer_to(address: int) -> Any:
     """Return an address as the native part takes it; whoever uses it keeps the memory alive."""
     return ffi.cast("char *", address)
+
+
+def map_memory(size: int, pages: int) -> tuple[Any, int]:
+    """Map memory of a kind of pages, until nothing refers to it; return it and what to register.
+
+    :raises OSError: no memory, or no reserved huge pages.
+    """
+    memory = lib.zc_map(size, pages)
+    if memory == ffi.NULL:
+        raise os_error(ffi.errno)
+    pinned = ffi.gc(memory, lambda mapped: lib.zc_unmap(mapped, size, pages))
+    return pinned, lib.zc_mapped_size(size, pages)
 
 
 def part_of(pinned: Any, offset: int) -> Any:
@@ -274,6 +293,10 @@ class NativeRing:
         self.staging_registered = bool(result)
         return self.staging_registered
 
+    def lockable(self, size: int) -> None:
+        """Tell how many bytes may be pinned at a time."""
+        check(lib.zc_core_lockable(self.core, size))
+
     def register(self, memory: Any, size: int) -> None:
         """Register memory with the kernel, so that it is not pinned anew at each send."""
         check(lib.zc_ring_register(self.ring, memory, size), "registering a buffer")
@@ -308,6 +331,10 @@ class NativeRing:
         """Have the window of a context count only what the kernel has not taken."""
         check(lib.zc_ctx_until_taken(handle))
 
+    def copy_alone(self, handle: Any, below: int) -> None:
+        """Have what can be handed over at once copied below a size, whatever the threshold is."""
+        check(lib.zc_ctx_copy_alone(handle, below))
+
     def linger(self, milliseconds: int) -> None:
         """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
         check(lib.zc_core_linger(self.core, milliseconds))
@@ -316,6 +343,11 @@ class NativeRing:
         """Touch the ring no more: in a forked child its memory is not there."""
         lib.zc_core_disown(self.core)
         self.ring = self.core = ffi.NULL
+
+    def generations(self, handle: Any) -> int:
+        """Return how many generations a context has begun."""
+        result: int = lib.zc_ctx_generations(handle)
+        return result
 
     def free_context(self, handle: Any) -> None:
         """Free a context all of whose generations are released, and told."""
@@ -349,14 +381,14 @@ class NativeRing:
         return out
 
     def attach(
-        self, fd: int, ident: int, *, datagram: bool, can_zero_copy: bool, learned: Any
+        self, fd: int, ident: int, inode: int, *, datagram: bool, can_zero_copy: bool, learned: Any
     ) -> Any:
         """Duplicate a descriptor into the ring and return the handle of its queue.
 
         :param learned: from :meth:`learned` when the socket was detached, or :func:`new_learned`.
         """
         kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self.ring, fd, ident, kind, can_zero_copy, learned)
+        handle = lib.zc_ring_attach(self.ring, fd, ident, inode, kind, can_zero_copy, learned)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle
@@ -367,8 +399,22 @@ class NativeRing:
         lib.zc_sock_learned(handle, out)
         return out
 
-    def detach(self, handle: Any) -> bool:
+    def suspend(self, handle: Any) -> bool:
         """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+        result: int = lib.zc_ring_suspend(self.ring, handle)
+        return result != -errno.EBUSY and check(result) == 0
+
+    def resume(self, handle: Any, fd: int) -> int:
+        """Duplicate a descriptor of a suspended socket; return 0 or an errno.
+
+        ``ESTALE`` says that the descriptor is another socket, ``ENOTCONN`` that the stream has lost
+        its connection.
+        """
+        result: int = lib.zc_ring_resume(self.ring, handle, fd)
+        return -result
+
+    def detach(self, handle: Any) -> bool:
+        """Forget a socket; ``False`` if it is not idle, and nothing was done."""
         result: int = lib.zc_ring_detach(self.ring, handle)
         return result != -errno.EBUSY and check(result) == 0
 

@@ -62,8 +62,22 @@ class Loop(Protocol):
     @property
     def new_waiter(self) -> Callable[[], Waiter]: ...
 
+    @property
+    def call_from_thread(self) -> Callable[[Callable[[], None]], object]:
+        """Have something called in the loop's thread, soon; ``RuntimeError``: it runs no more.
+
+        It may be used anywhere, also while garbage is collected.
+        """
+
+    @property
+    def call_soon(self) -> Callable[[Callable[[], object]], object] | None:
+        """Have a function called when the event loop comes round; ``None``: that takes a task."""
+
     def readable(self, fd: int) -> Readable:
         """Return what waits for a descriptor again and again."""
+
+    def is_running(self) -> bool:
+        """Whether the caller is in this event loop."""
 
 
 class TrioLoop:
@@ -80,10 +94,21 @@ class TrioLoop:
         self.wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
         self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
         self.new_waiter: Callable[[], Waiter] = trio.Event
+        self.call_soon: None = None
+        self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
+        self._token = self._current_token()
+        self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
 
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
         return _TrioReadable(self, fd)
+
+    def is_running(self) -> bool:
+        """See :class:`Loop`."""
+        try:
+            return self._current_token() is self._token
+        except RuntimeError:
+            return False
 
 
 class _TrioReadable:
@@ -103,8 +128,10 @@ class AsyncioLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
+        self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.wait_readable: Callable[[int], Awaitable[None]] = anyio.wait_readable
         self.notify_closing: Callable[[int], None] = anyio.notify_closing
+        self.call_from_thread: Callable[[Callable[[], None]], object] = loop.call_soon_threadsafe
 
     @staticmethod
     async def checkpoint() -> None:
@@ -124,6 +151,14 @@ class AsyncioLoop:
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
         return _LoopReadable(self.loop, fd)
+
+    def is_running(self) -> bool:
+        """See :class:`Loop`."""
+        try:
+            # A loop of trio's may run inside a callback of this one.
+            return asyncio.get_running_loop() is self.loop and _running_trio() is None
+        except RuntimeError:
+            return False
 
 
 class _FutureWaiter:
@@ -190,8 +225,11 @@ class _LoopReadable:
 
 def running_loop() -> TrioLoop | AsyncioLoop:
     """Return what the running event loop has."""
+    trio = _running_trio()
+    return TrioLoop(trio) if trio is not None else AsyncioLoop(asyncio.get_running_loop())
+
+
+def _running_trio() -> Any:
     # Only a program that has imported trio can run on it.
     trio: Any = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        return TrioLoop(trio)
-    return AsyncioLoop(asyncio.get_running_loop())
+    return trio if trio is not None and trio.lowlevel.in_trio_run() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from ._buffers import Buffer
 from ._errors import os_error
 from ._groups import send_group
 from ._lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
+from ._receiving import Receiver
 from ._ring import Ring
 from ._senders import Sender
 from ._sockets import AttachedSocket
@@ -24,6 +26,9 @@ __all__ = ["STREAM_WINDOW", "Output"]
 STREAM_WINDOW = 1 << 20
 # A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
 COPIED_AT_MOST = 64 << 10
+# A send that leaves alone, and so has a turn and a notification of its own, is copied below so many
+# thresholds: measured, see docs/design.md.
+ALONE_THRESHOLDS = 16
 
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
 CLOSING_SECONDS = 60
@@ -48,7 +53,11 @@ class Output(Sender):
         self._native = ring._native
         # What is held does not count: it would limit a stream to a window in each round trip.
         self._native.until_taken(self._context.handle)
-        self._is_small = min(COPIED_AT_MOST, ring._threshold)
+        small = ring._threshold
+        if ring._zero_copy == "auto":
+            small *= ALONE_THRESHOLDS
+            self._native.copy_alone(self._context.handle, small)
+        self._is_small = min(COPIED_AT_MOST, small)
         self._scope: anyio.CancelScope | None = None
         self.closed = False
 
@@ -102,11 +111,16 @@ class Output(Sender):
         if sent < 0:
             return self._failed(-sent)
         self._queued(sent, reference)
-        # Having it sent may have dropped the last reference to anything, and closed this as well.
-        if not sent & SENT_STAGED and not self.closed:
-            # A generation for each, so that the reference goes as soon as the kernel lets go.
-            self._context.flush(even_empty=False)
         return True
+
+    def _push(self, sent: int) -> None:
+        if sent & SENT_STAGED:
+            super()._push(sent)
+            return
+        # A generation for each, so that the reference goes as soon as the kernel lets go; and a
+        # turn, since such a send is large enough not to need company.
+        self._context.flush(even_empty=False)
+        self._ring._reaper.turn()
 
     def unchangeable(self, data: Buffer) -> Buffer | None:
         """Return what can be offered for a buffer; ``None`` if only :meth:`send_held` can send it.
@@ -212,3 +226,14 @@ class Output(Sender):
                 self._socket.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLOSING_SECONDS * 1000
                 )
+
+    def drop(self, receiver: Receiver) -> None:
+        """Close all of a stream that nobody closed and nothing refers to, in whatever thread."""
+        self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket)
+
+    def _close_dropped(self, receiver: Receiver) -> None:
+        # No event loop runs any more, or none of its tasks: there is nobody to wake.
+        with suppress(RuntimeError):
+            receiver.close()
+        self.close(self._socket)
+        self._socket.close()

@@ -11,30 +11,58 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from gc import get_referents
+from sys import getrefcount
 from typing import Any, Literal, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from ._lib import export, from_buffer, map_address, part_of
+from ._lib import (
+    PAGES_ORDINARY,
+    PAGES_RESERVED,
+    PAGES_TRANSPARENT,
+    export,
+    map_address,
+    map_memory,
+    part_of,
+)
 from ._ring import Ring, require_ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
 
 HugePages: TypeAlias = Literal["auto", "always", "never"]
 
-# asm-generic/mman-common.h; Python's mmap module has no name for it.
-MAP_HUGETLB = 0x40000
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 # The kernel registers at most this much as one buffer.
 REGION_MOST = 1 << 30
+# Reading the clock costs as much as handing a buffer out.
+CLOCK_EVERY = 8
+
+
+# How many references there are to a view that one object has and nobody else, and to what it has
+# in common with slices and arrays of it: interpreters differ.
+_example = [memoryview(bytearray(1))]
+VIEW_ALONE = getrefcount(_example[0])
+MEMORY_ALONE = getrefcount(get_referents(_example[0])[0])
 
 
 class _Slot:
     """One buffer of a pool."""
 
-    __slots__ = ("exporter", "key", "pinned", "pool", "region", "size", "uses", "view")
+    __slots__ = (
+        "exporter",
+        "kept",
+        "key",
+        "out",
+        "pinned",
+        "pool",
+        "region",
+        "size",
+        "uses",
+        "view",
+    )
 
     def __init__(self, pool: BufferPool, region: _Region, offset: int) -> None:
         self.pool: BufferPool = pool
@@ -43,6 +71,10 @@ class _Slot:
         self.size: int = pool.buffer_size
         # Generations that are not released and have a send of it.
         self.uses: int = 0
+        # Whether somebody else than the pool has it.
+        self.out: bool = False
+        # The view that was sent; of a free buffer, the view that the next owner gets.
+        self.kept: memoryview | None = None
         # What this handing-out exports; every view, slice and array of it keeps it alive.
         self.exporter: weakref.ref[Any] | None = None
         self.view: weakref.ref[memoryview] | None = None
@@ -51,6 +83,10 @@ class _Slot:
 
     def hand_out(self) -> memoryview:
         """Return a view of the buffer; when it and all made of it are gone, the buffer is free."""
+        self.out = True
+        if (view := self.kept) is not None:
+            self.kept = None
+            return view
         exporter = export(self.pinned, self.size)
         view = memoryview(exporter)
         self.exporter = weakref.ref(exporter, self._dropped)
@@ -60,22 +96,43 @@ class _Slot:
         return view
 
     def give_back(self) -> None:
-        """A generation that used the buffer was released."""
+        """A generation that used the buffer was released.
+
+        A view that was sent whole, that nobody else has, nor a slice or an array of it, and that
+        nobody has released, need not be revoked: the next owner gets it as it is, which costs much
+        less than a new one.
+        """
         self.uses -= 1
-        if not self.uses:
-            self.take_back()
+        if self.uses:
+            return
+        if (
+            self.kept is None
+            or getrefcount(self.kept) != VIEW_ALONE
+            or getrefcount(get_referents(self.kept)[0]) != MEMORY_ALONE
+            or self.exporter is None
+            or self.exporter() is None
+            or self.pool._closed
+        ):
+            self._revoke()
+        self.out = False
+        self.pool._put(self)
 
     def take_back(self) -> None:
         """Revoke the view and give the buffer to the next who waits."""
+        self._revoke()
+        self.out = False
+        self.pool._put(self)
+
+    def _revoke(self) -> None:
         view = self.view() if self.view is not None else None
-        self.exporter = self.view = None
+        # First: dropping the view can be what ends the exporter.
+        self.exporter = self.view = self.kept = None
         # Another slot may have got the number of a view that died before its slices did.
         if self.pool._views.get(self.key) is self:
             del self.pool._views[self.key]
         if view is not None:
             with suppress(BufferError):
                 view.release()
-        self.pool._put(self)
 
     def _dropped(self, exporter: weakref.ref[Any]) -> None:
         if self.exporter is exporter and not self.uses:
@@ -94,19 +151,16 @@ class _Region:
     """Memory of a pool that is registered as one buffer, or could not be."""
 
     def __init__(self, pool: BufferPool, count: int) -> None:
-        self.memory: mmap.mmap = _map(
-            count * pool.stride,
-            pool.huge_pages,
-            registered=pool._ring.capabilities.driver == "io_uring",
-        )
-        self.pinned: Any = from_buffer("char[]", self.memory)
+        self.size: int = count * pool.stride
+        self.pinned: Any
+        self.pinned, registered = map_memory(self.size, pool.pages)
         self.address: int = map_address(self.pinned)
         self.slots: list[_Slot] = [
             _Slot(pool, self, number * pool.stride) for number in range(count)
         ]
         self.refused: str | None = None
         try:
-            pool._ring._native.register(self.pinned, len(self.memory))
+            pool._ring._native.register(self.pinned, min(registered, REGION_MOST))
         except OSError as exc:
             self.refused = str(exc)
 
@@ -129,12 +183,18 @@ class BufferPool:
         self.buffer_size: int = buffer_size
         self.count: int = 0
         self.huge_pages: HugePages = huge_pages
-        unit = HUGE_PAGE if huge_pages == "always" or buffer_size >= HUGE_PAGE else PAGE
+        unit = HUGE_PAGE if buffer_size >= HUGE_PAGE else PAGE
         self.stride: int = -(-buffer_size // unit) * unit
         self._ring = ring
+        self.pages: int = PAGES_ORDINARY
+        if huge_pages == "always":
+            self.pages = PAGES_RESERVED
+        elif huge_pages == "auto" and ring.capabilities.driver != "io_uring":
+            self.pages = PAGES_TRANSPARENT
         self._views = ring._leases_by_view
         self._regions: list[_Region] = []
         self._closed = False
+        self._acquired = 0
         self._free: deque[_Slot] = deque()
         self._waiters: deque[_Waiter] = deque()
         self.grow(count)
@@ -147,7 +207,7 @@ class BufferPool:
         """
         if self._closed:
             raise anyio.ClosedResourceError
-        most = max(1, REGION_MOST // self.stride)
+        most = max(1, (REGION_MOST - PAGE) // self.stride)
         for first in range(0, count, most):
             region = _Region(self, min(most, count - first))
             self._regions.append(region)
@@ -176,14 +236,15 @@ class BufferPool:
         the view raises ``ValueError``.  Slices and arrays of it that are still there cannot be
         revoked: sending a slice raises ``BufferError``, writing to one spoils the next owner's.
 
-        Cancellation is noticed while waiting, and whenever a millisecond has passed without
-        yielding to other tasks.
+        Cancellation is noticed while waiting, and by one call of eight if a millisecond has passed
+        without yielding to other tasks.
 
         :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
         """
-        if self._closed:
-            raise anyio.ClosedResourceError
-        if self._ring.yield_is_due() or not self._free:
+        self._acquired += 1
+        if not self._free or (self._acquired % CLOCK_EVERY == 0 and self._ring.yield_is_due()):
+            if self._closed:
+                raise anyio.ClosedResourceError
             await self._ring.let_others_run()
             if self._closed:
                 raise anyio.ClosedResourceError
@@ -226,14 +287,14 @@ class BufferPool:
         slot = self._slot_at(address)
         if slot is None:
             return None
-        current = slot.exporter() if slot.exporter is not None else None
+        current = slot.exporter() if slot.out and slot.exporter is not None else None
         if current is None or (type(exporter) is type(current) and exporter is not current):
             raise BufferError("the buffer was given back to its pool")
         return slot
 
     def _slot_at(self, address: int) -> _Slot | None:
         for region in self._regions:
-            if 0 <= address - region.address < len(region.memory):
+            if 0 <= address - region.address < region.size:
                 return region.slots[(address - region.address) // self.stride]
         return None
 
@@ -283,8 +344,7 @@ async def open_buffer_pool(
     :param count: how many.
     :param huge_pages: ``"always"`` takes explicitly reserved ones (``vm.nr_hugepages``),
         ``"never"`` takes none; ``"auto"`` asks for transparent ones unless the memory is registered
-        with an io_uring, which charges a part of a registered huge page to the socket's send buffer
-        from the page's beginning, so that a socket takes much less.
+        with an io_uring, which reads it page by page anyway.
     :param ring: default the ambient ring.
     :raises RuntimeError: no ring is open.
     :raises OSError: no memory, or no reserved huge pages.
@@ -304,15 +364,3 @@ async def open_buffer_pool(
     finally:
         ring._pools.remove(pool)
         pool._close()
-
-
-def _map(size: int, huge_pages: HugePages, *, registered: bool) -> mmap.mmap:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, size, flags=flags | (MAP_HUGETLB if huge_pages == "always" else 0))
-    with suppress(OSError):
-        # A kernel without transparent huge pages answers EINVAL.
-        if huge_pages == "auto" and not registered:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        elif huge_pages != "always":
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory

@@ -78,10 +78,16 @@ class Reaper:
         self._next_context = 0
         self._receivers: dict[int, ReceiverSink] = {}
         self._next_receiver = 0
-        self._wake = Event()
+        self._wake = loop.new_waiter()
+        # A turn was asked for, and none was taken since.
+        self._due = False
+        self._call_soon = loop.call_soon
+        self._called = False
+        self._raised: Exception | None = None
         self._linger = Event()
         self._scopes: list[CancelScope] = []
-        self._turned = Event()
+        # Set at the next turn; made when somebody waits for it.
+        self._turned: Event | None = None
         self._stopping = False
         self.stopped: BaseException | None = None
 
@@ -122,6 +128,7 @@ class Reaper:
 
     def turn(self) -> None:
         """Reap, submit and dispatch until nothing is left to tell."""
+        self._due = False
         contexts = self._contexts
         count = EVENTS_A_TURN
         while count >= EVENTS_A_TURN - 2:
@@ -149,15 +156,36 @@ class Reaper:
                     self.submit_soon()
                 elif kind == LATER:
                     self._linger.set()
-        self._turned.set()
+        self._tell_turned()
+
+    def _tell_turned(self) -> None:
+        if self._turned is not None:
+            self._turned.set()
+            self._turned = None
 
     def submit_soon(self) -> None:
-        """Have a turn taken when the event loop comes round."""
-        self._wake.set()
+        """Have a turn taken when the event loop comes round, unless one was taken until then."""
+        self._due = True
+        if self._call_soon is None:
+            self._wake.set()
+        elif not self._called:
+            self._called = True
+            self._call_soon(self._on_soon)
+
+    def _on_soon(self) -> None:
+        """Take the turn that was asked for; what is left of it is the submitter's."""
+        self._called = False
+        if self._due and not self._stopping:
+            try:
+                self.turn()
+            except Exception as exc:
+                self._raised = exc
+            if self._raised is not None or self._due:
+                self._wake.set()
 
     async def wait_turn(self) -> None:
         """Wait until another turn was taken, or the ring was closed."""
-        if self._turned.is_set():
+        if self._turned is None:
             self._turned = Event()
         await self._turned.wait()
 
@@ -203,11 +231,13 @@ class Reaper:
             try:
                 while not self._stopping:
                     await self._wake.wait()
-                    self._wake = Event()
-                    if not self._stopping:
+                    self._wake = self._loop.new_waiter()
+                    if self._raised is not None:
+                        raise self._raised
+                    if self._due and not self._stopping:
                         self.turn()
-                    if self._wake.is_set():
-                        await anyio.sleep(RETRY_SECONDS)
+                        if self._due:
+                            await anyio.sleep(RETRY_SECONDS)
             except Exception as exc:
                 self._fail(exc)
                 raise
@@ -239,12 +269,12 @@ class Reaper:
 
     def close(self) -> None:
         """The ring is closed: wake whoever waits for a turn."""
-        self._turned.set()
+        self._tell_turned()
 
     def _fail(self, exc: BaseException) -> None:
         """Wake everybody who waits for a ring that will never answer again."""
         self.stopped = exc
-        self._turned.set()
+        self._tell_turned()
         for context in self.contexts:
             context.on_ring_stopped()
         for receiver in list(self._receivers.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -94,7 +95,6 @@ class Ring:
         self._reaper = Reaper(native, self._sockets, self._loop_calls)
         self._sockets.turn_soon = self._reaper.submit_soon
         self._thread = threading.get_ident()
-        self._loop = anyio.lowlevel.current_token()
         self._process = os.getpid()
         self._pools: list[Pool] = []
         # Pool buffers that are out, by the identity of the view that was handed out.
@@ -149,9 +149,22 @@ class Ring:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
 
-    def is_own_thread(self) -> bool:
-        """Whether this thread may touch the ring: an object that is dropped may be so in any."""
-        return self._thread == threading.get_ident()
+    def call_in_own_thread(self, close: Callable[[], None], sock: socket.socket) -> None:
+        """Close what belongs to an object that was dropped, which happens in any thread.
+
+        :param close: closes all of it, its socket too; called now, or soon in the event loop.
+        :param sock: what is closed if that does not run any more.
+        """
+        if self.is_foreign():
+            # The event loop and its descriptors are the parent's.
+            sock.close()
+        elif self._thread == threading.get_ident():
+            close()
+        else:
+            try:
+                self._loop_calls.call_from_thread(close)
+            except RuntimeError:
+                sock.close()
 
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""
@@ -160,7 +173,7 @@ class Ring:
     def check_loop(self) -> None:
         """Raise ``RuntimeError`` unless :meth:`check` passes and this is the ring's event loop."""
         self.check()
-        if anyio.lowlevel.current_token() != self._loop:
+        if not self._loop_calls.is_running():
             raise RuntimeError("the ring belongs to another event loop")
 
     def yield_is_due(self) -> bool:
@@ -169,7 +182,7 @@ class Ring:
 
     async def let_others_run(self) -> None:
         """Notice cancellation, and yield."""
-        await anyio.lowlevel.checkpoint()
+        await self._loop_calls.checkpoint()
         self._yield_at = monotonic() + YIELD_SECONDS
 
     def new_context(
@@ -232,6 +245,7 @@ class Ring:
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
+        self._sockets.detach_suspended()
         return cancelled
 
     def _close(self) -> None:
@@ -309,8 +323,10 @@ async def open_ring(
         raise ValueError("threshold, staging and drain_timeout must not be negative")
     native, unavailable = _open_native(driver, entries)
     try:
+        limit = _capabilities.memlock_limit()
+        if limit is not None:
+            native.lockable(limit)
         if staging:
-            limit = _capabilities.memlock_limit()
             # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
             native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
         capabilities = _capabilities.of_ring(native, unavailable)

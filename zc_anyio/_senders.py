@@ -76,6 +76,7 @@ class Sender:
             tag=tag, window=window, zero_copy=zero_copy, on_failed=self._on_failed
         )
         self._references = self._context.references
+        self._leases = self._context.leases
         self._streams = ring._sockets.by_stream
         self._views = ring._leases_by_view
         self._yield_is_due = False
@@ -282,8 +283,13 @@ class Sender:
             )
             if sent >= 0:
                 lease.uses += 1
-                self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
-                self._push(sent)
+                lease.kept = data
+                try:
+                    self._leases[sent >> SENT_SHIFT].append(lease)
+                except KeyError:
+                    self._leases[sent >> SENT_SHIFT] = [lease]
+                if sent & SENT_FLAGS:
+                    self._push(sent)
                 return True
         return self._queue_any(stream, data, flags)
 

@@ -3,7 +3,9 @@
 A socket is attached by a duplicate of its descriptor, from the first send until nothing of it is
 queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
 closed and reused.  It is given up when idle because it keeps the connection open: without that, a
-program that closes its stream would never make the peer see the end of it.
+program that closes its stream would never make the peer see the end of it.  What is known of the
+socket is kept then, and it is *suspended*: with the next send it is resumed, which costs a fraction
+of finding out again what it is.
 
 This library's own streams say when they are closed, so they are kept attached until then.
 """
@@ -16,10 +18,11 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ConnectedUDPSocket, SocketAttribute, SocketStream, UDPSocket
+from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
 from ._errors import os_error
 from ._lib import NativeRing, SocketInfo, new_learned, socket_info
@@ -30,15 +33,28 @@ IPPROTO_MPTCP = 262
 # Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
 # of the latest.
 SOCKETS_REMEMBERED = 4096
+# Sockets that a ring keeps suspended; what is more is detached, that which was suspended first.
+SUSPENDED_MOST = 16384
 # What the native part knew of sockets when they were detached, from whichever ring.  While two
-# rings have one attached, the second knows nothing of it.
+# rings have one attached, or suspended, the second knows nothing of it.
 _learned: OrderedDict[int, Any] = OrderedDict()
 
 
 class AttachedSocket:
-    """A socket while the ring keeps a duplicate of it."""
+    """A socket that the ring knows, and keeps a duplicate of unless it is suspended."""
 
-    __slots__ = ("connected", "datagram", "handle", "ident", "inode", "keeper", "streams")
+    __slots__ = (
+        "connected",
+        "datagram",
+        "detached",
+        "handle",
+        "ident",
+        "inode",
+        "keeper",
+        "let_go",
+        "streams",
+        "suspended",
+    )
 
     def __init__(
         self, inode: int, ident: int, handle: Any, *, datagram: bool, connected: bool
@@ -48,7 +64,10 @@ class AttachedSocket:
         self.inode = inode
         self.ident = ident
         self.handle = handle
+        self.suspended = self.detached = False
         self.streams: list[object] = []
+        # Its stream was closed: it is not to be suspended.
+        self.let_go = False
         # The stream that keeps it attached, for as long as that is open.
         self.keeper: weakref.ref[object] | None = None
 
@@ -63,12 +82,14 @@ class SocketTable:
         self._next = 0
         # A stream's own idea of its descriptor, and what it was when the stream was attached.
         self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
-        # The same for streams that keep their sockets attached; a stream is never kept alive.
-        self._keepers: weakref.WeakKeyDictionary[
-            object, tuple[AttachedSocket, Callable[[], int], int]
+        # The same for all streams that were sent to; a stream is never kept alive by that, so what
+        # is a socket itself is asked itself.
+        self._known: weakref.WeakKeyDictionary[
+            object, tuple[AttachedSocket, Callable[[], int] | None, int]
         ] = weakref.WeakKeyDictionary()
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
+        self._suspended: OrderedDict[int, AttachedSocket] = OrderedDict()
         self._broken: OrderedDict[int, OSError] = OrderedDict()
 
     def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
@@ -81,11 +102,7 @@ class SocketTable:
         :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
             left for the duplicate.
         """
-        known = self.by_stream.get(stream)
-        if known is None and (known := self._keepers.get(stream)) is not None:
-            # Found at once by the next sends, until the socket is idle.
-            self.by_stream[stream] = known
-            known[0].streams.append(stream)
+        known = self.by_stream.get(stream) or self._recall(stream)
         if known is not None:
             attached, fileno, fd = known
             if fileno() != fd:
@@ -106,13 +123,13 @@ class SocketTable:
         """
         fd = sock.fileno()
         info = socket_info(fd)
-        attached = self._by_inode.get(info.inode) or self._attach_new(fd, info)
+        attached = self._find(fd, info) or self._attach_new(fd, info)
         # Of a stream that was reset before, a send tells that.
         attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
         # What keeps messages apart is sent past the ring; a group refuses it like a plain socket.
         if info.type != socket.SOCK_SEQPACKET:
-            self._keepers[stream] = attached, sock.fileno, fd
+            self._known[stream] = attached, sock.fileno, fd
         return attached
 
     def let_go(self, attached: AttachedSocket, name: object) -> bool:
@@ -122,7 +139,8 @@ class SocketTable:
         :return: whether it is so now.
         """
         attached.keeper = None
-        self._keepers.pop(name, None)
+        attached.let_go = True
+        self._known.pop(name, None)
         attached.streams.append(name)
         self.by_stream[name] = attached, lambda: -1, 0
         # Told as an event, behind the failures that are still to be told.
@@ -145,14 +163,65 @@ class SocketTable:
                 raise _no_peer()
         elif not info.connected:
             raise anyio.BrokenResourceError from os_error(errno.ENOTCONN)
-        attached = self._by_inode.get(info.inode)
+        attached = self._find(fd, info)
         if attached is None:
             attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
         attached.streams.append(stream)
         self.by_stream[stream] = attached, fileno, fd
+        with suppress(TypeError):  # not every object can be weakly referred to
+            is_itself = getattr(fileno, "__self__", None) is stream
+            self._known[stream] = attached, None if is_itself else fileno, fd
         return attached
+
+    def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int] | None:
+        """Return what was known of a stream, with its socket resumed; ``None`` if nothing was."""
+        known = self._known.get(stream)
+        if known is None:
+            return None
+        attached, fileno, fd = known
+        fileno = fileno or stream.fileno
+        if (
+            attached.detached
+            or fileno() != fd
+            or (attached.suspended and not self._resume(attached, fd))
+        ):
+            del self._known[stream]
+            return None
+        # Found at once by the next sends, until the socket is idle.
+        attached.streams.append(stream)
+        self.by_stream[stream] = found = attached, fileno, fd
+        return found
+
+    def _find(self, fd: int, info: SocketInfo) -> AttachedSocket | None:
+        """Return the socket of a descriptor if the ring knows it, resumed."""
+        attached = self._by_inode.get(info.inode)
+        if attached is None or not attached.suspended:
+            return attached
+        if attached.datagram == (info.type == socket.SOCK_DGRAM) and self._resume(attached, fd):
+            return attached
+        self._detach(attached)
+        return None
+
+    def _resume(self, attached: AttachedSocket, fd: int) -> bool:
+        """Resume a suspended socket; ``False`` if the descriptor is another by now.
+
+        :raises anyio.BrokenResourceError: the stream has lost its connection.
+        :raises OSError: no descriptor is left for the duplicate.
+        """
+        number = self._native.resume(attached.handle, fd)
+        if number == errno.ESTALE:
+            return False
+        if number == errno.ENOTCONN:
+            raise anyio.BrokenResourceError from os_error(number)
+        if number:
+            raise os_error(number)
+        attached.suspended = False
+        del self._suspended[attached.ident]
+        # If the send is refused after all, that turn tells that the socket is idle.
+        self.turn_soon()
+        return True
 
     def _attach_new(self, fd: int, info: SocketInfo) -> AttachedSocket:
         ident = self._next + 1
@@ -160,6 +229,7 @@ class SocketTable:
         handle = self._native.attach(
             fd,
             ident,
+            info.inode,
             datagram=datagram,
             # The kernel would answer EOPNOTSUPP for these.
             can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
@@ -182,7 +252,7 @@ class SocketTable:
 
     def identity(self, stream: Any) -> object:
         """Return what all objects of one socket have in common; of a closed one, the object."""
-        known = self.by_stream.get(stream) or self._keepers.get(stream)
+        known = self.by_stream.get(stream) or self._known.get(stream)
         if known is not None:
             return known[0].inode
         try:
@@ -211,15 +281,31 @@ class SocketTable:
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
         if attached.keeper is None:
-            learned = self._native.learned(attached.handle)
-            if not self._native.detach(attached.handle):
+            if not self._native.suspend(attached.handle):
                 # What was told before this has queued another send.
                 return
-            _remember(_learned, attached.inode, learned)
-            del self._by_inode[attached.inode], self._by_ident[ident]
+            attached.suspended = True
+            self._suspended[ident] = attached
+            if error or attached.let_go:
+                self._detach(attached)
+            elif len(self._suspended) > SUSPENDED_MOST:
+                self._detach(next(iter(self._suspended.values())))
         for stream in attached.streams:
             self.by_stream.pop(stream, None)
         attached.streams.clear()
+
+    def detach_suspended(self) -> None:
+        """Forget the sockets that are suspended: the ring ends."""
+        for attached in list(self._suspended.values()):
+            self._detach(attached)
+
+    def _detach(self, attached: AttachedSocket) -> None:
+        """Forget a suspended socket."""
+        _remember(_learned, attached.inode, self._native.learned(attached.handle))
+        self._native.detach(attached.handle)
+        attached.detached = True
+        del self._suspended[attached.ident]
+        del self._by_inode[attached.inode], self._by_ident[attached.ident]
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
         if attached.inode not in self._broken:
@@ -260,7 +346,8 @@ def _descriptor_of(stream: Any) -> Callable[[], int]:
         closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
         if closing is not None and closing():
             return lambda: -1
-        raw: Any = stream.extra(SocketAttribute.raw_socket)
+        # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
+        raw: Any = stream._raw_socket
         return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
     raise TypeError(
         "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "

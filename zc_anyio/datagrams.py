@@ -90,10 +90,7 @@ class _Datagrams:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            if self._ring.is_own_thread():
-                self._receiver.close()
-                self._output.close(self._socket)
-            self._socket.close()
+            self._output.drop(self._receiver)
 
 
 class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):

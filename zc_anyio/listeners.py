@@ -111,6 +111,5 @@ class ZeroCopySocketListener(SocketListener):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            if self._ring.is_own_thread():
-                self._acceptor.close()
+            # Nobody waits in what nothing refers to.
             self._socket.close()

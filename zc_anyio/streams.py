@@ -8,7 +8,6 @@ import select
 import socket
 import warnings
 from collections.abc import Collection
-from contextlib import suppress
 from io import IOBase
 from typing import Any, NoReturn, Self, cast
 
@@ -85,8 +84,9 @@ class ZeroCopySocketStream(SocketStream):
         """Send bytes; returns when they are accepted: sent, or queued within 1 MiB.
 
         ``bytes`` that are queued stay referenced until the kernel has let go of them.  A buffer
-        that can change is copied if it is smaller than the ring's threshold; a larger one is waited
-        for until it is the caller's own again.  A pool's buffer goes back to its pool by itself.
+        that can change is copied up to 64 KiB (16 times the ring's threshold, if that is less); a
+        larger one is waited for until it is the caller's own again.  A pool's buffer goes back to
+        its pool by itself.
 
         Cancelled, the call has queued nothing, except for a large buffer that can change: what
         of that has not left is taken back, and if it was cut short, the stream is broken for
@@ -235,11 +235,7 @@ class ZeroCopySocketStream(SocketStream):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            if self._ring.is_own_thread():
-                with suppress(RuntimeError):  # no event loop runs any more
-                    self._receiver.close()
-                self._output.close(self._socket)
-            self._socket.close()
+            self._output.drop(self._receiver)
 
 
 def _has_unread(sock: socket.socket) -> bool:

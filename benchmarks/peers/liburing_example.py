@@ -56,7 +56,11 @@ def _connection_of(pid: int, kind: int) -> socket.socket:
         until = time.monotonic() + CONNECTED_SECONDS
         while time.monotonic() < until:
             for entry in Path(f"/proc/{pid}/fd").iterdir():
-                if not entry.readlink().name.startswith("socket:"):
+                try:
+                    what = entry.readlink().name
+                except FileNotFoundError:  # closed meanwhile
+                    continue
+                if not what.startswith("socket:"):
                     continue
                 fd: int = libc.syscall(PIDFD_GETFD, handle, int(entry.name), 0)
                 if fd < 0:

@@ -11,7 +11,7 @@ import anyio.lowlevel
 from anyio.abc import SocketStream
 
 import zc_anyio
-from benchmarks.peers.huge_pages import HUGE_PAGES_LEAST, why_no_huge_pages
+from benchmarks.peers.huge_pages import why_no_huge_pages
 from benchmarks.peers.peer import BACKENDS, Job, Send, peer
 
 # Memory of a pool: enough to be out while more is queued.
@@ -53,8 +53,7 @@ async def _stream(job: Job, driver: zc_anyio.Driver = "auto") -> AsyncIterator[S
 @asynccontextmanager
 async def _pool(job: Job, huge_pages: bool = False) -> AsyncIterator[Send]:
     size = len(job.payload)
-    fitting = min(POOL_MOST, max(POOL_LEAST, POOL_BYTES // size))
-    count = HUGE_PAGES_LEAST if huge_pages else fitting
+    count = min(POOL_MOST, max(POOL_LEAST, POOL_BYTES // size))
     async with (
         _open(job) as (_, [stream]),
         zc_anyio.open_buffer_pool(
@@ -147,7 +146,6 @@ async def _stalled(job: Job) -> AsyncIterator[Send]:
 async def _stalled_pool(job: Job) -> AsyncIterator[Send]:
     async with (
         _open(job) as (ring, streams),
-        # Of huge pages a socket would be charged more than it has room for.
         zc_anyio.open_buffer_pool(buffer_size=len(job.payload), count=1) as pool,
     ):
         buffer = await pool.acquire()

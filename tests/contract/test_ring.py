@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import errno
 import os
 import socket
 from contextlib import ExitStack
@@ -14,8 +15,15 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.support.peers import Reader, parked_pair, receive_exactly, tcp_pair
+from tests.support.peers import (
+    Reader,
+    parked_pair,
+    receive_exactly,
+    receive_to_end,
+    tcp_pair,
+)
 from tests.support.waiting import (
+    LIMIT,
     unsent,
     until,
     until_blocking,
@@ -296,3 +304,26 @@ async def test_an_idle_ring_uses_no_processor_time(driver: Any) -> None:
                 assert used.user + used.system - before.user - before.system < 0.15
                 receive_exactly(peer, MIB)
             await until_idle(ring)
+
+
+@pytest.mark.anyio
+async def test_a_turn_that_fails_ends_the_ring(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise OSError(errno.EIO, "as if the kernel refused")
+
+    with tcp_pair() as (client, peer):
+        with pytest.raises(ExceptionGroup) as caught:
+            async with zc_anyio.open_ring(driver=driver) as ring:
+                async with zc_anyio.send_group() as group:
+                    with monkeypatch.context() as patch:
+                        patch.setattr(ring._native, "turn", fail)
+                        group.send_nowait(client, b"taken")
+                        await anyio.sleep(LIMIT)
+        (error,) = caught.value.exceptions
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EIO
+        # Leaving was a cancellation, so what nobody had taken is not sent.
+        client.close()
+        assert receive_to_end(peer) == b""

@@ -177,6 +177,19 @@ async def test_a_socket_that_comes_again(namespaces: Rig) -> None:
         assert await reader.all() == expected
 
 
+async def test_a_socket_that_comes_to_another_ring(namespaces: Rig) -> None:
+    with namespaces.connection() as (client, peer), Reader(peer) as reader:
+        for _ in range(3):
+            async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, b"d" * 50_000)
+                counters = ring.statistics()
+                # A notification came besides the result: it was asked for zero copy.
+                assert (counters.requests, counters.completions) == (1, 2)
+        client.shutdown(socket.SHUT_WR)
+        assert await reader.all() == b"d" * 150_000
+
+
 @pytest.mark.parametrize("theirs", ["taken", "waiting", "outstanding"])
 async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
     namespaces: Rig, theirs: str

@@ -56,7 +56,7 @@ async def test_always_and_never(
 async def test_a_socket_that_copies_is_sent_to_by_copying_and_probed_again(
     holding_driver: str, zero_copy: Literal["auto", "always", "never"], idle_between: bool
 ) -> None:
-    # Requests of a mebibyte are not gathered; loopback copies every one.
+    # Sends of a quarter of the window are not gathered; loopback copies every one.
     sends = 200
     data = bytes(1 << 20)
     probes: list[int] = []
@@ -64,7 +64,7 @@ async def test_a_socket_that_copies_is_sent_to_by_copying_and_probed_again(
         async with zc_anyio.open_ring(
             driver=holding_driver, zero_copy=zero_copy, threshold=0
         ) as ring:
-            async with zc_anyio.send_group() as group:
+            async with zc_anyio.send_group(window=4 * len(data)) as group:
                 for _ in range(sends):
                     await group.send(client, data)
                     generation = group.flush()
@@ -85,6 +85,35 @@ async def test_a_socket_that_copies_is_sent_to_by_copying_and_probed_again(
         # Those of MSG_ZEROCOPY that found no room have one completion.
         assert (zero_copied >= sends) == (zero_copy == "always")
         assert zero_copied <= (requests if zero_copy == "always" else 0)
+
+
+@pytest.mark.parametrize(
+    ("zero_copy", "kind", "thresholds", "through_ring"),
+    [
+        ("auto", bytes, 12, False),
+        ("auto", bytes, 16, True),
+        ("auto", bytearray, 4, False),
+        ("auto", bytearray, 16, True),
+        ("always", bytes, 4, True),
+        ("always", bytearray, 4, True),
+    ],
+)
+async def test_what_a_stream_sends_alone_is_copied_below_16_thresholds(
+    holding_driver: str,
+    zero_copy: Literal["auto", "always"],
+    kind: type[bytes | bytearray],
+    thresholds: int,
+    through_ring: bool,
+) -> None:
+    size = thresholds * THRESHOLD
+    with tcp_pair() as (client, peer), Reader(peer) as reader:
+        async with zc_anyio.open_ring(driver=holding_driver, zero_copy=zero_copy) as ring:
+            async with await zc_anyio.ZeroCopySocketStream.from_socket(client.dup()) as stream:
+                client.close()
+                await stream.send(kind(size))
+                assert (ring.statistics().requests > 0) == through_ring
+                await stream.send_eof()
+                assert len(await reader.all()) == size
 
 
 @pytest.mark.parametrize("kind", ["unix", "mptcp"])

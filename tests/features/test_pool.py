@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
@@ -127,6 +129,37 @@ async def test_reserved_huge_pages(driver: str) -> None:
                     await group.send(client, view)
         client.shutdown(socket.SHUT_WR)
         assert await reader.all() == b"h" * SIZE
+
+
+def _is_full(sock: socket.socket) -> bool:
+    """Whether a socket has no room for more."""
+    return not select.select([], [sock], [], 0)[1]
+
+
+async def test_a_socket_takes_as_much_of_huge_pages_as_of_others() -> None:
+    taken = []
+    with reserved_huge_pages(4):
+        for huge_pages in ("never", "always"):
+            with tcp_pair(stalled=True) as (client, _):
+                async with zc_anyio.open_ring(
+                    driver="io_uring", zero_copy="always", threshold=0, drain_timeout=0
+                ) as ring:
+                    async with open_buffer_pool(
+                        buffer_size=SIZE, count=128, huge_pages=huge_pages
+                    ) as pool:
+                        assert pool.unregistered is None
+                        with anyio.CancelScope() as scope:
+                            async with zc_anyio.send_group() as group:
+                                for _ in range(pool.count):
+                                    await group.send(client, await pool.acquire())
+                                group.flush()
+                                await until(lambda: _is_full(client))
+                                scope.cancel()
+                                await anyio.lowlevel.checkpoint()
+                        await until(lambda: not ring.statistics().in_flight)
+                        taken.append(ring.statistics().bytes_sent)
+    assert 0 < taken[0] < 128 * SIZE
+    assert taken[1] > taken[0] / 2
 
 
 async def test_no_reserved_huge_pages_is_an_error_and_not_another_kind(driver: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import weakref
 from typing import Any
 
 import anyio
@@ -147,6 +148,79 @@ async def test_a_buffer_is_out_while_any_part_of_it_is_used(driver: str, kind: s
             del part
             gc.collect()
             assert pool.free == 1
+
+
+async def test_a_view_that_only_the_pool_has_is_handed_out_again(driver: str) -> None:
+    data = [os.urandom(SIZE) for _ in range(3)]
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+                views: list[weakref.ref[memoryview]] = []
+                for part in data:
+                    async with zc_anyio.send_group() as group:
+                        # Attaches the socket, so that the next send goes the short way.
+                        await group.send(client, b"")
+                        view = await pool.acquire()
+                        views.append(weakref.ref(view))
+                        view[:] = part
+                        await group.send(client, view)
+                        del view
+                        assert await receive(peer, SIZE) == part
+                    assert pool.free == 1
+                assert views[0] is views[1] is views[2]
+                # Handed out anew, it still goes back when it is dropped unsent.
+                await pool.acquire()
+                gc.collect()
+                assert pool.free == 1
+                del views
+
+
+@pytest.mark.parametrize("kind", ["slice", "array", "view"])
+async def test_a_view_that_somebody_else_has_is_not_handed_out_again(
+    driver: str, kind: str
+) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+                async with zc_anyio.send_group() as group:
+                    await group.send(client, b"")
+                    view = await pool.acquire()
+                    view[:] = bytes(SIZE)
+                    await group.send(client, view)
+                    kept: Any = (
+                        view[:10]
+                        if kind == "slice"
+                        else np.frombuffer(view, np.uint8)
+                        if kind == "array"
+                        else view
+                    )
+                    first = weakref.ref(view)
+                    del view
+                    assert await receive(peer, SIZE) == bytes(SIZE)
+                assert pool.free == 1
+                again = await pool.acquire()
+                assert again is not first()
+                async with zc_anyio.send_group() as group:
+                    if kind != "array":
+                        with pytest.raises((BufferError, ValueError)):
+                            await group.send(client, kept)
+                    await group.send(client, again)
+                    assert await receive(peer, SIZE) == bytes(SIZE)
+                    del kept, again
+
+
+async def test_a_view_that_its_user_has_released_is_not_handed_out_again(driver: str) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver):
+            async with open_buffer_pool(buffer_size=SIZE, count=1) as pool:
+                for number in range(3):
+                    async with zc_anyio.send_group() as group:
+                        await group.send(client, b"")
+                        with await pool.acquire() as view:
+                            view[:] = bytes([number]) * SIZE
+                            await group.send(client, view)
+                        del view
+                        assert await receive(peer, SIZE) == bytes([number]) * SIZE
 
 
 # --- growing and closing ---

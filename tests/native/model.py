@@ -21,6 +21,7 @@ from tests.native.model_state import (
     FALLS_BACK,
     GATHER_BUFFERS,
     GATHER_BYTES,
+    GATHER_BYTES_MOST,
     MORE,
     NEVER,
     NOTIF,
@@ -62,8 +63,9 @@ class Model(Queues):
         """The one request that the C may make of this socket now."""
         assert sock.ready, f"socket {sock.id} may have nothing submitted now"
         req = Req(sock, [], [], self.wants_zero_copy(sock.queue[0]))
+        most = sock.queue[0].gen.ctx.batch(GATHER_BYTES, GATHER_BYTES_MOST)
         for send in sock.queue:
-            full = req.bytes >= GATHER_BYTES or len(req.sends) == GATHER_BUFFERS
+            full = req.bytes >= most or len(req.sends) == GATHER_BUFFERS
             other = self.wants_zero_copy(send) != req.zero_copy
             alone = sock.kind == DATAGRAM or not self.may_follow(req, send)
             if req.sends and (alone or full or other or not self.gather(req, send)):
@@ -127,6 +129,8 @@ class Model(Queues):
             req.notif_seen, req.copied = True, bool(flags & COPIED)
             if req.touched:
                 self.learn(req.sock, req.copied)
+                if not registered(req.sends[0]):
+                    self.denied = 0
         else:
             req.result_seen, req.expects_notif = True, bool(flags & MORE)
             self.cancels.discard(req)

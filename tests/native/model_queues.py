@@ -12,13 +12,13 @@ from tests.native.model_state import (
     FLUSH,
     IDLE,
     KICK,
+    LOOK_SENDS,
     MUTABLE,
     NEVER,
     RELEASED,
     REPORT,
     RESULT,
     ROLL_SENDS,
-    ROLL_SHARE,
     SENT_SHIFT,
     STAGE_SHARE,
     STAGE_SLAB,
@@ -26,8 +26,10 @@ from tests.native.model_state import (
     STREAM,
     TURN,
     TURN_BYTES,
+    TURN_BYTES_MOST,
     TURN_SENDS,
     WINDOW,
+    WINDOW_SHARE,
     Ctx,
     Event,
     Gen,
@@ -45,7 +47,7 @@ class Queues:
     def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
         self.memory, self.max_requests = memory, max_requests
         # Staging memory is `slabs` slabs of `memory`, from `base` on.
-        self.slabs, self.base, self.next_slab = slabs, base, 0
+        self.slabs, self.base = slabs, base
         self.contexts: list[Ctx] = []
         self.sockets: list[Sock] = []
         self.requests: list[Req] = []
@@ -57,6 +59,9 @@ class Queues:
         self.results: list[Send] = []
         self.windows: set[Ctx] = set()
         self.idles: set[Sock] = set()
+        # Idle, and not to be told of yet.
+        self.lingering: set[Sock] = set()
+        self.now = self.linger = 0  # milliseconds
         self.cancels: set[Req] = set()
         self.broken: set[Sock] = set()
 
@@ -149,7 +154,7 @@ class Queues:
         if (
             gen
             and not ctx.by_hand
-            and (gen.bytes >= ctx.window // ROLL_SHARE or gen.total >= ROLL_SENDS)
+            and (gen.bytes >= ctx.window // WINDOW_SHARE or gen.total >= ROLL_SENDS)
         ):
             self.end_gen(gen)
 
@@ -175,6 +180,7 @@ class Queues:
             return -errno.EBUSY
         self.sockets.remove(sock)
         self.idles.discard(sock)
+        self.lingering.discard(sock)
         self.broken.discard(sock)
         return 0
 
@@ -252,7 +258,10 @@ class Queues:
         self.join(send)
         self.grow(send, len(content), weight, 1)
         send.ticket = ctx.totals["sends"]
-        return self.sent(send)
+        sent = self.sent(send)
+        # Of a broadcast the bytes count once.
+        self.waiting_bytes -= len(content) - weight
+        return sent
 
     def read(self, piece: Piece) -> bytes:
         return bytes(self.memory[piece[0] : sum(piece)])
@@ -262,6 +271,7 @@ class Queues:
         send.sock.accepted.append(send)
         send.sock.queue.append(send)
         self.idles.discard(send.sock)
+        self.lingering.discard(send.sock)
 
     def grow(self, send: Send, size: int, weight: int, count: int) -> None:
         send.gen.bytes += weight
@@ -272,9 +282,12 @@ class Queues:
 
     def sent(self, send: Send) -> int:
         sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
-        if self.waiting_bytes >= TURN_BYTES or self.waiting_sends >= TURN_SENDS:
+        enough = TURN_BYTES
+        if send.slab is None:
+            enough = send.gen.ctx.batch(TURN_BYTES, TURN_BYTES_MOST)
+        if self.waiting_bytes >= enough or self.waiting_sends >= TURN_SENDS:
             return sent | TURN
-        return sent | KICK if self.waiting_sends == 1 else sent
+        return sent | KICK if self.waiting_sends % LOOK_SENDS == 1 else sent
 
     # --- staging
 
@@ -295,11 +308,9 @@ class Queues:
         rest = size - first
         if rest:
             taken = {slab for other in self.sockets for slab in self.slabs_of(other)}
-            turn = [(self.next_slab + n) % self.slabs for n in range(self.slabs)]
-            free = [slab for slab in turn if slab not in taken]
+            free = [slab for slab in range(self.slabs) if slab not in taken]
             if rest > STAGE_SLAB or not free or len(self.slabs_of(sock)) >= STAGE_SHARE:
                 return -errno.ENOSPC
-            self.next_slab = free[0] + 1
             if not self.allocate(1 + (ctx.open is None)):
                 return -errno.ENOMEM
         if run and first:
@@ -368,6 +379,7 @@ class Queues:
             self.results.append(send)
         if send.flags & FLUSH and not send.error and not send.gen.flushed:
             self.end_gen(send.gen)
+        self.check_window(send.gen.ctx)
         if send.slab is not None:
             self.settle(send)
         if send.retired:
@@ -376,7 +388,12 @@ class Queues:
     def retire(self, send: Send) -> None:
         if send.slab is None:
             self.settle(send)
-        if send.sock.idle:
+        if not send.sock.idle:
+            return
+        if self.linger and not send.sock.error:
+            send.sock.idle_since = self.now
+            self.lingering.add(send.sock)
+        else:
             self.idles.add(send.sock)
 
     def settle(self, send: Send) -> None:
@@ -386,7 +403,29 @@ class Queues:
             self.count(ctx, how, send.count)
         if send.gen.released:
             self.count(ctx, "generations_released")
+        self.check_window(ctx)
+
+    def check_window(self, ctx: Ctx) -> None:
         used = ctx.unreleased_bytes
         if ctx.wanted and (used == 0 or used + ctx.wanted <= ctx.window):
             ctx.wanted = 0
             self.windows.add(ctx)
+
+    # --- idle sockets
+
+    def set_linger(self, milliseconds: int) -> None:
+        self.linger = milliseconds
+        self.advance(0)
+
+    def advance(self, milliseconds: int) -> None:
+        self.now += milliseconds
+        for sock in list(self.lingering):
+            if self.now - sock.idle_since >= self.linger:
+                self.lingering.remove(sock)
+                self.idles.add(sock)
+
+    def tell_idle(self, sock: Sock) -> bool:
+        if sock.idle:
+            self.lingering.discard(sock)
+            self.idles.add(sock)
+        return sock.idle

@@ -13,11 +13,11 @@ TURN, KICK, STAGED, SENT_SHIFT = 1, 2, 4, 3
 MUTABLE, UNSTAGED, REPORT, FLUSH, REGISTERED = 1, 2, 4, 8, 16
 AUTO, ALWAYS, NEVER = 0, 1, 2
 
-GATHER_BYTES, GATHER_BUFFERS = 1 << 20, 128
+GATHER_BYTES, GATHER_BYTES_MOST, GATHER_BUFFERS = 1 << 20, 4 << 20, 128
 REGISTERED_ZERO_COPY = 16 << 10
-TURN_BYTES, TURN_SENDS = 256 << 10, 256
+TURN_BYTES, TURN_BYTES_MOST, TURN_SENDS, LOOK_SENDS = 256 << 10, 4 << 20, 4096, 256
 DATAGRAMS_IN_FLIGHT = 64
-ROLL_SHARE, ROLL_SENDS = 4, 4096
+WINDOW_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
 STAGE_SLAB, STAGE_SHARE = 64 << 10, 16
 COPIED_IN_A_ROW, COPY_REQUESTS, COPY_REQUESTS_MOST = 4, 32, 4096
@@ -96,9 +96,13 @@ class Ctx:
     policy: int
     threshold: int
     by_hand: bool = False
+    until_taken: bool = False  # the window counts what the kernel has not taken
     wanted: int = 0
     gens: list[Gen] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
+
+    def batch(self, least: int, most: int) -> int:
+        return min(max(self.window // WINDOW_SHARE, least), most)
 
     @property
     def open(self) -> Gen | None:
@@ -110,7 +114,7 @@ class Ctx:
 
     @property
     def unreleased_bytes(self) -> int:
-        return sum(send.weight for send in self.unreleased)
+        return sum(send.weight for send in self.unreleased if send.owed or not self.until_taken)
 
 
 @dataclass(eq=False)
@@ -123,6 +127,7 @@ class Sock:
     copied_in_a_row: int = 0
     copy_left: int = 0
     copy_next: int = 0
+    idle_since: int = 0  # milliseconds
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)
     requests: list[Req] = field(default_factory=list)

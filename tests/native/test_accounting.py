@@ -85,6 +85,7 @@ contexts: dict[str, Any] = {
     "policy": st.sampled_from([AUTO, AUTO, ALWAYS, NEVER]),
     "threshold": st.sampled_from([0, 100, 1 << 17]),
     "by_hand": st.sampled_from([False, False, True]),
+    "until_taken": st.sampled_from([False, False, True]),
 }
 
 
@@ -95,9 +96,16 @@ class Accounting(RuleBasedStateMachine):
         slabs=st.sampled_from([0, 1, 3, 20, 20]),
         window=contexts["window"],
         threshold=st.sampled_from([60, 60, 400, 1 << 17]),
+        linger=st.sampled_from([0, 0, 1, 10]),
     )
     def start(
-        self, first_sequence: int, max_requests: int, slabs: int, window: int, threshold: int
+        self,
+        first_sequence: int,
+        max_requests: int,
+        slabs: int,
+        window: int,
+        threshold: int,
+        linger: int,
     ) -> None:
         self.core = lib.zc_core_new(first_sequence, max_requests)
         self.model = Model(VIEW, max_requests, slabs, len(CONTENT))
@@ -112,8 +120,9 @@ class Accounting(RuleBasedStateMachine):
         self.contents: dict[Req, bytes] = {}
         self.taken: dict[Sock, list[bytes]] = {}
         self.asked: list[Req] = []  # cancellations that the driver was asked for
-        self.new_context(0, 1 << 24, AUTO if slabs else ALWAYS, threshold, False)
-        self.new_context(0, window, AUTO, threshold if slabs else 0, False)
+        self.set_linger(linger)
+        self.new_context(0, 1 << 24, AUTO if slabs else ALWAYS, threshold, False, False)
+        self.new_context(0, window, AUTO, threshold if slabs else 0, False, False)
         for kind in (STREAM, STREAM, DATAGRAM):
             self.new_socket(kind, True)
 
@@ -139,12 +148,20 @@ class Accounting(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model.contexts) < 4)
     @rule(**contexts)
     def new_context(
-        self, first: int, window: int, policy: int, threshold: int, by_hand: bool
+        self,
+        first: int,
+        window: int,
+        policy: int,
+        threshold: int,
+        by_hand: bool,
+        until_taken: bool,
     ) -> None:
-        ctx = Ctx(self.next_id(), first, window, policy, threshold, by_hand)
+        ctx = Ctx(self.next_id(), first, window, policy, threshold, by_hand, until_taken)
         self.ctxs[ctx] = lib.zc_ctx_new(self.core, ctx.id, first, window, policy, threshold)
         if by_hand:
             assert lib.zc_ctx_by_hand(self.ctxs[ctx]) == 0
+        if until_taken:
+            assert lib.zc_ctx_until_taken(self.ctxs[ctx]) == 0
         self.model.contexts.append(ctx)
 
     @precondition(lambda self: len(self.model.sockets) < 8)
@@ -192,6 +209,24 @@ class Accounting(RuleBasedStateMachine):
         ctx = self.ctx(n)
         self.model.cancel(ctx)
         assert lib.zc_ctx_cancel(self.core, self.ctxs[ctx]) == 0
+
+    @precondition(lambda self: self.model.linger or self.model.lingering)
+    @rule(milliseconds=st.sampled_from([0, 1, 1, 5, 9, 10, 11]))
+    def advance(self, milliseconds: int) -> None:
+        self.model.advance(milliseconds)
+        assert lib.zc_core_advance(self.core, self.model.now) == 0
+
+    @precondition(lambda self: self.model.linger)
+    @rule(milliseconds=st.sampled_from([0, 1, 10, 10, 20]))
+    def set_linger(self, milliseconds: int) -> None:
+        self.model.set_linger(milliseconds)
+        assert lib.zc_core_linger(self.core, milliseconds) == 0
+
+    @rule(n=pick)
+    def tell_idle(self, n: int) -> None:
+        sock = self.sock(n)
+        expected = self.model.tell_idle(sock)
+        assert lib.zc_sock_tell_idle(self.core, self.socks[sock]) == expected
 
     # --- sends
 
@@ -397,6 +432,7 @@ class Accounting(RuleBasedStateMachine):
             assert lib.zc_ctx_unreleased(handle, 1) == mutable
         for sock, handle in self.socks.items():
             assert lib.zc_sock_error(handle) == sock.error
+            assert lib.zc_sock_unsent(handle) == bool(sock.queue or sock.in_flight)
 
     def check_bytes(self, sock: Sock) -> None:
         """What was taken is the sends in the order of the calls, each as far as it got."""

@@ -140,3 +140,41 @@ def test_a_reset_after_a_failure_is_told_again(q: Queue) -> None:
     assert lib.zc_sock_error(q.sock) == errno.EPIPE
     q.notify(view)
     q.finish()
+
+
+def test_a_reset_of_one_stream(q: Queue) -> None:
+    udp = q.add_sock(DATAGRAM)
+    assert lib.zc_sock_reset(q.core, udp, errno.ECONNRESET) == -errno.EINVAL
+    q.send(10)
+    held = q.take()
+    q.result(held, 10)
+    q.send(20)
+    assert lib.zc_sock_reset(q.core, q.sock, errno.ECONNRESET) == 0
+    assert q.broken() == [(SOCK, 1)]
+    assert q.events() == [failed(errno.ECONNRESET)] * 2
+    q.notify(held)
+    q.finish()
+
+
+def test_the_end_of_a_ring_resets_what_is_under_way(q: Queue) -> None:
+    udp, untouched, staged = q.add_sock(DATAGRAM), q.add_sock(), q.add_sock()
+    assert lib.zc_core_reset(q.core, 0) == -errno.EINVAL
+    q.send(10)
+    held = q.take()
+    q.result(held, 10)
+    q.send(10, sock=udp)
+    flying = q.take()
+    q.send(10, sock=udp)
+    q.send(10, sock=staged)
+    assert lib.zc_core_reset(q.core, errno.ECONNRESET) == 0
+    assert q.broken() == [(SOCK, 1), (SOCK + 3, 1)]
+    assert lib.zc_sock_error(untouched) == lib.zc_sock_error(udp) == 0
+    assert q.cancels() == [flying.user_data]
+    lost = [failed(errno.ECONNRESET), failed(errno.ECONNRESET, sock=SOCK + 3)]
+    # Datagrams are cancelled, which is told to nobody.
+    assert [event for event in q.events() if event[0] == FAILED] == lost
+    assert q.stats("failed") == 3
+    q.result(flying, -errno.ECANCELED, 0)
+    q.notify(held)
+    assert q.stats("failed") == 4
+    q.finish()

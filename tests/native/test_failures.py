@@ -12,10 +12,12 @@ from tests.native.model_state import (
     COPIED,
     COPIED_IN_A_ROW,
     COPY_REQUESTS,
+    COPY_REQUESTS_MOST,
     DATAGRAM,
     DENIED_REQUESTS,
     FAILED,
     MORE,
+    REGISTERED,
     STREAM,
 )
 from zc_anyio._zc import lib
@@ -75,6 +77,30 @@ def test_without_memory_all_is_sent_plainly_for_a_while(
     q.finish()
 
 
+@pytest.mark.parametrize(
+    ("flags", "taken", "again"),
+    [(0, 10, True), (REGISTERED, 10, False), (0, -errno.ENOMEM, False)],
+    ids=["pinned", "registered", "refused"],
+)
+def test_a_notification_of_what_was_pinned_makes_room(
+    queues: list[Queue], flags: int, taken: int, again: bool
+) -> None:
+    queues.append(q := Queue(DATAGRAM))
+    for each in (flags, 0):
+        q.send(10, flags=each)
+    held, denied = q.take(), q.take()
+    q.result(held, taken)
+    q.result(denied, -errno.ENOMEM, 0)
+    q.notify(held)
+    zero_copy = []
+    while view := q.take():
+        zero_copy.append(view.zero_copy)
+        q.result(view, 10, 0)
+    assert zero_copy == [0] * (2 if taken < 0 else 1), "what was denied goes out by copying"
+    q.send(10)
+    assert (q.take().zero_copy == 1) == again
+
+
 def test_what_was_denied_once_is_sent_plainly_whenever_it_comes_to_it(q: Queue) -> None:
     udp = q.add_sock(DATAGRAM)
     q.send(10)
@@ -107,6 +133,57 @@ def test_a_socket_that_copies_each_time_is_sent_to_by_copying(q: Queue) -> None:
     assert zero_copy == (
         [1] * COPIED_IN_A_ROW + [0] * COPY_REQUESTS + [1] + [0] * 2 * COPY_REQUESTS + [1]
     )
+    q.finish()
+
+
+def probe(q: Queue, flags: int) -> int:
+    """Send until a request is zero-copied, and say how that was; returns how many were not."""
+    plain = 0
+    while True:
+        q.send(10)
+        view = q.take()
+        q.result(view, 10, MORE if view.zero_copy else 0)
+        if view.zero_copy:
+            q.notify(view, flags)
+            return plain
+        plain += 1
+
+
+def test_each_probe_that_is_copied_doubles_the_pause_up_to_a_limit(q: Queue) -> None:
+    pauses = [probe(q, COPIED) for _ in range(COPIED_IN_A_ROW + 10)]
+    doubled = [COPY_REQUESTS << number for number in range(10)]
+    assert pauses == [0] * COPIED_IN_A_ROW + [min(n, COPY_REQUESTS_MOST) for n in doubled]
+    assert doubled[-1] > COPY_REQUESTS_MOST
+    q.finish()
+
+
+def test_a_probe_that_is_not_copied_ends_the_pauses(q: Queue) -> None:
+    for _ in range(COPIED_IN_A_ROW + 2):
+        probe(q, COPIED)
+    assert probe(q, 0) == 4 * COPY_REQUESTS
+    again = [probe(q, COPIED) for _ in range(COPIED_IN_A_ROW + 1)]
+    assert again == [0] * COPIED_IN_A_ROW + [COPY_REQUESTS]
+    q.finish()
+
+
+def test_a_send_of_which_nothing_was_copied_is_not_counted_as_copied(q: Queue) -> None:
+    for _ in range(COPIED_IN_A_ROW):
+        probe(q, COPIED)
+    for _ in range(COPY_REQUESTS - 1):
+        q.send(10)
+        q.result(q.take(), 10, 0)
+    copied = q.stats("copied")
+    # The last request that is not zero-copied covers both, and takes one of them.
+    q.send(10)
+    q.send(20)
+    both = q.take()
+    assert (both.sends, both.zero_copy) == (2, 0)
+    q.result(both, 10, 0)
+    rest = q.take()
+    assert (rest.bytes, rest.zero_copy) == (20, 1)
+    q.result(rest, 20)
+    q.notify(rest)
+    assert (q.stats("copied"), q.stats("zero_copied")) == (copied + 1, 1)
     q.finish()
 
 

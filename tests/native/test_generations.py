@@ -14,6 +14,7 @@ from tests.native.model_state import (
     FLUSH,
     IDLE,
     KICK,
+    LOOK_SENDS,
     MORE,
     RELEASED,
     REPORT,
@@ -22,6 +23,8 @@ from tests.native.model_state import (
     SENT_SHIFT,
     TURN,
     TURN_BYTES,
+    TURN_BYTES_MOST,
+    TURN_SENDS,
     WINDOW,
 )
 from zc_anyio._zc import ffi, lib
@@ -237,14 +240,61 @@ def test_a_broadcast_that_nobody_takes(q: Queue) -> None:
     q.finish()
 
 
+def test_many_sends_look_at_the_clock_and_very_many_ask_for_a_turn(queues: list[Queue]) -> None:
+    queues.append(q := Queue(window=1 << 20, max_requests=8))
+    told = [q.send(1) & (KICK | TURN) for _ in range(TURN_SENDS)]
+    assert {n for n, flags in enumerate(told) if flags & KICK} == set(
+        range(0, TURN_SENDS - 1, LOOK_SENDS)
+    )
+    assert [n for n, flags in enumerate(told) if flags & TURN] == [TURN_SENDS - 1]
+    lib.zc_ctx_cancel(q.core, q.ctx)
+    q.finish()
+
+
+def test_the_bytes_of_a_broadcast_ask_for_a_turn_once(queues: list[Queue]) -> None:
+    queues.append(q := Queue(window=4 * TURN_BYTES))
+    socks = [q.sock, *(q.add_sock() for _ in range(9))]
+    errors = ffi.new("int32_t[10]")
+    size = TURN_BYTES // 4
+    for _ in range(3):
+        sent = lib.zc_broadcast(q.core, q.ctx, socks, 10, MEMORY, size, 0, errors)
+        assert sent & TURN == 0
+    assert lib.zc_broadcast(q.core, q.ctx, socks, 10, MEMORY, size, 0, errors) & TURN
+    lib.zc_ctx_cancel(q.core, q.ctx)
+    q.finish()
+
+
 def test_the_first_send_asks_for_a_turn_soon_and_many_for_one_now(q: Queue) -> None:
     assert q.send(10) & KICK
     assert q.send(10) & (KICK | TURN) == 0
-    assert q.send(TURN_BYTES) & TURN
+    assert q.send(TURN_BYTES_MOST) & TURN
     view = q.take()
     assert q.take() is None
     assert q.send(10) & KICK
     q.result(view, view.bytes, 0)
+    q.finish()
+
+
+@pytest.mark.parametrize(
+    ("window", "enough"),
+    [(1 << 10, TURN_BYTES), (2 << 20, 512 << 10), (1 << 40, TURN_BYTES_MOST)],
+    ids=["least", "share", "most"],
+)
+def test_what_may_wait_for_a_turn_is_a_share_of_the_window(
+    queues: list[Queue], window: int, enough: int
+) -> None:
+    queues.append(q := Queue(window=window))
+    assert not q.send(enough - 1) & TURN
+    assert q.send(1, ctx=q.add_ctx(window=window)) & TURN
+    q.finish()
+
+
+def test_what_is_staged_asks_for_a_turn_before_slabs_run_out(queues: list[Queue]) -> None:
+    queues.append(q := Queue(threshold=1 << 17))
+    q.stage(10)
+    for _ in range(TURN_BYTES // len(MEMORY) - 1):
+        assert not q.send(len(MEMORY)) & TURN
+    assert q.send(len(MEMORY)) & TURN
     q.finish()
 
 

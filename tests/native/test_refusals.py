@@ -95,6 +95,8 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
     core, ctx, sock, errors = q.core, q.ctx, q.sock, ffi.new("int32_t[1]")
     for result in (
         lib.zc_core_free(null),
+        lib.zc_core_linger(null, 1),
+        lib.zc_core_advance(null, 1),
         lib.zc_events(core, null, 1),
         lib.zc_ctx_free(core, null),
         lib.zc_ctx_flush(core, null, 0),
@@ -102,8 +104,13 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
         lib.zc_ctx_reset(core, ctx, 0, 0),
         lib.zc_ctx_unreleased(null, 0),
         lib.zc_ctx_get_stats(ctx, null),
+        lib.zc_ctx_copy_alone(null, 0),
+        lib.zc_core_lockable(null, 0),
         lib.zc_sock_free(core, null),
         lib.zc_sock_fail(core, sock, 0),
+        lib.zc_sock_reset(core, sock, 0),
+        lib.zc_sock_tell_idle(core, null),
+        lib.zc_sock_unsent(null),
         lib.zc_sock_error(null),
         lib.zc_send(core, null, sock, MEMORY, 1, 0),
         lib.zc_broadcast(core, ctx, [sock, null], 2, MEMORY, 1, 0, errors),
@@ -187,3 +194,35 @@ def test_a_core_that_holds_staged_sends_can_be_freed(queues: list[Queue]) -> Non
     assert q.events() == [released(0)]
     send_bytes(q, b"def")
     assert q.stats("held") == 1
+
+
+def test_a_suspended_socket_takes_nothing(q: Queue) -> None:
+    assert q.send(10) >= 0
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    view = q.take()
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    q.result(view, 10)
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    q.notify(view)
+    q.events()
+    assert lib.zc_sock_resume(q.core, q.sock, 5) == -errno.EINVAL
+    assert lib.zc_sock_suspend(q.core, q.sock) == 0
+    assert lib.zc_sock_suspend(q.core, q.sock) == 0
+    assert q.stats("sockets") == 0
+    errors = ffi.new("int32_t[1]")
+    assert q.send(10) == -errno.EBADF
+    assert lib.zc_broadcast(q.core, q.ctx, [q.sock], 1, MEMORY, 10, 0, errors) == -errno.EPIPE
+    assert errors[0] == errno.EBADF
+    assert lib.zc_sock_resume(q.core, q.sock, 5) == 0
+    assert q.stats("sockets") == 1
+    assert q.send(10) >= 0
+    q.finish()
+
+
+def test_a_socket_with_an_untold_failure_is_not_suspended(q: Queue) -> None:
+    assert q.send(10) >= 0
+    assert lib.zc_sock_fail(q.core, q.sock, errno.ECONNRESET) == 0
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    q.events()
+    assert lib.zc_sock_suspend(q.core, q.sock) == 0
+    q.finish()

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.native.harness import Queue, failed, released
+from tests.native.harness import MEMORY, Queue, failed, released
 from tests.native.model_state import (
     COPIED,
     GATHER_BUFFERS,
     GATHER_BYTES,
+    GATHER_BYTES_MOST,
     REGISTERED,
     REGISTERED_ZERO_COPY,
 )
@@ -119,12 +120,38 @@ def test_a_datagram_goes_alone(udp: Queue) -> None:
     udp.finish()
 
 
-def test_gathering_stops_at_a_number_of_bytes(q: Queue) -> None:
-    sends = GATHER_BYTES >> 15
-    for _ in range(sends + 1):
-        q.send(1 << 15)
+@pytest.mark.parametrize(
+    ("window", "most"),
+    [(1 << 22, GATHER_BYTES), (1 << 23, 2 << 20), (1 << 40, GATHER_BYTES_MOST)],
+    ids=["least", "share", "most"],
+)
+def test_gathering_stops_at_a_share_of_the_window(
+    queues: list[Queue], window: int, most: int
+) -> None:
+    queues.append(q := Queue(window=window))
+    for _ in range(most // len(MEMORY) + 1):
+        q.send(len(MEMORY))
     view = q.take()
-    assert (view.bytes, view.sends) == (GATHER_BYTES, sends)
+    assert (view.bytes, view.sends) == (most, most // len(MEMORY))
+    q.result(view, view.bytes, 0)
+    q.finish()
+
+
+@pytest.mark.parametrize(
+    ("lockable", "most"),
+    [(1 << 10, GATHER_BYTES), (16 << 20, 2 << 20), (1 << 40, GATHER_BYTES_MOST)],
+    ids=["least", "share", "most"],
+)
+@pytest.mark.parametrize("flags", [0, REGISTERED], ids=["pinned", "registered"])
+def test_gathering_stops_at_a_share_of_what_may_be_pinned(
+    q: Queue, lockable: int, most: int, flags: int
+) -> None:
+    assert lib.zc_core_lockable(q.core, lockable) == 0
+    memory = ffi.new("char[]", 1)  # never read, so it may be said to be larger
+    for start in range(0, GATHER_BYTES_MOST + 1, GATHER_BYTES):
+        lib.zc_send(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, flags)
+    view = q.take()
+    assert view.bytes == (GATHER_BYTES_MOST if flags else most)
     q.result(view, view.bytes, 0)
     q.finish()
 
@@ -221,5 +248,7 @@ def test_a_range_tells_of_copying_and_waits_for_results(udp: Queue) -> None:
     lib.zc_request_number(udp.core, unanswered.user_data, 0)
     lib.zc_notify_range(udp.core, udp.sock, 2**32 - 1, 0, True)
     assert (udp.stats("copied"), udp.stats("held"), udp.stats("in_flight")) == (1, 0, 1)
-    udp.result(unanswered, 100, 0)
+    udp.result(unanswered, 100)
+    assert udp.stats("held") == 1
+    udp.notify(unanswered)
     udp.finish()

@@ -11,9 +11,10 @@ from tests.native.model_state import (
     KICK,
     SENT_SHIFT,
     STAGE_SHARE,
+    STAGE_SLAB,
     STAGED,
 )
-from zc_anyio._zc import lib
+from zc_anyio._zc import ffi, lib
 
 
 def test_small_sends_share_a_run(queues: list[Queue]) -> None:
@@ -121,4 +122,42 @@ def test_a_socket_gets_its_share_again_and_again(queues: list[Queue]) -> None:
     for _ in range(2 * STAGE_SHARE):
         assert send_bytes(q, b"abc") & STAGED
         q.result(q.take(), 3, 0)
+    q.finish()
+
+
+def test_the_first_free_slab_is_the_next(queues: list[Queue]) -> None:
+    """So that runs touch, and memory that was just read is written again."""
+    q = small(queues, 3)
+    sent = [bytes([letter]) * STAGE_SLAB for letter in b"abcd"]
+    send_bytes(q, sent[0])
+    send_bytes(q, sent[1])
+    both = q.take()
+    assert (both.sends, both.buffers) == (2, 1)
+    assert q.readable(both) == sent[0] + sent[1]
+    # The first slab is free, and before that the last.
+    q.result(both, STAGE_SLAB, 0)
+    for data in sent[2:]:
+        assert send_bytes(q, data) & STAGED
+    for data in (sent[1], sent[2], sent[3]):
+        view = q.take()
+        assert (view.sends, view.buffers) == (1, 1)
+        assert q.readable(view) == data
+        q.result(view, view.bytes, 0)
+    q.finish()
+
+
+def test_a_send_of_a_slab_is_staged_and_of_more_is_not(queues: list[Queue]) -> None:
+    q = small(queues, 3)
+    assert send_bytes(q, bytes(STAGE_SLAB)) & STAGED
+    assert q.send(STAGE_SLAB + 1) & STAGED == 0
+    assert q.stats("queued") == 2
+    q.finish()
+
+
+def test_less_memory_than_a_slab_is_refused(q: Queue) -> None:
+    memory = ffi.new("char[]", STAGE_SLAB)
+    assert lib.zc_core_stage(q.core, memory, STAGE_SLAB - 1) == -errno.EINVAL
+    assert lib.zc_core_stage(q.core, ffi.NULL, STAGE_SLAB) == -errno.EINVAL
+    assert lib.zc_core_stage(q.core, memory, STAGE_SLAB) == 0
+    assert lib.zc_core_stage(q.core, memory, STAGE_SLAB) == -errno.EINVAL
     q.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,6 +17,7 @@ from tests.streams.pairs import clog, connected, facing, outcome, settle
 from tests.support.backends import one_backend
 from tests.support.peers import at_end, listener, receive_exactly, receive_to_end, reset
 from tests.support.waiting import LIMIT, until
+from tests.support.watch import descriptors
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "unix"])
 Stream = zc_anyio.ZeroCopySocketStream
@@ -311,6 +313,43 @@ async def test_what_was_never_closed_warns_and_is_closed(driver: Any) -> None:
                     with pytest.warns(ResourceWarning, match=f"unclosed <ZeroCopy{name} fd="):
                         made.pop()
                 assert await anyio.to_thread.run_sync(receive_to_end, peer) == b"sent"
+
+
+def sockets() -> int:
+    return sum(what.startswith("socket:") for what in descriptors().values())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("collected", [False, True])
+async def test_what_another_thread_drops_is_closed(driver: Any, collected: bool) -> None:
+    async with zc_anyio.open_ring(driver=driver):
+        before = sockets()
+        with listener() as server:
+            made: list[Any] = [
+                await zc_anyio.connect_tcp(*server.getsockname()),
+                await zc_anyio.create_udp_socket(local_host="127.0.0.1"),
+            ]
+            peer, _ = server.accept()
+        with peer:
+            peer.settimeout(LIMIT)
+            # The event loop knows it by then.
+            peer.send(b"x")
+            assert await made[0].receive() == b"x"
+            await made[0].send(b"sent")
+            gc.disable()
+            try:
+                drop: Any = made.clear
+                if collected:
+                    made.append(made)
+                    drop = gc.collect
+                    del made
+                with pytest.warns(ResourceWarning, match="unclosed <ZeroCopy") as warned:
+                    await anyio.to_thread.run_sync(drop)
+            finally:
+                gc.enable()
+            assert len(warned) == 2
+            assert await anyio.to_thread.run_sync(receive_to_end, peer) == b"sent"
+        await until(lambda: sockets() == before)
 
 
 @pytest.mark.anyio

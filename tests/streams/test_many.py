@@ -29,7 +29,7 @@ def is_empty(ring: zc_anyio.Ring) -> bool:
         or counters.held
         or counters.generations_open
         or ring._sockets._by_ident
-        or ring._sockets._keepers
+        or ring._sockets._known
         or ring._reaper.contexts
     )
 

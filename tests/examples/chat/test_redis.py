@@ -235,6 +235,61 @@ async def test_what_others_said_while_the_connection_was_lost_is_read_from_the_s
 
 
 @pytest.mark.anyio
+async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
+    redis: RedisServer,
+) -> None:
+    """Each server is a user of its own, so that Redis can be kept from one of them."""
+
+    def url(user: str) -> str:
+        return redis.url.replace("://", f"://{user}:secret@")
+
+    def let_in(user: str) -> None:
+        assert redis.ask(f"ACL SETUSER {user} on >secret ~* &* +@all") == "+OK"
+
+    let_in("first")
+    let_in("second")
+    async with (
+        chat_server("--redis", url("first")) as first,
+        # What it has seen and not kept, it cannot put back.
+        chat_server("--redis", url("second"), history=1) as second,
+        member(first, "ada") as ada,
+        member(second, "bob") as bob,
+        member(second, "dan") as dan,
+    ):
+        for text in ("seen by both", "and kept by both"):
+            await ada.say_and_wait(text)
+        assert await bob.receive_texts(2) == ["seen by both", "and kept by both"]
+        assert redis.ask("ACL SETUSER second off") == "+OK"
+        redis.ask("CLIENT KILL USER second")
+        await shared(bob, False)
+        await ada.say_and_wait("seen by one")
+        # Redis comes back without anything, and the server that knows less comes first.
+        redis.kill()
+        await shared(ada, False)
+        redis.start()
+        let_in("second")
+        await shared(bob, True)
+        await bob.say_and_wait("later")
+        assert await bob.receive_texts(1) == ["later"]
+        let_in("first")
+        await shared(ada, True)
+        assert await bob.receive_texts(1) == ["seen by one"]
+        # What came late does not have the later ones come again.
+        redis.ask("CLIENT KILL TYPE pubsub")
+        for one in (ada, bob):
+            await shared(one, False)
+            await shared(one, True)
+        await ada.say_and_wait("the end")
+        seen = ["seen by both", "and kept by both", "later", "seen by one", "the end"]
+        assert await dan.receive_texts(5) == seen
+        async with chat_server("--redis", redis.url) as third, member(third, "late") as late:
+            history = ["seen by both", "and kept by both", "seen by one", "later", "the end"]
+            assert await late.receive_texts(5) == history
+        async with member(first, "eve") as eve:
+            assert await eve.receive_texts(5) == history
+
+
+@pytest.mark.anyio
 async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> None:
     """As by a server that lost the connection before it had the answer."""
     script = (SCRIPTS / "append.lua").read_text()

@@ -1,0 +1,403 @@
+"""Sends that need no queue: what goes at once, what is queued behind it, and what is counted."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import usable
+from tests.native.model_state import (
+    ALWAYS,
+    AUTO,
+    COPIED,
+    COPIED_IN_A_ROW,
+    COPY_REQUESTS,
+    DATAGRAM,
+    DENIED_REQUESTS,
+    FLUSH,
+    MORE,
+    NEVER,
+    NOTIF,
+    REPORT,
+    RESULT,
+    SENT_SHIFT,
+    STAGED,
+    STREAM,
+)
+from tests.support.peers import parked_pair, reset, tcp_pair
+from tests.support.waiting import LIMIT
+from zc_anyio._zc import ffi, lib
+
+THRESHOLD = 1000
+# Of so many bytes it is always known whether they go zero-copy.
+LARGE = 40 * THRESHOLD
+
+
+class Direct:
+    """A ring without a loop, one socket and one context of it."""
+
+    def __init__(self, sock: socket.socket, *, window: int = 1 << 40, policy: int = AUTO) -> None:
+        out, info = ffi.new("zc_ring **"), ffi.new("struct zc_ring_info *")
+        opened = lib.zc_ring_open(lib.ZC_DRIVER_IO_URING, 64, lib.ZC_WAKE_RING_FD, out, info)
+        assert opened == 0
+        self.ring, self.wake_fd = out[0], info.wake_fd
+        self.core = lib.zc_ring_core(self.ring)
+        self.ctx = lib.zc_ctx_new(self.core, 1, 0, window, policy, THRESHOLD)
+        self._ids = itertools.count(1)
+        self.sock = self.add(sock)
+        self.events: list[tuple[int, ...]] = []
+        # What was queued has to stay where it is.
+        self.kept: list[Any] = []
+
+    def add(self, sock: socket.socket) -> Any:
+        kind = STREAM if sock.type == socket.SOCK_STREAM else DATAGRAM
+        # The ring closes the descriptor.
+        return lib.zc_sock_new(self.core, next(self._ids), os.dup(sock.fileno()), kind, 1)
+
+    def send(
+        self, data: bytes, *, flags: int = 0, to: bytes | None = None, sock: Any = None
+    ) -> int:
+        memory = ffi.new("char[]", data)
+        self.kept.append(memory)
+        address = (to or ffi.NULL, len(to or b""))
+        common = (self.ring, self.ctx, sock or self.sock)
+        return int(lib.zc_ring_send(*common, memory, len(data), flags, *address))
+
+    def queue(self, data: bytes, sock: Any = None) -> int:
+        memory = ffi.new("char[]", data)
+        self.kept.append(memory)
+        return int(lib.zc_send(self.core, self.ctx, sock or self.sock, memory, len(data), 0))
+
+    def turn(self) -> None:
+        events = ffi.new("int64_t[]", 4 * 100)
+        count = lib.zc_ring_turn(self.ring, events, 100)
+        assert count >= 0
+        self.events += [tuple(events[4 * i : 4 * i + 4]) for i in range(count)]
+
+    def stats(self, *names: str) -> tuple[int, ...]:
+        stats = ffi.new("struct zc_stats *")
+        lib.zc_core_stats(self.core, stats)
+        return tuple(getattr(stats, name) for name in names)
+
+    def ctx_stats(self, *names: str) -> tuple[int, ...]:
+        stats = ffi.new("struct zc_ctx_stats *")
+        assert lib.zc_ctx_get_stats(self.ctx, stats) == 0
+        return tuple(getattr(stats, name) for name in names)
+
+    @property
+    def copy_left(self) -> int:
+        learned = ffi.new("struct zc_learned *")
+        lib.zc_sock_learned(self.sock, learned)
+        return int(learned.copy_left)
+
+    def fill(self) -> bytes:
+        """Send until the socket takes nothing more, part of a send included."""
+        sent = bytearray()
+        while True:
+            data = os.urandom(30_000)
+            sent += data
+            if (result := self.send(data)) != STAGED:
+                assert result >= 0
+                return bytes(sent)
+
+    def read(self, peer: socket.socket, size: int) -> bytes:
+        """Read so much at the other end, while turns are taken."""
+        received = bytearray()
+        peer.setblocking(False)
+        end = time.monotonic() + LIMIT
+        while len(received) < size:
+            assert time.monotonic() < end
+            self.turn()
+            select.select([peer], [], [], 0.01)
+            try:
+                received += peer.recv(1 << 20)
+            except BlockingIOError:
+                continue
+        assert len(received) == size
+        return bytes(received)
+
+    def answer(self, result: int, notification: int | None = None) -> None:
+        """Play the kernel: take the next request, and answer it."""
+        view = ffi.new("struct zc_request_view *")
+        assert lib.zc_next_request(self.core, view) == 1
+        more = 0 if notification is None else MORE
+        assert lib.zc_complete(self.core, view.user_data, result, more) == 0
+        if notification is not None:
+            assert lib.zc_complete(self.core, view.user_data, 0, NOTIF | notification) == 0
+
+    def close(self) -> None:
+        # Of a test that ends with sends under way the memory stays.
+        lib.zc_core_reset(self.core, errno.ECONNRESET)
+        end = time.monotonic() + LIMIT
+        while any(self.stats("queued", "in_flight", "held")):
+            assert time.monotonic() < end
+            self.turn()
+        lib.zc_ctx_flush(self.core, self.ctx, 0)
+        assert lib.zc_ring_close(self.ring) == 0
+
+
+@pytest.fixture
+def made() -> Iterator[list[Direct]]:
+    usable("io_uring")
+    rings: list[Direct] = []
+    yield rings
+    for ring in rings:
+        ring.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with tcp_pair() as (client, peer):
+        yield client, peer
+
+
+@pytest.fixture
+def ring(made: list[Direct], pair: tuple[socket.socket, socket.socket]) -> Direct:
+    made.append(Direct(pair[0]))
+    return made[0]
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+# --- what goes at once
+
+
+def test_what_is_copied_goes_at_once(ring: Direct, pair: Pair) -> None:
+    assert ring.send(b"one") == STAGED
+    assert ring.send(b" two") == STAGED
+    assert pair[1].recv(100) == b"one two"
+    counted = ("sends", "copied", "bytes_sent", "staged", "zero_copied")
+    assert ring.stats(*counted) == ring.ctx_stats(*counted) == (2, 2, 7, 0, 0)
+    assert ring.stats("requests", "queued", "allocations") == (0, 0, 2)
+    assert lib.zc_sock_unsent(ring.sock) == 0
+
+
+def test_what_would_be_zero_copied_is_queued(ring: Direct, pair: Pair) -> None:
+    assert ring.send(bytes(LARGE)) & STAGED == 0
+    assert ring.stats("queued") == (1,)
+    assert lib.zc_sock_unsent(ring.sock) == 1
+    assert ring.read(pair[1], LARGE) == bytes(LARGE)
+
+
+@pytest.mark.parametrize("flag", [REPORT, FLUSH])
+def test_what_is_to_be_told_of_is_queued(ring: Direct, pair: Pair, flag: int) -> None:
+    sent = ring.send(b"told", flags=flag)
+    assert sent & STAGED == 0
+    ticket = lib.zc_ctx_ticket(ring.ctx)
+    assert ring.read(pair[1], 4) == b"told"
+    assert (RESULT, 1, ticket, 0) in ring.events
+
+
+def test_it_waits_behind_what_is_queued(ring: Direct, pair: Pair) -> None:
+    ring.queue(b"first, ")
+    assert ring.send(b"second") & STAGED == 0
+    assert ring.read(pair[1], 13) == b"first, second"
+    assert ring.send(b"third") == STAGED
+
+
+def test_a_datagram_waits_behind_one_that_is_in_flight(made: list[Direct]) -> None:
+    client, peer = socket.socketpair(type=socket.SOCK_DGRAM)
+    with client, peer:
+        made.append(ring := Direct(client, policy=NEVER))
+        sent: list[bytes] = []
+        while True:
+            sent.append(b"%d" % len(sent))
+            if not ring.send(sent[-1]) & STAGED:
+                break
+        ring.turn()
+        assert ring.stats("queued", "in_flight") == (0, 1)
+        assert lib.zc_sock_unsent(ring.sock) == 1
+        # The kernel sends it as soon as there is room, and the ring does not know that yet.
+        received = [peer.recv(100)]
+        sent.append(b"behind")
+        assert ring.send(sent[-1]) & STAGED == 0
+        ring.turn()
+        peer.settimeout(LIMIT)
+        while len(received) < len(sent):
+            ring.turn()
+            received.append(peer.recv(100))
+        # In whatever order: these are datagrams.
+        assert sorted(received) == sorted(sent)
+
+
+def test_the_window_holds_for_it_as_well(made: list[Direct], pair: Pair) -> None:
+    made.append(ring := Direct(pair[0], window=100))
+    with tcp_pair() as (client, _):
+        ring.queue(bytes(60), sock=ring.add(client))
+        assert ring.send(bytes(50)) == -errno.EAGAIN
+        assert ring.send(bytes(40)) == STAGED
+        assert pair[1].recv(100) == bytes(40)
+        ring.turn()
+
+
+# --- what the socket does not take
+
+
+def test_what_is_not_taken_is_queued_behind_its_beginning(made: list[Direct]) -> None:
+    with parked_pair() as (client, peer):
+        made.append(ring := Direct(client, policy=NEVER))
+        data = os.urandom(8 << 20)
+        sent = ring.send(data)
+        assert (sent & STAGED, sent >> SENT_SHIFT) == (0, 0)
+        taken, queued = ring.stats("bytes_sent", "queued")
+        assert 0 < taken < len(data)
+        assert queued == 1
+        assert ring.send(b"behind") & STAGED == 0
+        assert ring.read(peer, len(data) + 6) == data + b"behind"
+        assert ring.ctx_stats("bytes_sent") == ring.stats("bytes_sent") == (len(data) + 6,)
+        assert ring.stats("sends", "copied") == (2, 2)
+
+
+def test_nothing_waits_for_a_blocking_socket(made: list[Direct]) -> None:
+    with parked_pair() as (client, peer):
+        client.setblocking(True)
+        made.append(ring := Direct(client, policy=NEVER))
+        sent = ring.fill()
+        assert ring.read(peer, len(sent)) == sent
+
+
+def test_memory_that_is_out_after_its_beginning_breaks_the_stream(made: list[Direct]) -> None:
+    with parked_pair() as (client, _):
+        made.append(ring := Direct(client, policy=NEVER))
+        data = bytes(8 << 20)
+        lib.zc_core_alloc_budget(ring.core, 0)
+        assert ring.send(data) == -errno.ENOMEM
+        lib.zc_core_alloc_budget(ring.core, -1)
+        assert lib.zc_sock_error(ring.sock) == errno.ENOMEM
+        assert ring.send(b"after the hole") == -errno.EPIPE
+
+
+def test_memory_that_is_out_before_anything_left_breaks_nothing(made: list[Direct]) -> None:
+    with parked_pair() as (client, peer):
+        made.append(ring := Direct(client, policy=NEVER))
+        sent = ring.fill()
+        lib.zc_core_alloc_budget(ring.core, 0)
+        assert ring.send(b"refused") == -errno.ENOMEM
+        lib.zc_core_alloc_budget(ring.core, -1)
+        assert lib.zc_sock_error(ring.sock) == 0
+        assert ring.read(peer, len(sent)) == sent
+
+
+# --- failures
+
+
+def test_a_failure_breaks_a_stream(
+    ring: Direct, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _: signals.append(number))
+    try:
+        reset(pair[1])
+        pair[1].close()
+        assert ring.send(b"lost") == -errno.ECONNRESET
+        assert lib.zc_sock_error(ring.sock) == errno.ECONNRESET
+        # The kernel says EPIPE now, and would send a signal.
+        other = ring.add(pair[0])
+        assert ring.send(b"lost", sock=other) == -errno.EPIPE
+        assert lib.zc_sock_error(other) == errno.EPIPE
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert signals == []
+    assert ring.stats("sends", "bytes_sent") == (0, 0)
+
+
+def test_nothing_is_sent_on_a_stream_that_is_broken(ring: Direct, pair: Pair) -> None:
+    lib.zc_sock_fail(ring.core, ring.sock, errno.ETIMEDOUT)
+    assert ring.send(b"behind a hole") == -errno.EPIPE
+    ring.turn()
+    assert pair[1].recv(100) == b""
+
+
+def test_a_suspended_socket_has_to_be_resumed_first(ring: Direct) -> None:
+    assert lib.zc_ring_suspend(ring.ring, ring.sock) == 0
+    assert ring.send(b"nowhere") == -errno.EBADF
+    assert lib.zc_sock_error(ring.sock) == 0
+
+
+def test_a_failure_does_not_break_a_datagram_socket(made: list[Direct]) -> None:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+        socket.socket(type=socket.SOCK_DGRAM) as peer,
+    ):
+        with socket.socket(type=socket.SOCK_DGRAM) as gone:
+            gone.bind(("127.0.0.1", 0))
+            client.connect(gone.getsockname())
+        made.append(ring := Direct(client))
+        assert ring.send(b"to nobody") == STAGED
+        assert ring.send(b"to nobody") == -errno.ECONNREFUSED
+        assert lib.zc_sock_error(ring.sock) == 0
+        peer.bind(("127.0.0.1", 0))
+        client.connect(peer.getsockname())
+        assert ring.send(b"to the peer") == STAGED
+        assert peer.recv(100) == b"to the peer"
+
+
+@pytest.mark.parametrize("policy", [AUTO, ALWAYS])
+def test_an_address(made: list[Direct], policy: int) -> None:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+        socket.socket(type=socket.SOCK_DGRAM) as peer,
+    ):
+        peer.bind(("127.0.0.1", 0))
+        peer.settimeout(LIMIT)
+        memory = ffi.new("char[128]")
+        size = lib.zc_address(b"127.0.0.1", peer.getsockname()[1], 0, 0, memory)
+        made.append(ring := Direct(client, policy=policy))
+        sent = ring.send(b"to an address", to=ffi.buffer(memory, size)[:])
+        # With zero copy it is queued.
+        assert bool(sent & STAGED) is (policy == AUTO)
+        ring.turn()
+        assert peer.recv(100) == b"to an address"
+
+
+def test_a_stream_has_no_address(ring: Direct) -> None:
+    assert ring.send(b"x", to=bytes(16)) == -errno.EINVAL
+
+
+# --- what was learned
+
+
+def test_sends_that_go_at_once_bring_the_next_probe_nearer(ring: Direct, pair: Pair) -> None:
+    for _ in range(COPIED_IN_A_ROW):
+        assert ring.send(bytes(LARGE)) & STAGED == 0
+        ring.answer(LARGE, COPIED)
+    for left in range(COPY_REQUESTS, 0, -1):
+        assert ring.copy_left == left
+        assert ring.send(bytes(LARGE)) == STAGED
+        ring.read(pair[1], LARGE)
+    assert ring.send(bytes(LARGE)) & STAGED == 0
+
+
+def test_a_send_that_is_not_taken_is_counted_when_it_goes(made: list[Direct]) -> None:
+    with parked_pair() as (client, _):
+        made.append(ring := Direct(client))
+        for _ in range(COPIED_IN_A_ROW):
+            ring.send(bytes(LARGE))
+            ring.answer(LARGE, COPIED)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client.send(bytes(LARGE))
+        assert ring.send(bytes(LARGE)) & STAGED == 0
+        assert ring.copy_left == COPY_REQUESTS
+        ring.answer(LARGE)
+        assert ring.copy_left == COPY_REQUESTS - 1
+
+
+def test_sends_that_go_at_once_count_after_memory_was_denied(ring: Direct, pair: Pair) -> None:
+    assert ring.send(bytes(LARGE)) & STAGED == 0
+    ring.answer(-errno.ENOMEM, 0)
+    # The same bytes once more, by copying.
+    ring.answer(LARGE)
+    for _ in range(DENIED_REQUESTS - 1):
+        assert ring.send(bytes(LARGE)) == STAGED
+        ring.read(pair[1], LARGE)
+    assert ring.send(bytes(LARGE)) & STAGED == 0
