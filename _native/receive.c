@@ -202,14 +202,21 @@ int zc_rx_free(zc_ring *ring, zc_rx *rx)
     return 0;
 }
 
-/* Bytes that can be taken; 0: the end of the stream; EAGAIN: nothing yet. */
+/*
+ * Bytes that can be taken; 0: the end of the stream; EAGAIN: nothing yet, and an operation is armed
+ * or will be, so that the user must not take bytes from the socket himself; ENODATA: none is.
+ */
 int64_t zc_rx_ready(const zc_rx *rx)
 {
     if (!rx)
         return -EINVAL;
     if (rx->used)
         return (int64_t)rx->used;
-    return rx->error ? -rx->error : rx->end ? 0 : -EAGAIN;
+    if (rx->error)
+        return -rx->error;
+    if (rx->end)
+        return 0;
+    return rx->armed || rx->wanted ? -EAGAIN : -ENODATA;
 }
 
 /* Where the bytes that can be taken lie, until the next turn. */
@@ -238,12 +245,6 @@ int zc_rx_consume(zc_rx *rx, size_t size)
 int zc_rx_is_bulk(const zc_rx *rx)
 {
     return rx && rx->bulk;
-}
-
-/* Whether an operation is armed, or will be: the user must not take bytes from the socket himself. */
-int zc_rx_is_armed(const zc_rx *rx)
-{
-    return rx && (rx->armed || rx->wanted);
 }
 
 /* Has an operation armed in the next turn; ZC_EV_READY then tells of what it brings. */

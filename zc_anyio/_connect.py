@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from socket import AddressFamily
+from socket import AddressFamily, SocketKind
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import anyio
@@ -18,7 +18,7 @@ from ._ring import Ring, require_ring
 from ._takeover import take_socket
 from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
 from .listeners import ZeroCopySocketListener
-from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, make_unix_stream
 
 if TYPE_CHECKING:
     import trio.abc
@@ -35,6 +35,7 @@ __all__ = [
     "wrap_stream",
 ]
 
+UNIXKind = Literal[SocketKind.SOCK_STREAM, SocketKind.SOCK_SEQPACKET]
 Family = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, AddressFamily.AF_INET6]
 
 
@@ -154,18 +155,23 @@ async def connect_tcp(
 
 
 async def connect_unix(
-    path: str | bytes | os.PathLike[Any], *, ring: Ring | None = None
+    path: str | bytes | os.PathLike[Any],
+    kind: UNIXKind = SocketKind.SOCK_STREAM,
+    *,
+    ring: Ring | None = None,
 ) -> ZeroCopyUNIXSocketStream:
     """Connect to a UNIX socket; :func:`anyio.connect_unix` for a ring.
 
     :param path: path of the socket.
+    :param kind: ``SOCK_STREAM``, or ``SOCK_SEQPACKET`` (anyio 4.16 or newer): what one call sends,
+        one call receives.  Such a stream sends past the ring, and send groups refuse it.
     :param ring: default the ambient ring.
     :raises OSError: the connection failed.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
-    sock, _ = await take_socket(await anyio.connect_unix(path))
-    return ZeroCopyUNIXSocketStream(ring, sock)
+    sock, _ = await take_socket(await anyio.connect_unix(path, **_of_kind(kind)))
+    return make_unix_stream(ring, sock)
 
 
 async def create_tcp_listener(
@@ -204,6 +210,7 @@ async def create_unix_listener(
     *,
     mode: int | None = None,
     backlog: int = 65536,
+    kind: UNIXKind = SocketKind.SOCK_STREAM,
     ring: Ring | None = None,
 ) -> ZeroCopySocketListener:
     """Listen on a UNIX socket; :func:`anyio.create_unix_listener` for a ring.
@@ -211,12 +218,13 @@ async def create_unix_listener(
     :param path: of the socket; one that exists there is removed.
     :param mode: permissions of the socket.
     :param backlog: connections that may wait to be accepted, 65536 at most.
+    :param kind: as of :func:`connect_unix`.
     :param ring: default the ambient ring.
     :raises OSError: it cannot be listened on.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
-    made = await anyio.create_unix_listener(path, mode=mode, backlog=backlog)
+    made = await anyio.create_unix_listener(path, mode=mode, backlog=backlog, **_of_kind(kind))
     return await wrap_listener(made, ring=ring)
 
 
@@ -339,11 +347,16 @@ def as_trio_stream(stream: ZeroCopySocketStream) -> trio.abc.HalfCloseableStream
     return TrioStream(stream)
 
 
+def _of_kind(kind: UNIXKind) -> dict[str, Any]:
+    # anyio before 4.16 has no such parameter.
+    return {} if kind is SocketKind.SOCK_STREAM else {"kind": kind}
+
+
 async def _wrap(made: SocketStream, ring: Ring) -> ZeroCopySocketStream:
     sock, received = await take_socket(made)
     try:
         if sock.family == socket.AF_UNIX:
-            return ZeroCopyUNIXSocketStream(ring, sock)
+            return make_unix_stream(ring, sock)
         return ZeroCopySocketStream(ring, sock, b"".join(received))
     except BaseException:
         sock.close()

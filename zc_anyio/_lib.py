@@ -62,7 +62,6 @@ __all__ = [
     "queue_vector",
     "rx_consume",
     "rx_data",
-    "rx_is_armed",
     "rx_is_bulk",
     "rx_ready",
     "socket_info",
@@ -106,12 +105,11 @@ export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type:
 # The same for a ring instead of a core; what need not wait is handed to the kernel at once.
 queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_ring_send", None)  # type: ignore[assignment]
 unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type: ignore[assignment]
-# See receive.c; each answers -EAGAIN for nothing yet.
+# See receive.c.
 rx_ready: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_ready", None)  # type: ignore[assignment]
 rx_data: Final[Callable[[Any], Any]] = getattr(lib, "zc_rx_data", None)  # type: ignore[assignment]
 rx_consume: Final[Callable[[Any, int], int]] = getattr(lib, "zc_rx_consume", None)  # type: ignore[assignment]
 rx_is_bulk: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_bulk", None)  # type: ignore[assignment]
-rx_is_armed: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_armed", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
 NO_ADDRESS: Final[Any] = getattr(ffi, "NULL", None)
 

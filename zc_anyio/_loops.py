@@ -20,7 +20,7 @@ class Waiter(Protocol):
     """What one task waits for and another wakes it by, once."""
 
     def set(self) -> object: ...
-    async def wait(self) -> None: ...
+    def wait(self) -> Awaitable[object]: ...
 
 
 class Readable(Protocol):
@@ -171,8 +171,8 @@ class _FutureWaiter:
         if not self._future.done():
             self._future.set_result(None)
 
-    async def wait(self) -> None:
-        await self._future
+    def wait(self) -> asyncio.Future[None]:
+        return self._future
 
 
 class _LoopReadable:

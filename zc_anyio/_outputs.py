@@ -47,7 +47,7 @@ class Output(Sender):
         super().__init__()
         self._attached: AttachedSocket = ring._sockets.keep(stream, sock)
         self._socket = sock
-        self._is_stream = sock.type == socket.SOCK_STREAM
+        self._is_stream = sock.type != socket.SOCK_DGRAM
         self._is_tcp = self._is_stream and sock.family != socket.AF_UNIX
         self._start(ring, tag=0, window=STREAM_WINDOW, zero_copy=None)
         self._native = ring._native

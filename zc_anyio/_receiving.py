@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._brief_waits import BriefWaits
 from ._buffers import Buffer
 from ._loops import AsyncioLoop, Loop
 from ._ring import Ring
@@ -79,12 +80,14 @@ class DirectReceiver:
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self._loop = loop
+        self._checkpoint = loop.checkpoint
         self._checkpoint_before = loop.checkpoint_before
         self._checkpoint_after = loop.checkpoint_after
         self._wait_readable = loop.wait_readable
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._fd = sock.fileno()
+        self._waits = BriefWaits()
         self._closed = False
 
     async def receive(self, max_bytes: int) -> bytes:
@@ -113,13 +116,23 @@ class DirectReceiver:
         return result
 
     async def _wait(self, function: Callable[..., T], *arguments: Any) -> T:
+        waits = self._waits
+        awake = waits.begin()
         while True:
             try:
-                await self._wait_readable(self._fd)
+                if awake:
+                    await self._checkpoint()
+                else:
+                    await self._wait_readable(self._fd)
                 self._check()
-                return function(*arguments)
+                result = function(*arguments)
+                if awake:
+                    waits.came()
+                else:
+                    waits.woken()
+                return result
             except BlockingIOError:
-                pass
+                awake = awake and waits.go_on()
             except Exception:
                 self._check()
                 raise
@@ -153,7 +166,6 @@ class CallbackReceiver(DirectReceiver):
         self._add_reader = loop.loop.add_reader
         self._event_loop = loop.loop
         self._create_future = loop.loop.create_future
-        self._checkpoint = loop.checkpoint
         # After less than was asked for there is most likely nothing: waiting at once saves a call.
         self._drained = True
         self._registered = False
@@ -185,8 +197,19 @@ class CallbackReceiver(DirectReceiver):
         if not self._registered:
             self._add_reader(self._fd, self._on_readable)
             self._registered = True
+        waits = self._waits
         try:
+            awake = waits.begin()
+            while awake:
+                await self._checkpoint()
+                if waiter.done():
+                    break
+                awake = waits.go_on()
             data = await waiter
+            if awake:
+                waits.came()
+            else:
+                waits.woken()
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._put_back(waiter)

@@ -20,13 +20,12 @@ from ._lib import (
     RX_RECEIVE,
     rx_consume,
     rx_data,
-    rx_is_armed,
     rx_is_bulk,
     rx_ready,
     unpack,
 )
 from ._loops import Waiter
-from ._receiving import Receiver, make_direct_receiver
+from ._receiving import CallbackReceiver, Receiver, make_direct_receiver
 from ._ring import Ring
 
 if TYPE_CHECKING:
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["RingReceiver", "make_receiver"]
 
 T = TypeVar("T")
+
+# What rx_ready() answers when nothing has come.
+NOT_YET, NOT_ARMED = -errno.EAGAIN, -errno.ENODATA
 
 # So many tasks have to wait before the ring is used for waiting.
 MANY = 4
@@ -61,25 +63,31 @@ class RingReceiver:
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._direct = make_direct_receiver(ring, sock)
+        # Then the event loop tells for less that bytes are there than a poll through the ring.
+        self._stays_registered = isinstance(self._direct, CallbackReceiver)
         # What the ring had brought when it ended.
         self._left = b""
         self._checkpoint = ring._loop_calls.checkpoint
         self._small_in_a_row = 0
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._handle is None and not self._left and not self._may_use_ring():
-            return await self._receive_directly(self._direct.receive, max_bytes)
-        if self._must_wait():
-            await self._wait()
+        if self._is_direct():
+            data = await self._receive_directly(self._direct.receive, max_bytes)
+            self._note_size(len(data))
+            return data
+        if self._is_awaited():
+            await self._wait_told()
         else:
             await self._checkpoint()
-        while (data := self._take(max_bytes)) is None:
+        while (taken := self._take(max_bytes)) is None:
             await self._wait()
-        return data
+        return taken
 
     async def receive_into(self, buffer: Buffer) -> int:
-        if self._handle is None and not self._left and not self._may_use_ring():
-            return await self._receive_directly(self._direct.receive_into, buffer)
+        if self._is_direct():
+            got = await self._receive_directly(self._direct.receive_into, buffer)
+            self._note_size(got)
+            return got
         await self._checkpoint()
         with memoryview(buffer).cast("B") as view:
             while True:
@@ -92,13 +100,28 @@ class RingReceiver:
                     return size
                 await self._wait()
 
-    def _may_use_ring(self) -> bool:
-        """Whether it pays, and nothing was taken from the socket before."""
-        ring = self._ring
-        if ring._receiving < MANY or not ring._receives or self._direct.has_taken():
+    def _is_direct(self) -> bool:
+        """Whether to receive without the ring: few tasks wait, or the pieces are large.
+
+        That is possible where nothing comes through the ring, and the other way round where nothing
+        was taken from the socket before.
+        """
+        ring, handle = self._ring, self._handle
+        if handle is None:
+            if self._left:
+                return False
+            is_better = ring._receiving < MANY or not ring._receives
+        elif self._stays_registered and rx_is_bulk(handle) and rx_ready(handle) == NOT_ARMED:
+            is_better = self._small_in_a_row < SMALL_IN_A_ROW
+        else:
             return False
+        if is_better or self._direct.has_taken():
+            return True
         self._direct.stop()
-        return True
+        return False
+
+    def _note_size(self, size: int) -> None:
+        self._small_in_a_row = self._small_in_a_row + 1 if size < SMALL else 0
 
     async def _receive_directly(self, receive: Callable[[Any], Awaitable[T]], argument: Any) -> T:
         self._ring._receiving += 1
@@ -107,18 +130,13 @@ class RingReceiver:
         finally:
             self._ring._receiving -= 1
 
-    def _must_wait(self) -> bool:
-        """Whether nothing is there, most likely."""
-        handle = self._handle
-        return (
-            handle is not None and bool(rx_is_armed(handle)) and rx_ready(handle) == -errno.EAGAIN
-        )
+    def _is_awaited(self) -> bool:
+        """Whether nothing is there, and what comes will be told."""
+        return self._handle is not None and rx_ready(self._handle) == NOT_YET
 
     def _brings(self) -> bool:
         """Whether bytes come through the ring, so that none may be taken past it."""
-        if self._handle is None:
-            return False
-        return bool(rx_is_armed(self._handle)) or rx_ready(self._handle) != -errno.EAGAIN
+        return self._handle is not None and rx_ready(self._handle) != NOT_ARMED
 
     def _take(self, most: int) -> bytes | None:
         """Return what is there, ``b""`` for the end, ``None`` for nothing yet."""
@@ -131,16 +149,16 @@ class RingReceiver:
                 data: bytes = unpack(rx_data(handle), min(size, most))
                 rx_consume(handle, len(data))
                 return data
-            if size != -errno.EAGAIN:
-                raise os_error(-size)
-            if rx_is_armed(handle):
+            if size == NOT_YET:
                 return None
+            if size != NOT_ARMED:
+                raise os_error(-size)
         elif self._left:
             taken, self._left = self._left[:most], self._left[most:]
             return taken
         received = self._try(self._recv, most)
         if received is not None:
-            self._small_in_a_row = self._small_in_a_row + 1 if len(received) < SMALL else 0
+            self._note_size(len(received))
         return received
 
     def _try(self, function: Callable[..., T], argument: Any) -> T | None:
@@ -161,16 +179,25 @@ class RingReceiver:
         if self._closed:
             await self._checkpoint()
             raise anyio.ClosedResourceError
-        ring, handle = self._ring, self._handle
+        if not self._is_awaited():
+            ring, handle = self._ring, self._handle
+            if not ring._receives:
+                await ring._loop_calls.wait_readable(self._fd)
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                return
+            bulk = handle is not None and rx_is_bulk(handle)
+            if bulk and self._small_in_a_row < SMALL_IN_A_ROW:
+                self._arm(RX_POLL)
+            else:
+                self._small_in_a_row = 0
+                self._arm(RX_RECEIVE)
+        await self._wait_told()
+
+    async def _wait_told(self) -> None:
+        ring = self._ring
         ring._receiving += 1
         try:
-            if handle is None or not rx_is_armed(handle):
-                if not ring._receives:
-                    await ring._loop_calls.wait_readable(self._fd)
-                    return
-                bulk = handle is not None and rx_is_bulk(handle)
-                still = bulk and self._small_in_a_row < SMALL_IN_A_ROW
-                self._arm(RX_POLL if still else RX_RECEIVE)
             self._event = event = self._new_waiter()
             await event.wait()
         finally:
@@ -194,7 +221,7 @@ class RingReceiver:
 
     def has_taken(self) -> bool:
         handle = self._handle
-        if handle is not None and rx_ready(handle) != -errno.EAGAIN:
+        if handle is not None and rx_ready(handle) not in (NOT_YET, NOT_ARMED):
             return True
         return bool(self._left) or self._direct.has_taken()
 

@@ -127,7 +127,9 @@ class SocketTable:
         # Of a stream that was reset before, a send tells that.
         attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
-        self._known[stream] = attached, sock.fileno, fd
+        # What keeps messages apart is sent past the ring; a group refuses it like a plain socket.
+        if info.type != socket.SOCK_SEQPACKET:
+            self._known[stream] = attached, sock.fileno, fd
         return attached
 
     def let_go(self, attached: AttachedSocket, name: object) -> bool:

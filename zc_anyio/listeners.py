@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from ._receiving import DirectAcceptor, is_shortage, wait_shortage
 from ._ring import Ring, require_ring
 from ._takeover import take_socket
-from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+from .streams import ZeroCopySocketStream, make_unix_stream
 
 __all__ = ["ZeroCopySocketListener"]
 
@@ -88,7 +88,7 @@ class ZeroCopySocketListener(SocketListener):
 
     def _make_stream(self, sock: socket.socket) -> ZeroCopySocketStream:
         if sock.family == socket.AF_UNIX:
-            return ZeroCopyUNIXSocketStream(self._ring, sock)
+            return make_unix_stream(self._ring, sock)
         # As anyio has it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return ZeroCopySocketStream(self._ring, sock)

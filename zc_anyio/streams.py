@@ -9,7 +9,7 @@ import socket
 import warnings
 from collections.abc import Collection
 from io import IOBase
-from typing import NoReturn, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import anyio
 from anyio import ResourceGuard, wait_writable
@@ -23,7 +23,7 @@ from ._ring import Ring, require_ring
 from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 
-__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
+__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream", "make_unix_stream"]
 
 
 class ZeroCopySocketStream(SocketStream):
@@ -280,17 +280,19 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             await self._output.wait_sent()
-            while True:
-                try:
-                    sent = self._socket.sendmsg([message], attached)
-                    break
-                except BlockingIOError:
-                    await wait_writable(self._socket)
-                except OSError as exc:
-                    raise self._broken() from exc
+            sent = await self._send_past_ring(message, attached)
             # The descriptors went with the first byte; the rest follows as ordinary bytes.
             while not self._output.offer(message[sent:]):
                 await self._output.wait_window()
+
+    async def _send_past_ring(self, message: Buffer, attached: list[Any]) -> int:
+        while True:
+            try:
+                return self._socket.sendmsg([message], attached)
+            except BlockingIOError:
+                await wait_writable(self._socket)
+            except OSError as exc:
+                raise self._broken() from exc
 
     async def receive_fds(self, msglen: int, maxfds: int) -> tuple[bytes, list[int]]:
         """Receive a message and the descriptors that came with it, which are not inheritable.
@@ -331,3 +333,34 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
         if not message and not fds:
             raise anyio.EndOfStream
         return message, list(fds)
+
+
+class SeqpacketStream(ZeroCopyUNIXSocketStream):
+    """A UNIX stream of ``SOCK_SEQPACKET``: what one call sends, one call receives.
+
+    It sends past the ring, which knows no messages that keep an order; a send group refuses it.
+    """
+
+    async def send(self, item: Buffer) -> None:
+        """Send a message, no larger than the socket's send buffer; an empty one is not sent.
+
+        Cancelled, the call has sent nothing.
+
+        Raises what :meth:`ZeroCopySocketStream.send` raises; a message that is too large is an
+        :exc:`anyio.BrokenResourceError`, and the stream can be used on.
+        """
+        with self._send_guard, memoryview(item) as view:
+            await self._checkpoint_before()
+            self._output._check()
+            if self._eof_sent:
+                raise anyio.ClosedResourceError("the end of the stream was sent")
+            if view.nbytes:
+                await self._send_past_ring(item, [])
+            await self._checkpoint_after()
+
+
+def make_unix_stream(ring: Ring, sock: socket.socket) -> ZeroCopyUNIXSocketStream:
+    """Return the stream of a connected UNIX socket, by its kind."""
+    if sock.type == socket.SOCK_SEQPACKET:
+        return SeqpacketStream(ring, sock)
+    return ZeroCopyUNIXSocketStream(ring, sock)

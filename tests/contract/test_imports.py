@@ -27,6 +27,7 @@ ORDER = [
     "_pools",
     "_senders",
     "_groups",
+    "_brief_waits",
     "_receiving",
     "_ring_receiving",
     "_outputs",

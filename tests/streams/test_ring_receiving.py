@@ -16,6 +16,7 @@ import pytest
 import zc_anyio
 from tests.conftest import usable
 from tests.streams.pairs import connected, facing, settle
+from tests.support.backends import only_asyncio
 from tests.support.waiting import LIMIT, until
 from zc_anyio import _ring_receiving
 from zc_anyio._lib import rx_ready
@@ -110,6 +111,38 @@ async def test_sizes_that_make_a_stream_bulk_and_not_again(kind: str) -> None:
                         await anyio.sleep(0.005)
         assert (received, got.digest()) == (total, sent.digest())
         assert ring.statistics().receives > 10
+
+
+@only_asyncio
+async def test_large_pieces_cost_no_submission_where_the_loop_stays_registered() -> None:
+    async with ring_of_its_own() as ring, facing() as (stream, peer):
+        await arm(stream, peer)
+
+        async def exchange(size: int, times: int) -> int:
+            before = ring.statistics().submits
+            for _ in range(times):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(receive_all, stream, size, size)
+                    await settle()
+                    peer.sendall(bytes(size))
+            return ring.statistics().submits - before
+
+        # The first makes the stream bulk: that is cancelled, and waited for once by a poll.
+        await exchange(50_000, 2)
+        assert await exchange(50_000, 20) == 0
+        # After so many small pieces the ring brings them again.
+        brought = ring.statistics().receives
+        await exchange(100, 20)
+        assert ring.statistics().receives > brought
+        buffer = bytearray(50_000)
+        await exchange(50_000, 2)
+        before = ring.statistics().submits
+        for _ in range(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.receive_into, buffer)
+                await settle()
+                peer.send(bytes(20_000))
+        assert ring.statistics().submits == before
 
 
 async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
