@@ -202,9 +202,15 @@ int zc_rx_free(zc_ring *ring, zc_rx *rx)
     return 0;
 }
 
+/* Whether an operation is armed, or will be: the user must not take bytes from the socket himself. */
+int zc_rx_is_armed(const zc_rx *rx)
+{
+    return rx && (rx->armed || rx->wanted);
+}
+
 /*
  * Bytes that can be taken; 0: the end of the stream; EAGAIN: nothing yet, and an operation is armed
- * or will be, so that the user must not take bytes from the socket himself; ENODATA: none is.
+ * or will be; ENODATA: none is.
  */
 int64_t zc_rx_ready(const zc_rx *rx)
 {
@@ -216,7 +222,7 @@ int64_t zc_rx_ready(const zc_rx *rx)
         return -rx->error;
     if (rx->end)
         return 0;
-    return rx->armed || rx->wanted ? -EAGAIN : -ENODATA;
+    return zc_rx_is_armed(rx) ? -EAGAIN : -ENODATA;
 }
 
 /* Where the bytes that can be taken lie, until the next turn. */

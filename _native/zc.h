@@ -206,6 +206,7 @@ int64_t zc_rx_ready(const zc_rx *rx);
 const char *zc_rx_data(const zc_rx *rx);
 int zc_rx_consume(zc_rx *rx, size_t size);
 int zc_rx_is_bulk(const zc_rx *rx);
+int zc_rx_is_armed(const zc_rx *rx);
 int zc_ring_stop_receiving(zc_ring *ring);
 int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);

@@ -47,7 +47,7 @@ class Receiver:
 
     def take(self, most: int = 1 << 30) -> bytes:
         size = self.ready
-        if size == -errno.EAGAIN:
+        if size in (-errno.EAGAIN, -errno.ENODATA):
             return b""
         size = min(size, most)
         assert size > 0

@@ -96,7 +96,7 @@ def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
         stream.peer.send(bytes(size))
     ring.until(lambda: not any(stream.is_armed() for stream in streams))
     assert sorted(set(ring.told)) == [stream.number for stream in streams]
-    without = [stream for stream in streams if stream.ready == -errno.EAGAIN]
+    without = [stream for stream in streams if stream.ready == -errno.ENODATA]
     assert without, "there were buffers for all of them"
     for stream in streams:
         received = len(stream.take())
@@ -141,12 +141,12 @@ def test_a_large_piece_makes_it_bulk_until_bytes_are_asked_for(ring: Receiving) 
 
     stream.peer.send(b"not brought")
     ring.settle()
-    assert stream.ready == -errno.EAGAIN
+    assert stream.ready == -errno.ENODATA
     ring.told.clear()
     stream.arm(POLL)
     ring.settle()
     assert ring.told == [stream.number]
-    assert (stream.ready, stream.is_bulk(), stream.is_armed()) == (-errno.EAGAIN, True, False)
+    assert (stream.ready, stream.is_bulk(), stream.is_armed()) == (-errno.ENODATA, True, False)
     assert stream.own.recv(100) == b"not brought"
 
     stream.arm(POLL)
@@ -181,7 +181,7 @@ def test_it_holds_so_much_and_goes_on_when_asked(ring: Receiving) -> None:
     assert stream.ready == sent
     assert stream.take() == bytes(sent)
     ring.settle()
-    assert stream.ready == -errno.EAGAIN
+    assert stream.ready == -errno.ENODATA
     stream.begin()
     ring.settle()
     assert stream.take() == b"behind"
@@ -200,12 +200,12 @@ def test_stopping(ring: Receiving) -> None:
     assert (stream.is_armed(), asked.is_armed()) == (True, False)
     ring.until(lambda: not stream.is_armed() and not ring.barrier.is_armed())
     assert lib.zc_ring_stop_receiving(ring.ring) == 0
-    assert (stream.take(), stream.ready) == (b"before", -errno.EAGAIN)
+    assert (stream.take(), stream.ready) == (b"before", -errno.ENODATA)
     ring.told.clear()
     for one in (stream, asked):
         one.peer.send(b"after")
     ring.settle()
-    assert [one.ready for one in (stream, asked)] == [-errno.EAGAIN] * 2
+    assert [one.ready for one in (stream, asked)] == [-errno.ENODATA] * 2
     assert ring.told == []
 
 
