@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -66,19 +66,22 @@ class Receiver(Protocol):
         """
 
 
-def make_direct_receiver(ring: Ring, sock: socket.socket) -> DirectReceiver:
+def make_direct_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> DirectReceiver:
     """Return a receiver that does not use the ring."""
     loop = ring._loop_calls
     # uvloop stops polling for good when a notification of MSG_ZEROCOPY makes an error event.
     if isinstance(loop, AsyncioLoop) and ring.capabilities.driver != "msg_zerocopy":
-        return CallbackReceiver(loop, sock)
-    return DirectReceiver(loop, sock)
+        return CallbackReceiver(loop, sock, waits)
+    return DirectReceiver(loop, sock, waits)
 
 
 class DirectReceiver:
-    """Receives by non-blocking system calls, and waits with the event loop."""
+    """Receives by non-blocking system calls, and waits with the event loop.
 
-    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+    :param waits: those of a stream that tells when it sends.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, waits: BriefWaits | None = None) -> None:
         self._loop = loop
         self._checkpoint = loop.checkpoint
         self._checkpoint_before = loop.checkpoint_before
@@ -87,7 +90,7 @@ class DirectReceiver:
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._fd = sock.fileno()
-        self._waits = BriefWaits()
+        self._waits = waits or BriefWaits()
         self._closed = False
 
     async def receive(self, max_bytes: int) -> bytes:
@@ -125,12 +128,14 @@ class DirectReceiver:
                 else:
                     await self._wait_readable(self._fd)
                 self._check()
-                result = function(*arguments)
-                if awake:
-                    waits.came()
-                else:
-                    waits.woken()
-                return result
+                result: Any = function(*arguments)
+                if waits.sent:
+                    size = result if type(result) is int else len(result)
+                    if awake:
+                        waits.came(size)
+                    else:
+                        waits.woken(size)
+                return cast("T", result)
             except BlockingIOError:
                 awake = awake and waits.go_on()
             except Exception:
@@ -161,8 +166,8 @@ class CallbackReceiver(DirectReceiver):
     would cost two system calls.
     """
 
-    def __init__(self, loop: AsyncioLoop, sock: socket.socket) -> None:
-        super().__init__(loop, sock)
+    def __init__(self, loop: AsyncioLoop, sock: socket.socket, waits: BriefWaits) -> None:
+        super().__init__(loop, sock, waits)
         self._add_reader = loop.loop.add_reader
         self._event_loop = loop.loop
         self._create_future = loop.loop.create_future
@@ -207,9 +212,9 @@ class CallbackReceiver(DirectReceiver):
                 awake = waits.go_on()
             data = await waiter
             if awake:
-                waits.came()
+                waits.came(len(data))
             else:
-                waits.woken()
+                waits.woken(len(data))
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._put_back(waiter)

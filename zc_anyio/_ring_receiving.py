@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from ._brief_waits import BriefWaits
 from ._errors import os_error
 from ._lib import (
     RX_POLL,
@@ -44,15 +45,17 @@ MANY = 4
 SMALL, SMALL_IN_A_ROW = 4096, 8
 
 
-def make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
+def make_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> Receiver:
     """Return the receiver of a connected stream socket."""
-    return RingReceiver(ring, sock) if ring._receives else make_direct_receiver(ring, sock)
+    if ring._receives:
+        return RingReceiver(ring, sock, waits)
+    return make_direct_receiver(ring, sock, waits)
 
 
 class RingReceiver:
     """Receives through the ring when many streams wait, and by itself when few do."""
 
-    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+    def __init__(self, ring: Ring, sock: socket.socket, waits: BriefWaits) -> None:
         self._ring = ring
         self._fd = sock.fileno()
         self._handle: Any = None
@@ -62,7 +65,7 @@ class RingReceiver:
         self._closed = False
         self._recv = sock.recv
         self._recv_into = sock.recv_into
-        self._direct = make_direct_receiver(ring, sock)
+        self._direct = make_direct_receiver(ring, sock, waits)
         # Then the event loop tells for less that bytes are there than a poll through the ring.
         self._stays_registered = isinstance(self._direct, CallbackReceiver)
         # What the ring had brought when it ended.

@@ -16,6 +16,7 @@ from anyio import ResourceGuard, wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
 from anyio.lowlevel import checkpoint
 
+from ._brief_waits import BriefWaits
 from ._buffers import Buffer
 from ._outputs import Output
 from ._receiving import DirectReceiver, ReceivedBefore, Receiver
@@ -40,7 +41,8 @@ class ZeroCopySocketStream(SocketStream):
         self._closed = True
         self._ring = ring
         self._socket = sock
-        self._receiver: Receiver = self._make_receiver(ring, sock)
+        self._waits = BriefWaits()
+        self._receiver: Receiver = self._make_receiver(ring, sock, self._waits)
         if received:
             self._receiver = ReceivedBefore(received, self._receiver)
         self._output = Output(ring, self, sock)
@@ -52,8 +54,8 @@ class ZeroCopySocketStream(SocketStream):
         self._closed = False
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
-        return make_receiver(ring, sock)
+    def _make_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> Receiver:
+        return make_receiver(ring, sock, waits)
 
     @classmethod
     async def from_socket(
@@ -113,6 +115,8 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
+            # What comes next may be the answer.
+            self._waits.sent = True
             await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -254,9 +258,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     _receiver: DirectReceiver
 
     @staticmethod
-    def _make_receiver(ring: Ring, sock: socket.socket) -> Receiver:
+    def _make_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> Receiver:
         # What is received ahead would lose the descriptors that came with it.
-        return DirectReceiver(ring._loop_calls, sock)
+        return DirectReceiver(ring._loop_calls, sock, waits)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
         """Send file descriptors along with a message, behind all that was queued.

@@ -15,7 +15,7 @@ import zc_anyio
 from tests.streams.pairs import connected, facing, settle
 from tests.support.backends import only_asyncio
 from zc_anyio import _brief_waits
-from zc_anyio._brief_waits import FAILURE, TRUST, BriefWaits
+from zc_anyio._brief_waits import FAILURE, LARGE, TRUST, BriefWaits
 
 LONG = 1e9
 
@@ -32,10 +32,19 @@ def durations(monkeypatch: pytest.MonkeyPatch) -> Any:
     return set_them
 
 
-def wait_asleep(waits: BriefWaits, times: int) -> None:
+SMALL = 100
+
+
+def begin(waits: BriefWaits) -> bool:
+    """Send, and begin to wait for the answer."""
+    waits.sent = True
+    return waits.begin()
+
+
+def wait_asleep(waits: BriefWaits, times: int, size: int = SMALL) -> None:
     for _ in range(times):
-        assert not waits.begin()
-        waits.woken()
+        assert not begin(waits)
+        waits.woken(size)
 
 
 def test_it_is_tried_after_many_short_waits_and_not_again_when_it_was_in_vain(
@@ -45,7 +54,7 @@ def test_it_is_tried_after_many_short_waits_and_not_again_when_it_was_in_vain(
     waits = BriefWaits()
     for _ in range(3):
         wait_asleep(waits, TRUST)
-        assert waits.begin()
+        assert begin(waits)
         assert not waits.go_on()
 
 
@@ -59,7 +68,7 @@ def test_long_waits_count_against_it(durations: Any) -> None:
     wait_asleep(waits, 1)
     durations()
     wait_asleep(waits, 2)
-    assert waits.begin()
+    assert begin(waits)
 
 
 def test_it_goes_on_while_one_in_vain_comes_with_many_that_were_not(durations: Any) -> None:
@@ -68,19 +77,19 @@ def test_it_goes_on_while_one_in_vain_comes_with_many_that_were_not(durations: A
     wait_asleep(waits, TRUST)
     for _ in range(10):
         for _ in range(FAILURE):
-            assert waits.begin()
-            waits.came()
-        assert waits.begin()
+            assert begin(waits)
+            waits.came(SMALL)
+        assert begin(waits)
         assert not waits.go_on()
-        waits.woken()
+        waits.woken(SMALL)
     # What has come right is not remembered for ever.
     for _ in range(10 * TRUST):
-        assert waits.begin()
-        waits.came()
+        assert begin(waits)
+        waits.came(SMALL)
     for _ in range(TRUST // FAILURE + 1):
-        assert waits.begin()
+        assert begin(waits)
         assert not waits.go_on()
-    assert not waits.begin()
+    assert not begin(waits)
 
 
 @pytest.mark.parametrize("comes", [False, True])
@@ -91,20 +100,53 @@ def test_who_is_kept_from_looking_sleeps_for_long(
     durations()
     waits = BriefWaits()
     wait_asleep(waits, TRUST)
-    assert waits.begin()
+    assert begin(waits)
     durations(stall=0.0)
     if comes:
-        waits.came()
+        waits.came(SMALL)
     else:
         assert not waits.go_on()
     wait_asleep(waits, 5 * TRUST)
-    assert waits.begin()
+    assert begin(waits)
+
+
+def test_large_answers_end_it(durations: Any) -> None:
+    durations()
+    waits = BriefWaits()
+    wait_asleep(waits, 3 * TRUST, LARGE + 1)
+    wait_asleep(waits, TRUST, LARGE)
+    assert begin(waits)
+    waits.came(LARGE)
+    assert begin(waits)
+    waits.came(LARGE + 1)
+    wait_asleep(waits, TRUST)
+    assert begin(waits)
+
+
+def test_only_answers_are_waited_for_awake(durations: Any) -> None:
+    durations()
+    waits = BriefWaits()
+    for _ in range(3 * TRUST):
+        assert not waits.begin()
+        waits.woken(SMALL)
+    wait_asleep(waits, TRUST)
+    assert not waits.begin()
+    assert begin(waits)
+    waits.came(SMALL)
+    assert not waits.begin()
 
 
 @pytest.fixture
 def always_awake(durations: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     durations(awake=LONG)
     monkeypatch.setattr(_brief_waits, "TRUST", 0)
+    original = BriefWaits.begin
+
+    def begin_anyway(waits: BriefWaits) -> bool:
+        waits.sent = True
+        return original(waits)
+
+    monkeypatch.setattr(BriefWaits, "begin", begin_anyway)
 
 
 def waits_of(stream: Any) -> BriefWaits:
@@ -121,11 +163,11 @@ async def test_echoes_that_are_waited_for_awake(
 ) -> None:
     times = 0
 
-    def count(_: BriefWaits) -> None:
+    def count(_: BriefWaits, _size: int) -> None:
         nonlocal times
         times += 1
 
-    def must_not(_: BriefWaits) -> None:
+    def must_not(_: BriefWaits, _size: int) -> None:
         raise AssertionError("it fell asleep")
 
     monkeypatch.setattr(BriefWaits, "came", count)
@@ -232,3 +274,18 @@ async def test_a_broken_connection_ends_a_wait_awake(driver: Any, always_awake: 
             # A reset.
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
+
+
+@pytest.mark.anyio
+async def test_a_stream_tells_that_it_has_sent(driver: Any) -> None:
+    async with zc_anyio.open_ring(driver=driver), connected() as (one, other):
+        for _ in range(2):
+            assert not waits_of(one).sent
+            await one.send(b"question")
+            assert waits_of(one).sent
+            assert await other.receive() == b"question"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.receive)
+                await settle()
+                await other.send(b"answer")
+            assert not waits_of(one).sent
