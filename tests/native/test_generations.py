@@ -298,16 +298,6 @@ def test_what_is_staged_asks_for_a_turn_before_slabs_run_out(queues: list[Queue]
     q.finish()
 
 
-def test_idle_is_withdrawn_by_a_new_send(q: Queue) -> None:
-    q.send(10)
-    q.result(q.take(), 10, 0)
-    q.send(10)
-    assert q.events() == []
-    q.result(q.take(), 10, 0)
-    assert q.events() == [idle()]
-    q.finish()
-
-
 def test_a_window_that_counts_until_the_kernel_has_taken_it(queues: list[Queue]) -> None:
     queues.append(q := Queue(window=100))
     assert lib.zc_ctx_until_taken(q.ctx) == 0
