@@ -112,7 +112,7 @@ struct zc_core {
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
     struct link broken;  /* struct zc_sock: shut down or reset it */
     struct link lingering; /* struct zc_sock: idle, but not for `linger` yet; the longest first */
-    uint64_t now, linger;  /* milliseconds; 0: idle sockets are told of at once */
+    uint64_t now, linger;  /* ticks; 0: idle sockets are told of at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
     uint32_t *sequences; /* of each slot: the upper half of user_data */

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -347,11 +346,8 @@ static void add_event(int64_t *events, int *count, int kind)
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
 {
     int taken = 0;
-    struct timespec now = {0};
     if (!ring || !events || max_events < 3)
         return -EINVAL;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    zc_core_advance(ring->core, (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000);
     for (int round = 0; round < TURN_ROUNDS; round++) {
         ring->driver->reap(ring);
         deal_with_broken(ring);

@@ -148,7 +148,7 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
-/* Tells of the sockets that have been idle for long enough; `now` in milliseconds, never less. */
+/* Tells of the sockets that have been idle for long enough; `now` counts ticks, and is never less. */
 int zc_core_advance(zc_core *core, uint64_t now)
 {
     if (!core)
@@ -164,12 +164,12 @@ int zc_core_advance(zc_core *core, uint64_t now)
     return 0;
 }
 
-/* How long an idle socket stays attached; 0 tells of all that are idle. */
-int zc_core_linger(zc_core *core, uint32_t milliseconds)
+/* For how many ticks an idle socket stays attached; 0 tells of all that are idle. */
+int zc_core_linger(zc_core *core, uint32_t ticks)
 {
     if (!core)
         return -EINVAL;
-    core->linger = milliseconds;
+    core->linger = ticks;
     return zc_core_advance(core, core->now);
 }
 

@@ -104,7 +104,7 @@ typedef struct zc_rx zc_rx;
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
 int zc_core_disown(zc_core *core);
-int zc_core_linger(zc_core *core, uint32_t milliseconds);
+int zc_core_linger(zc_core *core, uint32_t ticks);
 int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 int zc_core_lockable(zc_core *core, size_t bytes);

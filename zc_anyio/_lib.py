@@ -266,6 +266,7 @@ class NativeRing:
         self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._stats: Any = ffi.new("struct zc_stats *")
+        self._ticks = 0
 
     def turn(self) -> tuple[int, list[int]]:
         """Reap and submit; return how many events there are, and four integers for each.
@@ -335,9 +336,14 @@ class NativeRing:
         """Have what can be handed over at once copied below a size, whatever the threshold is."""
         check(lib.zc_ctx_copy_alone(handle, below))
 
-    def linger(self, milliseconds: int) -> None:
-        """Keep idle sockets attached for so long; with 0, tell of all that are idle."""
-        check(lib.zc_core_linger(self.core, milliseconds))
+    def linger(self, ticks: int) -> None:
+        """Keep idle sockets attached for so many ticks; with 0, tell of all that are idle."""
+        check(lib.zc_core_linger(self.core, ticks))
+
+    def tick(self) -> None:
+        """Count a tick, and have it told in the next turn which sockets have been idle for long."""
+        self._ticks += 1
+        check(lib.zc_core_advance(self.core, self._ticks))
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""

@@ -32,9 +32,11 @@ __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
 # The kernel was short of memory for a submission: how long until it is asked again.
 RETRY_SECONDS = 0.001
-# An idle socket stays attached for so long, by a duplicate of its descriptor: attaching costs more
-# than a small send, and a socket that was closed meanwhile ends that much later.
-LINGER_MILLISECONDS = 10
+# An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
+# costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A busy
+# event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
+LINGER_TICKS = 2
+TICK_SECONDS = 0.01
 
 
 class ContextSink(Protocol):
@@ -73,7 +75,7 @@ class Reaper:
         self._native = native
         self._loop = loop
         self._sockets = sockets
-        native.linger(LINGER_MILLISECONDS)
+        native.linger(LINGER_TICKS)
         self._contexts: dict[int, ContextSink] = {}
         self._next_context = 0
         self._receivers: dict[int, ReceiverSink] = {}
@@ -243,15 +245,16 @@ class Reaper:
                 raise
 
     async def run_lingering(self) -> None:
-        """Take a turn now and then while sockets are idle, so that they are given up."""
+        """Tick while sockets are idle, so that they are given up."""
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
                     await self._linger.wait()
                     self._linger = Event()
-                    await anyio.sleep(LINGER_MILLISECONDS / 1000)
+                    await anyio.sleep(TICK_SECONDS)
                     if not self._stopping:
+                        self._native.tick()
                         self.turn()
             except Exception as exc:
                 self._fail(exc)

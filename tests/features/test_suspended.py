@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import socket
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ import pytest
 import zc_anyio
 from tests.support.peers import receive_exactly, receive_to_end, reset, tcp_pair, wrap
 from tests.support.waiting import until
+from zc_anyio._reaper import TICK_SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -51,6 +53,20 @@ async def test_it_is_resumed_as_often_as_wanted(driver: str, kind: str) -> None:
             assert (counters.sends, counters.bytes_sent) == (8, 4 * 40_005)
         if not isinstance(stream, socket.socket):
             await stream.aclose()
+
+
+async def test_a_busy_event_loop_does_not_suspend_it(driver: str) -> None:
+    with tcp_pair() as (client, peer), tcp_pair() as (other, other_peer):
+        async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
+            await group.send(client, b"one")
+            await group.flush().wait_released()
+            time.sleep(10 * TICK_SECONDS)  # noqa: ASYNC251
+            await group.send(other, b"two")
+            group.flush()
+            assert client in ring._sockets.by_stream
+            assert not ring._sockets._suspended
+            await until_suspended(ring)
+            assert receive_exactly(peer, 3) + receive_exactly(other_peer, 3) == b"onetwo"
 
 
 async def test_a_udp_socket_that_is_connected_later(driver: str) -> None:

@@ -61,7 +61,7 @@ class Queues:
         self.idles: set[Sock] = set()
         # Idle, and not to be told of yet.
         self.lingering: set[Sock] = set()
-        self.now = self.linger = 0  # milliseconds
+        self.now = self.linger = 0  # ticks
         self.cancels: set[Req] = set()
         self.broken: set[Sock] = set()
 
@@ -413,12 +413,12 @@ class Queues:
 
     # --- idle sockets
 
-    def set_linger(self, milliseconds: int) -> None:
-        self.linger = milliseconds
+    def set_linger(self, ticks: int) -> None:
+        self.linger = ticks
         self.advance(0)
 
-    def advance(self, milliseconds: int) -> None:
-        self.now += milliseconds
+    def advance(self, ticks: int) -> None:
+        self.now += ticks
         for sock in list(self.lingering):
             if self.now - sock.idle_since >= self.linger:
                 self.lingering.remove(sock)

@@ -127,7 +127,7 @@ class Sock:
     copied_in_a_row: int = 0
     copy_left: int = 0
     copy_next: int = 0
-    idle_since: int = 0  # milliseconds
+    idle_since: int = 0  # ticks
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)
     requests: list[Req] = field(default_factory=list)

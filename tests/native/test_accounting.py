@@ -211,16 +211,16 @@ class Accounting(RuleBasedStateMachine):
         assert lib.zc_ctx_cancel(self.core, self.ctxs[ctx]) == 0
 
     @precondition(lambda self: self.model.linger or self.model.lingering)
-    @rule(milliseconds=st.sampled_from([0, 1, 1, 5, 9, 10, 11]))
-    def advance(self, milliseconds: int) -> None:
-        self.model.advance(milliseconds)
+    @rule(ticks=st.sampled_from([0, 1, 1, 5, 9, 10, 11]))
+    def advance(self, ticks: int) -> None:
+        self.model.advance(ticks)
         assert lib.zc_core_advance(self.core, self.model.now) == 0
 
     @precondition(lambda self: self.model.linger)
-    @rule(milliseconds=st.sampled_from([0, 1, 10, 10, 20]))
-    def set_linger(self, milliseconds: int) -> None:
-        self.model.set_linger(milliseconds)
-        assert lib.zc_core_linger(self.core, milliseconds) == 0
+    @rule(ticks=st.sampled_from([0, 1, 10, 10, 20]))
+    def set_linger(self, ticks: int) -> None:
+        self.model.set_linger(ticks)
+        assert lib.zc_core_linger(self.core, ticks) == 0
 
     @rule(n=pick)
     def tell_idle(self, n: int) -> None:
