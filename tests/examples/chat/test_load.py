@@ -16,7 +16,7 @@ from tests.support.served import Served, serve
 
 MEMBERS = int(os.environ.get("ZC_ANYIO_CHAT_MEMBERS", "190"))
 SLOW = MEMBERS // 19
-SECONDS = float(os.environ.get("ZC_ANYIO_CHAT_SECONDS", "3"))
+SECONDS = float(os.environ.get("ZC_ANYIO_CHAT_SECONDS", "6"))
 KIB = 1 << 10
 
 
