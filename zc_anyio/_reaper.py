@@ -33,8 +33,8 @@ __all__ = ["ContextSink", "Reaper", "SocketSink"]
 # The kernel was short of memory for a submission: how long until it is asked again.
 RETRY_SECONDS = 0.001
 # An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
-# costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A busy
-# event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
+# costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A
+# busy event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
 

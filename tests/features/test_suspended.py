@@ -60,7 +60,7 @@ async def test_a_busy_event_loop_does_not_suspend_it(driver: str) -> None:
         async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
             await group.send(client, b"one")
             await group.flush().wait_released()
-            time.sleep(10 * TICK_SECONDS)  # noqa: ASYNC251
+            time.sleep(10 * TICK_SECONDS)
             await group.send(other, b"two")
             group.flush()
             assert client in ring._sockets.by_stream
