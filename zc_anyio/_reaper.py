@@ -155,7 +155,9 @@ class Reaper:
                 elif kind == RESULT:
                     contexts[a].on_result(b, c)
                 elif kind == AGAIN:
-                    self.submit_soon()
+                    # The submitter's, which pauses between its turns if that does not help.
+                    self._due = True
+                    self._wake.set()
                 elif kind == LATER:
                     self._linger.set()
         self._tell_turned()
@@ -175,14 +177,13 @@ class Reaper:
             self._call_soon(self._on_soon)
 
     def _on_soon(self) -> None:
-        """Take the turn that was asked for; what is left of it is the submitter's."""
+        """Take the turn that was asked for; what it raises is the submitter's to raise."""
         self._called = False
         if self._due and not self._stopping:
             try:
                 self.turn()
             except Exception as exc:
                 self._raised = exc
-            if self._raised is not None or self._due:
                 self._wake.set()
 
     async def wait_turn(self) -> None:

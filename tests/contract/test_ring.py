@@ -32,6 +32,8 @@ from tests.support.waiting import (
     until_parked,
 )
 from tests.support.watch import Watch, descriptors
+from zc_anyio._lib import AGAIN
+from zc_anyio._reaper import RETRY_SECONDS
 
 MIB = 1 << 20
 
@@ -327,3 +329,25 @@ async def test_a_turn_that_fails_ends_the_ring(
         # Leaving was a cancellation, so what nobody had taken is not sent.
         client.close()
         assert receive_to_end(peer) == b""
+
+
+@pytest.mark.anyio
+async def test_what_the_kernel_has_no_memory_for_is_asked_for_now_and_then(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+
+    def again() -> tuple[int, list[int]]:
+        nonlocal turns
+        turns += 1
+        return 1, [AGAIN, 0, 0, 0]
+
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
+            with monkeypatch.context() as patch:
+                patch.setattr(ring._native, "turn", again)
+                group.send_nowait(client, b"late")
+                await anyio.sleep(100 * RETRY_SECONDS)
+            # One for having been asked, one by the submitter at once, and one behind each pause.
+            assert 2 < turns <= 110
+        assert receive_exactly(peer, 4) == b"late"
