@@ -205,16 +205,13 @@ class SocketTable:
         return None
 
     def _resume(self, attached: AttachedSocket, fd: int) -> bool:
-        """Resume a suspended socket; ``False`` if the descriptor is another by now.
+        """Resume a suspended socket; ``False`` if it is another, or not connected any more.
 
-        :raises anyio.BrokenResourceError: the stream has lost its connection.
         :raises OSError: no descriptor is left for the duplicate.
         """
         number = self._native.resume(attached.handle, fd)
-        if number == errno.ESTALE:
+        if number in (errno.ESTALE, errno.ENOTCONN):
             return False
-        if number == errno.ENOTCONN:
-            raise anyio.BrokenResourceError from os_error(number)
         if number:
             raise os_error(number)
         attached.suspended = False

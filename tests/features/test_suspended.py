@@ -129,6 +129,21 @@ async def test_it_was_reset(driver: str) -> None:
             assert ring.statistics().failed == 0
 
 
+async def test_it_was_reset_and_is_wrapped(driver: str) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
+            await group.send(client, b"all")
+            await until_suspended(ring)
+            reset(peer)
+            with pytest.raises(anyio.BrokenResourceError):
+                await group.send(client, b"more")
+            twin = client.dup()
+            # Wrapping it is no failure: sending on it tells.
+            async with zc_anyio.ZeroCopySocketStream(ring, twin) as stream:
+                with pytest.raises(anyio.BrokenResourceError):
+                    await stream.send(b"more")
+
+
 @contextmanager
 def no_descriptors() -> Iterator[None]:
     """Let no descriptor be opened."""
