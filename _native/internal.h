@@ -220,11 +220,15 @@ struct zc_sock {
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
 
+static inline size_t within(size_t size, size_t least, size_t most)
+{
+    return size < least ? least : size > most ? most : size;
+}
+
 /* The share of a context's window that is a batch, within limits. */
 static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t most)
 {
-    size_t share = ctx->window / WINDOW_SHARE;
-    return share < least ? least : share > most ? most : share;
+    return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
 /* txctx.c */

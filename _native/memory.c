@@ -4,7 +4,8 @@
  * An io_uring keeps registered huge pages whole, and charges a part of one to a socket's send buffer
  * from the page's beginning: 64 KiB in its middle cost a megabyte.  It keeps them whole only where
  * all pages of a registration have the same size (io_uring/rsrc.c, io_check_coalesce_buffer).  So
- * one page of the ordinary size follows the huge ones, and is registered with them.
+ * one page of the ordinary size follows the huge ones, and is registered with them; and where huge
+ * pages were not asked for, the kernel is told to make none.
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -208,10 +208,7 @@ int zc_core_lockable(zc_core *core, size_t bytes)
 {
     if (!core)
         return -EINVAL;
-    size_t part = bytes / LOCKABLE_SHARE;
-    core->most_pinned = part < GATHER_BYTES        ? GATHER_BYTES
-                        : part > GATHER_BYTES_MOST ? GATHER_BYTES_MOST
-                                                   : part;
+    core->most_pinned = within(bytes / LOCKABLE_SHARE, GATHER_BYTES, GATHER_BYTES_MOST);
     return 0;
 }
 

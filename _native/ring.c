@@ -7,7 +7,6 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -83,7 +82,7 @@ int zc_ring_close(zc_ring *ring)
     int err = zc_core_free(ring->core);
     /* Staging memory that the kernel still reads is left where it is, like any other buffer. */
     if (ring->stage_memory && released)
-        munmap(ring->stage_memory, ring->stage_size);
+        zc_unmap(ring->stage_memory, ring->stage_size, ZC_PAGES_ORDINARY);
     free(ring);
     return released ? err : -ENOTEMPTY;
 }
@@ -143,14 +142,12 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
 {
     if (!ring || ring->stage_memory)
         return -EINVAL;
-    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
+    char *memory = zc_map(size, ZC_PAGES_ORDINARY);
+    if (!memory)
         return -errno;
-    /* See docs/design.md: a part of a registered huge page is charged to a socket's buffer whole. */
-    (void)madvise(memory, size, MADV_NOHUGEPAGE);
     int err = zc_core_stage(ring->core, memory, size);
     if (err < 0) {
-        munmap(memory, size);
+        zc_unmap(memory, size, ZC_PAGES_ORDINARY);
         return err;
     }
     ring->stage_memory = memory;

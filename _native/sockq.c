@@ -156,7 +156,7 @@ int zc_core_advance(zc_core *core, uint64_t now)
     core->now = now;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
-        if (core->linger && now - sock->idle_since < core->linger)
+        if (now - sock->idle_since < core->linger)
             break;
         link_remove(&sock->linger_link);
         zc_tell(core, &sock->idle_event, ZC_EV_IDLE);

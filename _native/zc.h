@@ -27,7 +27,7 @@
 
 /* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
-#define ZC_SENT_KICK 2      /* first send queued since the last turn: somebody has to take one soon */
+#define ZC_SENT_KICK 2      /* first of some hundred sends: a turn has to come soon; look at the clock */
 #define ZC_SENT_STAGED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
 #define ZC_SENT_SHIFT 3
 
@@ -182,12 +182,6 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered);
 int zc_ring_register(zc_ring *ring, char *memory, size_t size);
 int zc_ring_unregister(zc_ring *ring, char *memory);
 
-/* --- memory.c --- */
-
-char *zc_map(size_t size, int pages);
-size_t zc_mapped_size(size_t size, int pages);
-void zc_unmap(char *memory, size_t size, int pages);
-
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
 zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
@@ -196,6 +190,12 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
 int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+
+/* --- memory.c --- */
+
+char *zc_map(size_t size, int pages);
+size_t zc_mapped_size(size_t size, int pages);
+void zc_unmap(char *memory, size_t size, int pages);
 
 /* --- receiving (receive.c) --- */
 

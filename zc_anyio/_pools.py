@@ -113,17 +113,12 @@ class _Slot:
             or self.exporter() is None
             or self.pool._closed
         ):
-            self._revoke()
-        self.out = False
-        self.pool._put(self)
+            self.take_back()
+        else:
+            self.pool._put(self)
 
     def take_back(self) -> None:
         """Revoke the view and give the buffer to the next who waits."""
-        self._revoke()
-        self.out = False
-        self.pool._put(self)
-
-    def _revoke(self) -> None:
         view = self.view() if self.view is not None else None
         # First: dropping the view can be what ends the exporter.
         self.exporter = self.view = self.kept = None
@@ -133,6 +128,7 @@ class _Slot:
         if view is not None:
             with suppress(BufferError):
                 view.release()
+        self.pool._put(self)
 
     def _dropped(self, exporter: weakref.ref[Any]) -> None:
         if self.exporter is exporter and not self.uses:
@@ -300,6 +296,7 @@ class BufferPool:
 
     def _put(self, slot: _Slot) -> None:
         """Give a free buffer to whoever waits longest."""
+        slot.out = False
         if self._closed:
             return
         if not self._waiters:
