@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.lowlevel
@@ -93,11 +93,15 @@ class TrioLoop:
         )
         self.wait_readable: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
         self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
-        self.new_waiter: Callable[[], Waiter] = trio.Event
         self.call_soon: None = None
+        self._lowlevel: Any = trio.lowlevel
         self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
         self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
+
+    def new_waiter(self) -> Waiter:
+        """See :class:`Loop`."""
+        return _TaskWaiter(self._lowlevel)
 
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
@@ -109,6 +113,34 @@ class TrioLoop:
             return self._current_token() is self._token
         except RuntimeError:
             return False
+
+
+class _TaskWaiter:
+    """A ``trio.Event`` for one task: it costs half, since nothing keeps a list of who waits."""
+
+    __slots__ = ("_is_set", "_task", "_trio")
+
+    def __init__(self, lowlevel: Any) -> None:
+        self._trio = lowlevel
+        self._task: Any = None
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        task, self._task = self._task, None
+        if task is not None:
+            self._trio.reschedule(task)
+
+    def wait(self) -> Awaitable[object]:
+        trio = self._trio
+        if self._is_set:
+            return cast("Awaitable[object]", trio.checkpoint())
+        self._task = trio.current_task()
+        return cast("Awaitable[object]", trio.wait_task_rescheduled(self._abort))
+
+    def _abort(self, _: object) -> Any:
+        self._task = None
+        return self._trio.Abort.SUCCEEDED
 
 
 class _TrioReadable:

@@ -137,8 +137,8 @@ class Reaper:
             count, events = self._native.turn()
             # Dispatching may drop the last reference to a buffer, and so run anything, even
             # another turn: `events` is a copy.
-            for at in range(0, count * 4, 4):
-                kind, a, b, c = events[at : at + 4]
+            fields = iter(events)
+            for kind, a, b, c in zip(fields, fields, fields, fields, strict=True):
                 if kind == RELEASED:
                     contexts[a].on_released(b)
                 elif kind == IDLE:

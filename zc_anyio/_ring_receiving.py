@@ -74,12 +74,12 @@ class RingReceiver:
         self._small_in_a_row = 0
 
     async def receive(self, max_bytes: int) -> bytes:
-        if self._is_direct():
+        if self._is_awaited():
+            await self._wait_told()
+        elif self._is_direct():
             data = await self._receive_directly(self._direct.receive, max_bytes)
             self._note_size(len(data))
             return data
-        if self._is_awaited():
-            await self._wait_told()
         else:
             await self._checkpoint()
         while (taken := self._take(max_bytes)) is None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import anyio
-from anyio import ResourceGuard
 from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
 from anyio.lowlevel import checkpoint
 
 from ._buffers import Buffer
+from ._halves import Half
 from ._lib import NO_ADDRESS, address_of
 from ._outputs import Output
 from ._receiving import DirectReceiver
@@ -38,8 +38,8 @@ class _Datagrams:
         except BaseException:
             sock.close()
             raise
-        self._send_guard = ResourceGuard("writing to")
-        self._receive_guard = ResourceGuard("reading from")
+        self._sending = Half("writing to")
+        self._receiving = Half("reading from")
         self._closed = False
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class _Datagrams:
         return self._socket
 
     async def _send(self, data: Buffer, address: Any = NO_ADDRESS) -> None:
-        with self._send_guard:
+        with self._sending:
             await self._ring._loop_calls.checkpoint_before()
             if type(data) is not bytes and not self._closed:
                 # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
@@ -61,7 +61,7 @@ class _Datagrams:
             await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:
-        with self._receive_guard:
+        with self._receiving:
             if self._received and not self._closed:
                 await checkpoint()
                 packet: tuple[bytes, Any] = self._received.popleft()

@@ -12,12 +12,13 @@ from io import IOBase
 from typing import Any, NoReturn, Self, cast
 
 import anyio
-from anyio import ResourceGuard, wait_writable
+from anyio import wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
 from anyio.lowlevel import checkpoint
 
 from ._brief_waits import BriefWaits
 from ._buffers import Buffer
+from ._halves import Half
 from ._outputs import Output
 from ._receiving import DirectReceiver, ReceivedBefore, Receiver
 from ._ring import Ring, require_ring
@@ -46,8 +47,8 @@ class ZeroCopySocketStream(SocketStream):
         if received:
             self._receiver = ReceivedBefore(received, self._receiver)
         self._output = Output(ring, self, sock)
-        self._send_guard = ResourceGuard("writing to")
-        self._receive_guard = ResourceGuard("reading from")
+        self._sending = Half("writing to")
+        self._receiving = Half("reading from")
         self._checkpoint_before = ring._loop_calls.checkpoint_before
         self._checkpoint_after = ring._loop_calls.checkpoint_after
         self._eof_sent = False
@@ -102,7 +103,11 @@ class ZeroCopySocketStream(SocketStream):
             its ``OSError``.
         :raises anyio.BusyResourceError: another task is sending.
         """
-        with self._send_guard:
+        sending = self._sending
+        if sending.taken:
+            raise sending.busy()
+        sending.taken = True
+        try:
             await self._checkpoint_before()
             if self._eof_sent:
                 raise anyio.ClosedResourceError("the end of the stream was sent")
@@ -118,6 +123,8 @@ class ZeroCopySocketStream(SocketStream):
             # What comes next may be the answer.
             self._waits.sent = True
             await self._checkpoint_after()
+        finally:
+            sending.taken = False
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
@@ -131,11 +138,16 @@ class ZeroCopySocketStream(SocketStream):
         """
         if max_bytes < 1:
             raise ValueError("max_bytes must be a positive integer")
-        with self._receive_guard:
-            try:
-                data = await self._receiver.receive(max_bytes)
-            except OSError as exc:
-                raise self._broken() from exc
+        receiving = self._receiving
+        if receiving.taken:
+            raise receiving.busy()
+        receiving.taken = True
+        try:
+            data = await self._receiver.receive(max_bytes)
+        except OSError as exc:
+            raise self._broken() from exc
+        finally:
+            receiving.taken = False
         if not data:
             self._raise_end()
         return data
@@ -152,7 +164,7 @@ class ZeroCopySocketStream(SocketStream):
         with memoryview(buffer) as view:
             if not view.nbytes:
                 raise ValueError("the buffer is empty")
-        with self._receive_guard:
+        with self._receiving:
             try:
                 size = await self._receiver.receive_into(buffer)
             except OSError as exc:
@@ -183,7 +195,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
         :raises anyio.BusyResourceError: another task is sending.
         """
-        with self._send_guard:
+        with self._sending:
             await checkpoint()
             self._output._check()
             if self._eof_sent:
@@ -201,7 +213,7 @@ class ZeroCopySocketStream(SocketStream):
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
         :raises anyio.BusyResourceError: another task is sending.
         """
-        with self._send_guard:
+        with self._sending:
             await checkpoint()
             self._output._check()
             await self._output.wait_room()
@@ -278,7 +290,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
             raise ValueError("fds must not be empty")
         numbers = array.array("i", [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
         attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
-        with self._send_guard:
+        with self._sending:
             await checkpoint()
             self._output._check()
             if self._eof_sent:
@@ -314,7 +326,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
         if maxfds < 1:
             raise ValueError("maxfds must be a positive integer")
         fds = array.array("i")
-        with self._receive_guard:
+        with self._receiving:
             try:
                 message, ancillary, _, _ = await self._receiver.call(
                     self._socket.recvmsg,
@@ -353,7 +365,7 @@ class SeqpacketStream(ZeroCopyUNIXSocketStream):
         Raises what :meth:`ZeroCopySocketStream.send` raises; a message that is too large is an
         :exc:`anyio.BrokenResourceError`, and the stream can be used on.
         """
-        with self._send_guard, memoryview(item) as view:
+        with self._sending, memoryview(item) as view:
             await self._checkpoint_before()
             self._output._check()
             if self._eof_sent:

@@ -28,6 +28,7 @@ ORDER = [
     "_senders",
     "_groups",
     "_brief_waits",
+    "_halves",
     "_receiving",
     "_ring_receiving",
     "_outputs",

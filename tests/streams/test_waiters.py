@@ -1,0 +1,69 @@
+"""What one task waits for and another wakes it by, on each event loop."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from zc_anyio._loops import Waiter, running_loop
+
+pytestmark = pytest.mark.anyio
+
+
+async def wait(waiter: Waiter, woken: list[str]) -> None:
+    await waiter.wait()
+    woken.append("woken")
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await checkpoint()
+
+
+async def test_a_task_sleeps_until_it_is_woken() -> None:
+    waiter, woken = running_loop().new_waiter(), list[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, waiter, woken)
+        await settle()
+        assert not woken
+        waiter.set()
+        waiter.set()
+        await settle()
+        assert woken == ["woken"]
+
+
+async def test_what_is_set_before_and_more_than_once_wakes_once() -> None:
+    waiter, woken = running_loop().new_waiter(), list[str]()
+    waiter.set()
+    waiter.set()
+    with anyio.fail_after(10):
+        await wait(waiter, woken)
+    assert woken == ["woken"]
+    waiter.set()
+    await settle()
+
+
+async def test_setting_after_the_wait_was_cancelled_wakes_nobody() -> None:
+    waiter = running_loop().new_waiter()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await waiter.wait()
+    assert scope.cancelled_caught
+    waiter.set()
+    # A wake-up for the wait that was cancelled would end this one.
+    with anyio.move_on_after(0.02) as other:
+        await anyio.sleep_forever()
+    assert other.cancelled_caught
+
+
+async def test_setting_and_cancelling_at_once() -> None:
+    waiter, woken = running_loop().new_waiter(), list[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, waiter, woken)
+        await settle()
+        waiter.set()
+        tasks.cancel_scope.cancel()
+    with anyio.move_on_after(0.02) as other:
+        await anyio.sleep_forever()
+    assert other.cancelled_caught

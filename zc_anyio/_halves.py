@@ -1,0 +1,35 @@
+"""The two halves of a stream, each for one task at a time."""
+
+from __future__ import annotations
+
+import anyio
+
+__all__ = ["Half"]
+
+
+class Half:
+    """What ``anyio.ResourceGuard`` is, with its flag in the open.
+
+    What is called for every message sets :attr:`taken` itself: that costs a fifth of ``with``.
+
+    :param action: what a second task is told that the first is doing.
+    :ivar taken: whether a task is using it.
+    """
+
+    __slots__ = ("_action", "taken")
+
+    def __init__(self, action: str) -> None:
+        self._action = action
+        self.taken: bool = False
+
+    def busy(self) -> anyio.BusyResourceError:
+        """Return what to raise in the second task."""
+        return anyio.BusyResourceError(self._action)
+
+    def __enter__(self) -> None:
+        if self.taken:
+            raise self.busy()
+        self.taken = True
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.taken = False
