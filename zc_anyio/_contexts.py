@@ -264,5 +264,11 @@ class Context:
             return
         self._native.free_context(self.handle)
         self._reaper.remove(self.ident)
+        # Its owner, which refers to this: without a cycle both go at once.
+        self.on_failed = _told_nobody
         if self._channel is not None:
             self._channel.close()
+
+
+def _told_nobody(_socket: int, _error: int) -> None:
+    """Nothing is left that could fail."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import socket
+import weakref
 from contextlib import ExitStack
 from typing import Any
 
@@ -228,3 +230,20 @@ async def test_many_groups_at_once_on_one_ring(driver: Any) -> None:
                 tg.start_soon(one, client, fill)
         for fill, reader in enumerate(readers):
             assert await reader.all() == bytes([fill]) * SIZE * 80
+
+
+@pytest.mark.anyio
+async def test_a_group_that_was_left_is_freed_without_the_garbage_collector(driver: Any) -> None:
+    with tcp_pair() as (client, _peer):
+        stream = await wrap(client)
+        async with stream, zc_anyio.open_ring(driver=driver):
+            gc.disable()
+            try:
+                async with zc_anyio.send_group() as group:
+                    await group.send(stream, b"content" * 10000)
+                    await group.send(stream, b"more")
+                left = weakref.ref(group)
+                del group
+                assert left() is None
+            finally:
+                gc.enable()
