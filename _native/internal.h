@@ -72,10 +72,11 @@ struct ready_event {
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
 /*
  * What may wait in the queues before a send asks for a turn at once: a share of the window, within
- * these limits; of what is staged the smaller one, since there are only so many slabs.
+ * these limits; of what is staged so much that its slabs stay in the second cache of a processor.
  */
 #define TURN_BYTES ((size_t)256 << 10)
 #define TURN_BYTES_MOST ((size_t)4 << 20)
+#define TURN_BYTES_STAGED ((size_t)512 << 10)
 #define TURN_SENDS 4096u
 /* After so many the caller looks at the clock: others may have waited for long enough. */
 #define LOOK_SENDS 256u

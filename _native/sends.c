@@ -72,7 +72,7 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
 {
     int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
     size_t enough =
-        send->slab ? TURN_BYTES : batch_bytes(send->gen->ctx, TURN_BYTES, TURN_BYTES_MOST);
+        send->slab ? TURN_BYTES_STAGED : batch_bytes(send->gen->ctx, TURN_BYTES, TURN_BYTES_MOST);
     if (core->waiting_bytes >= enough || core->waiting_sends >= TURN_SENDS)
         sent |= ZC_SENT_TURN;
     else if (core->waiting_sends % LOOK_SENDS == 1)
