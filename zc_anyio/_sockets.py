@@ -19,7 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
@@ -345,7 +345,11 @@ def _descriptor_of(stream: Any) -> Callable[[], int]:
             return lambda: -1
         # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
         raw: Any = stream._raw_socket
-        return (lambda: -1 if closing() else raw.fileno()) if closing else raw.fileno
+        if closing is None:
+            return cast("Callable[[], int]", raw.fileno)
+        # For as long as the transport has it, a socket keeps its number.
+        fd = raw.fileno()
+        return lambda: -1 if closing() else fd
     raise TypeError(
         "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "
         f"or a socket.socket, not {type(stream).__name__}"

@@ -27,6 +27,7 @@ from tests.native.model_state import (
     TURN,
     TURN_BYTES,
     TURN_BYTES_MOST,
+    TURN_BYTES_STAGED,
     TURN_SENDS,
     WINDOW,
     WINDOW_SHARE,
@@ -282,7 +283,7 @@ class Queues:
 
     def sent(self, send: Send) -> int:
         sent = send.gen.number << SENT_SHIFT | (STAGED if send.slab is not None else 0)
-        enough = TURN_BYTES
+        enough = TURN_BYTES_STAGED
         if send.slab is None:
             enough = send.gen.ctx.batch(TURN_BYTES, TURN_BYTES_MOST)
         if self.waiting_bytes >= enough or self.waiting_sends >= TURN_SENDS:

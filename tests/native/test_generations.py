@@ -24,6 +24,7 @@ from tests.native.model_state import (
     TURN,
     TURN_BYTES,
     TURN_BYTES_MOST,
+    TURN_BYTES_STAGED,
     TURN_SENDS,
     WINDOW,
 )
@@ -292,7 +293,7 @@ def test_what_may_wait_for_a_turn_is_a_share_of_the_window(
 def test_what_is_staged_asks_for_a_turn_before_slabs_run_out(queues: list[Queue]) -> None:
     queues.append(q := Queue(threshold=1 << 17))
     q.stage(10)
-    for _ in range(TURN_BYTES // len(MEMORY) - 1):
+    for _ in range(TURN_BYTES_STAGED // len(MEMORY) - 1):
         assert not q.send(len(MEMORY)) & TURN
     assert q.send(len(MEMORY)) & TURN
     q.finish()
