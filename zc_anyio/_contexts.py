@@ -94,7 +94,7 @@ class Context:
         on_failed: Callable[[int, int], None],
     ) -> None:
         self.tag = tag
-        self.on_failed = on_failed
+        self.on_failed: Callable[[int, int], None] = on_failed
         self._native = native
         self._reaper = reaper
         self.ident: int = reaper.add(self)
