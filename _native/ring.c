@@ -196,41 +196,55 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
     if (!out)
         return -EINVAL;
     memset(out, 0, sizeof(*out));
+    memset(&own, 0, sizeof(own));
     if (fstat(fd, &st) < 0)
         return -errno;
     out->inode = st.st_ino;
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &out->type, &size) < 0 ||
-        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &out->domain, &size) < 0 ||
-        getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &out->protocol, &size) < 0)
+        getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &out->protocol, &size) < 0 ||
+        getsockname(fd, (struct sockaddr *)&own, &own_size) < 0)
         return -errno;
+    out->domain = own.ss_family;
     out->connected = getpeername(fd, (struct sockaddr *)&peer, &peer_size) == 0;
-    out->local = out->connected && getsockname(fd, (struct sockaddr *)&own, &own_size) == 0 &&
-                 is_local(&own, &peer);
+    out->local = out->connected && is_local(&own, &peer);
     return 0;
+}
+
+/* For others the kernel would answer a zero-copy send with EOPNOTSUPP. */
+static bool can_zero_copy(const struct zc_socket_info *info)
+{
+    return (info->domain == AF_INET || info->domain == AF_INET6) &&
+           info->protocol != IPPROTO_MPTCP;
 }
 
 /*
  * The ring keeps a duplicate: the number that the program knows may be closed, and be another
  * connection's, while requests are under way.
  */
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
-                        int can_zero_copy, const struct zc_learned *learned)
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
+                        const struct zc_learned *learned)
 {
-    if (!ring || !learned) {
+    if (!ring || !info) {
         errno = EINVAL;
         return NULL;
     }
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (own < 0)
         return NULL;
-    struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy);
+    int kind = info->type == SOCK_DGRAM ? ZC_DATAGRAM : ZC_STREAM;
+    struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy(info));
     if (sock) {
-        sock->inode = inode;
-        sock->copied_in_a_row = learned->copied_in_a_row;
-        sock->copy_left = learned->copy_left;
-        sock->copy_next = learned->copy_next;
-        sock->knows_next_id = learned->knows_next_id;
-        sock->next_id = learned->next_id;
+        sock->inode = info->inode;
+        if (info->local)
+            /* What goes to this machine is copied: one probe is enough. */
+            sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
+        if (learned) {
+            sock->copied_in_a_row = learned->copied_in_a_row;
+            sock->copy_left = learned->copy_left;
+            sock->copy_next = learned->copy_next;
+            sock->knows_next_id = learned->knows_next_id;
+            sock->next_id = learned->next_id;
+        }
     }
     int err = !sock ? -ENOMEM : ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
     if (err < 0) {

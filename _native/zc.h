@@ -166,7 +166,7 @@ struct zc_socket_info {
     int domain, type, protocol, connected, local;
 };
 
-/* What is known of a socket from when it was attached before; all 0 if it never was. */
+/* What is known of a socket from when it was attached before. */
 struct zc_learned {
     uint32_t copied_in_a_row, copy_left, copy_next;
     int knows_next_id; /* of the driver msg_zerocopy */
@@ -184,8 +184,8 @@ int zc_ring_unregister(zc_ring *ring, char *memory);
 
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
 int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, uint64_t inode, int kind,
-                        int can_zero_copy, const struct zc_learned *learned);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
+                        const struct zc_learned *learned);
 int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
 int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);

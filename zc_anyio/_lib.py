@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 from ._errors import DriverUnavailable, os_error
 
@@ -53,7 +52,6 @@ __all__ = [
     "from_buffer",
     "map_address",
     "map_memory",
-    "new_learned",
     "part_of",
     "pointer_to",
     "queue",
@@ -116,16 +114,15 @@ NO_ADDRESS: Final[Any] = getattr(ffi, "NULL", None)
 EVENTS_A_TURN = 512
 
 
-@dataclass(frozen=True, slots=True)
-class SocketInfo:
+class SocketInfo(Protocol):
     """What the kernel says of a descriptor."""
 
-    inode: int
-    domain: int
-    type: int
-    protocol: int
-    connected: bool
-    local: bool
+    @property
+    def inode(self) -> int: ...
+    @property
+    def type(self) -> int: ...
+    @property
+    def connected(self) -> int: ...
 
 
 def check(result: int, note: str = "") -> int:
@@ -137,21 +134,9 @@ def check(result: int, note: str = "") -> int:
 
 def socket_info(fd: int) -> SocketInfo:
     """Return what kind of socket a descriptor is; raise ``OSError`` if it is none."""
-    info = ffi.new("struct zc_socket_info *")
+    info: Any = ffi.new("struct zc_socket_info *")
     check(lib.zc_socket_info(fd, info))
-    return SocketInfo(
-        info.inode,
-        info.domain,
-        info.type,
-        info.protocol,
-        bool(info.connected),
-        bool(info.local),
-    )
-
-
-def new_learned(*, local: bool) -> Any:
-    """Return what is known of a new socket; of one to this machine, that one probe is enough."""
-    return ffi.new("struct zc_learned *", {"copied_in_a_row": 3 if local else 0})
+    return cast("SocketInfo", info)
 
 
 def map_address(pinned: Any) -> int:
@@ -386,15 +371,12 @@ class NativeRing:
         check(lib.zc_ctx_get_stats(handle, out))
         return out
 
-    def attach(
-        self, fd: int, ident: int, inode: int, *, datagram: bool, can_zero_copy: bool, learned: Any
-    ) -> Any:
+    def attach(self, fd: int, ident: int, info: SocketInfo, learned: Any) -> Any:
         """Duplicate a descriptor into the ring and return the handle of its queue.
 
-        :param learned: from :meth:`learned` when the socket was detached, or :func:`new_learned`.
+        :param learned: from :meth:`learned` when the socket was detached; ``None`` for a new one.
         """
-        kind = lib.ZC_DATAGRAM if datagram else lib.ZC_STREAM
-        handle = lib.zc_ring_attach(self.ring, fd, ident, inode, kind, can_zero_copy, learned)
+        handle = lib.zc_ring_attach(self.ring, fd, ident, info, learned or ffi.NULL)
         if handle == ffi.NULL:
             raise os_error(ffi.errno)
         return handle

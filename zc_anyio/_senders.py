@@ -255,8 +255,8 @@ class Sender:
         known = self._streams.get(stream)
         if known is None:
             return self._queue_any(stream, data, flags)
-        socket, fileno, fd = known
-        if fileno() != fd or not socket.connected:
+        socket, probe, expected = known
+        if probe() != expected or not socket.connected:
             return self._queue_any(stream, data, flags)
         # Wrong threads, forked children and closed contexts are refused by the native part.
         if type(data) is bytes:

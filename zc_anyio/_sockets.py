@@ -19,17 +19,16 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import anyio
 from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
 from ._errors import os_error
-from ._lib import NativeRing, SocketInfo, new_learned, socket_info
+from ._lib import NativeRing, SocketInfo, socket_info
 
 __all__ = ["AttachedSocket", "SocketTable"]
 
-IPPROTO_MPTCP = 262
 # Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
 # of the latest.
 SOCKETS_REMEMBERED = 4096
@@ -43,10 +42,12 @@ _learned: OrderedDict[int, Any] = OrderedDict()
 class AttachedSocket:
     """A socket that the ring knows, and keeps a duplicate of unless it is suspended."""
 
+    # Many of them live long: what the garbage collector would have to look at as well, is spared.
     __slots__ = (
         "connected",
         "datagram",
         "detached",
+        "fd",
         "handle",
         "ident",
         "inode",
@@ -57,15 +58,19 @@ class AttachedSocket:
     )
 
     def __init__(
-        self, inode: int, ident: int, handle: Any, *, datagram: bool, connected: bool
+        self, inode: int, ident: int, handle: Any, fd: int, *, datagram: bool, connected: bool
     ) -> None:
+        # The program's own descriptor when the socket was attached or resumed; it may be another's
+        # by now.
+        self.fd = fd
         self.datagram = datagram
         self.connected = connected
         self.inode = inode
         self.ident = ident
         self.handle = handle
         self.suspended = self.detached = False
-        self.streams: list[object] = []
+        # By which it was attached since it was idle, most often one.
+        self.streams: tuple[object, ...] = ()
         # Its stream was closed: it is not to be suspended.
         self.let_go = False
         # The stream that keeps it attached, for as long as that is open.
@@ -80,7 +85,7 @@ class SocketTable:
         # Set by the ring: has a turn taken soon.
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
-        # A stream's own idea of its descriptor, and what it was when the stream was attached.
+        # With a function, and what that gives for as long as the stream has its socket.
         self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
         # The same for all streams that were sent to; a stream is never kept alive by that, so what
         # is a socket itself is asked itself.
@@ -104,13 +109,13 @@ class SocketTable:
         """
         known = self.by_stream.get(stream) or self._recall(stream)
         if known is not None:
-            attached, fileno, fd = known
-            if fileno() != fd:
+            attached, probe, expected = known
+            if probe() != expected:
                 raise _closed(stream)
             if attached.connected or unconnected:
                 return attached
             # A UDP socket may have been connected meanwhile.
-            attached.connected = socket_info(fd).connected
+            attached.connected = bool(socket_info(_descriptor_of(stream)[0]).connected)
             if attached.connected:
                 return attached
             raise _no_peer()
@@ -141,16 +146,15 @@ class SocketTable:
         attached.keeper = None
         attached.let_go = True
         self._known.pop(name, None)
-        attached.streams.append(name)
-        self.by_stream[name] = attached, lambda: -1, 0
+        attached.streams += (name,)
+        self.by_stream[name] = attached, _has_no_socket, 0
         # Told as an event, behind the failures that are still to be told.
         idle = self._native.tell_idle(attached.handle)
         self.turn_soon()
         return idle
 
     def _attach(self, stream: Any, unconnected: bool) -> AttachedSocket:
-        fileno = _descriptor_of(stream)
-        fd = fileno()
+        fd, probe, expected = _descriptor_of(stream)
         if fd < 0:
             raise _closed(stream)
         info = socket_info(fd)
@@ -168,11 +172,11 @@ class SocketTable:
             attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
-        attached.streams.append(stream)
-        self.by_stream[stream] = attached, fileno, fd
+        attached.streams += (stream,)
+        self.by_stream[stream] = known = attached, probe, expected
+        is_itself = getattr(probe, "__self__", None) is stream
         with suppress(TypeError):  # not every object can be weakly referred to
-            is_itself = getattr(fileno, "__self__", None) is stream
-            self._known[stream] = attached, None if is_itself else fileno, fd
+            self._known[stream] = (attached, None, expected) if is_itself else known
         return attached
 
     def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int] | None:
@@ -180,18 +184,18 @@ class SocketTable:
         known = self._known.get(stream)
         if known is None:
             return None
-        attached, fileno, fd = known
-        fileno = fileno or stream.fileno
+        attached, probe, expected = known
+        probe = probe or stream.fileno
         if (
             attached.detached
-            or fileno() != fd
-            or (attached.suspended and not self._resume(attached, fd))
+            or probe() != expected
+            or (attached.suspended and not self._resume(attached, attached.fd))
         ):
             del self._known[stream]
             return None
         # Found at once by the next sends, until the socket is idle.
-        attached.streams.append(stream)
-        self.by_stream[stream] = found = attached, fileno, fd
+        attached.streams += (stream,)
+        self.by_stream[stream] = found = attached, probe, expected
         return found
 
     def _find(self, fd: int, info: SocketInfo) -> AttachedSocket | None:
@@ -215,6 +219,7 @@ class SocketTable:
         if number:
             raise os_error(number)
         attached.suspended = False
+        attached.fd = fd
         del self._suspended[attached.ident]
         # If the send is refused after all, that turn tells that the socket is idle.
         self.turn_soon()
@@ -223,19 +228,10 @@ class SocketTable:
     def _attach_new(self, fd: int, info: SocketInfo) -> AttachedSocket:
         ident = self._next + 1
         datagram = info.type == socket.SOCK_DGRAM
-        handle = self._native.attach(
-            fd,
-            ident,
-            info.inode,
-            datagram=datagram,
-            # The kernel would answer EOPNOTSUPP for these.
-            can_zero_copy=info.domain in (socket.AF_INET, socket.AF_INET6)
-            and info.protocol != IPPROTO_MPTCP,
-            learned=_learned.pop(info.inode, None) or new_learned(local=info.local),
-        )
+        handle = self._native.attach(fd, ident, info, _learned.pop(info.inode, None))
         self._next = ident
         attached = AttachedSocket(
-            info.inode, ident, handle, datagram=datagram, connected=info.connected
+            info.inode, ident, handle, fd, datagram=datagram, connected=bool(info.connected)
         )
         self._by_inode[info.inode] = self._by_ident[ident] = attached
         return attached
@@ -253,7 +249,7 @@ class SocketTable:
         if known is not None:
             return known[0].inode
         try:
-            return socket_info(_descriptor_of(stream)()).inode
+            return socket_info(_descriptor_of(stream)[0]).inode
         except (OSError, TypeError):
             return stream
 
@@ -289,7 +285,7 @@ class SocketTable:
                 self._detach(next(iter(self._suspended.values())))
         for stream in attached.streams:
             self.by_stream.pop(stream, None)
-        attached.streams.clear()
+        attached.streams = ()
 
     def detach_suspended(self) -> None:
         """Forget the sockets that are suspended: the ring ends."""
@@ -329,27 +325,27 @@ def _no_peer() -> OSError:
     return os_error(errno.EDESTADDRREQ, "the UDP socket has no peer: connect it, or use send_to")
 
 
-def _descriptor_of(stream: Any) -> Callable[[], int]:
-    """Return a function that gives a stream's descriptor, or -1 once it is closed."""
+def _descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
+    """Return a stream's descriptor, or -1 once it is closed.
+
+    And a function, and what that gives for as long as the stream has that descriptor.
+    """
     plain = _plain_socket(stream)
     ssl: Any = sys.modules.get("ssl")
     # The bytes of an SSLSocket must be encrypted first, and these would not be.
     if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
-        fileno: Callable[[], int] = plain.fileno
-        return fileno
+        fd = plain.fileno()
+        return fd, plain.fileno, fd
     if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
-        # goes on giving the number for ever, so the transport is asked first.
-        closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
-        if closing is not None and closing():
-            return lambda: -1
+        # goes on giving the number for ever, so the transport is asked.
+        is_closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
+        if is_closing is not None and is_closing():
+            return -1, is_closing, False
         # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
         raw: Any = stream._raw_socket
-        if closing is None:
-            return cast("Callable[[], int]", raw.fileno)
-        # For as long as the transport has it, a socket keeps its number.
         fd = raw.fileno()
-        return lambda: -1 if closing() else fd
+        return (fd, raw.fileno, fd) if is_closing is None else (fd, is_closing, False)
     raise TypeError(
         "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "
         f"or a socket.socket, not {type(stream).__name__}"
@@ -366,3 +362,8 @@ def _plain_socket(stream: Any) -> Any:
     if trio is not None and isinstance(stream, trio.socket.SocketType):
         return stream
     return None
+
+
+def _has_no_socket() -> int:
+    """What a stream answers that was closed."""
+    return -1
