@@ -85,6 +85,8 @@ class Reaper:
         self._due = False
         self._call_soon = loop.call_soon
         self._called = False
+        # A sender has yielded since that most likely has more; and that was waited for.
+        self._more_follows = self._put_off = False
         self._raised: Exception | None = None
         self._linger = Event()
         self._scopes: list[CancelScope] = []
@@ -176,9 +178,20 @@ class Reaper:
             self._called = True
             self._call_soon(self._on_soon)
 
+    def expect_more(self) -> None:
+        """A sender yields for the sake of others: what it queues next may leave in the same turn.
+
+        One turn of the event loop is waited for that.
+        """
+        self._more_follows = self._due
+
     def _on_soon(self) -> None:
         """Take the turn that was asked for; what it raises is the submitter's to raise."""
-        self._called = False
+        if self._more_follows and not self._put_off and self._call_soon is not None:
+            self._put_off = True
+            self._call_soon(self._on_soon)
+            return
+        self._called = self._more_follows = self._put_off = False
         if self._due and not self._stopping:
             try:
                 self.turn()
@@ -234,6 +247,9 @@ class Reaper:
             try:
                 while not self._stopping:
                     await self._wake.wait()
+                    if self._more_follows:
+                        await self._loop.checkpoint()
+                    self._more_follows = False
                     self._wake = self._loop.new_waiter()
                     if self._raised is not None:
                         raise self._raised

@@ -182,6 +182,7 @@ class Ring:
 
     async def let_others_run(self) -> None:
         """Notice cancellation, and yield."""
+        self._reaper.expect_more()
         await self._loop_calls.checkpoint()
         self._yield_at = monotonic() + YIELD_SECONDS
 

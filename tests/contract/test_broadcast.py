@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import anyio
@@ -14,7 +14,7 @@ import pytest
 
 import zc_anyio
 from tests.support.peers import Reader, at_end, parked_pair, reset, tcp_pair, wrap
-from tests.support.waiting import until, until_parked
+from tests.support.waiting import LIMIT, until, until_parked
 
 MIB = 1 << 20
 
@@ -143,3 +143,41 @@ async def test_wrong_input_queues_nothing_anywhere(driver: Any, wrong: str) -> N
             # The ring has not kept the sockets either: the peer sees the end.
             one.close()
             await until(lambda: at_end(peer))
+
+
+@pytest.mark.anyio
+async def test_broadcasts_that_only_yield_to_others_leave_together(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A broadcast that took long yields at its end; here each does, and no tick comes between.
+    monkeypatch.setattr("zc_anyio._ring.YIELD_SECONDS", 0)
+    monkeypatch.setattr("zc_anyio._reaper.TICK_SECONDS", 3600)
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(tcp_pair()) for _ in range(5)]
+        readers = [stack.enter_context(Reader(peer)) for _, peer in pairs]
+        async with zc_anyio.open_ring(driver=driver) as ring:
+            async with zc_anyio.send_group() as group:
+                clients = [client for client, _ in pairs]
+                await group.broadcast(clients, b"one, ")
+                await group.broadcast(clients, b"two")
+            assert ring.statistics().requests == len(clients)
+            assert ring.statistics().sends == 2 * len(clients)
+        for client, reader in zip(clients, readers, strict=True):
+            client.close()
+            assert await reader.all() == b"one, two"
+
+
+@pytest.mark.anyio
+async def test_what_a_sender_queues_that_goes_on_yielding_does_leave(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zc_anyio._ring.YIELD_SECONDS", 0)
+    with tcp_pair() as (client, peer):
+        peer.settimeout(0)
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            received = 0
+            with anyio.fail_after(LIMIT):
+                while not received:
+                    await group.send(client, b"x")
+                    with suppress(BlockingIOError):
+                        received = len(peer.recv(1))
