@@ -232,14 +232,21 @@ static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t 
     return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
-/* txctx.c */
+/* Whether the kernel has the memory of a send already: a pool's, or staging. */
+static inline bool zc_is_registered(const struct zc_send *send)
+{
+    return send->slab || send->flags & ZC_SEND_REGISTERED;
+}
+
+/* core.c */
 void *zc_alloc(struct zc_core *core, size_t size);
 void zc_release(struct zc_core *core, void *memory);
 void zc_tell(struct zc_core *core, struct event *event, int kind);
+
+/* txctx.c */
 struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx);
 void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx);
 void zc_gen_check(struct zc_core *core, struct zc_gen *gen);
-
 void zc_gen_flush(struct zc_core *core, struct zc_gen *gen);
 
 /* stage.c */
@@ -276,5 +283,6 @@ bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
 struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);
+void zc_give_slot(struct zc_core *core, struct zc_req *req);
 
 #endif

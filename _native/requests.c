@@ -1,25 +1,15 @@
 /*
- * Requests: gathering what is queued, short sends, and what a completion means.
+ * Requests: gathering what is queued.
  *
  * Two requests in flight on one TCP socket can reorder its bytes (one parks on poll while the next
  * gets through), so a stream has one request in flight; what is queued meanwhile is gathered into
  * the next.  Datagrams are one request each.
  *
- * A request ends with its result when the result says that no notification follows (no ZC_MORE),
- * else with its notification.  The flag decides, never the result: errors come with ZC_MORE too.
- * Notifications of different requests come in any order.
- *
  * Nothing here makes a system call.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "internal.h"
-
-static bool is_registered(const struct zc_send *send)
-{
-    return send->slab || send->flags & ZC_SEND_REGISTERED;
-}
 
 /* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
@@ -39,7 +29,7 @@ bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
     return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
-                                                  is_registered(send));
+                                                  zc_is_registered(send));
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
@@ -55,7 +45,7 @@ static int take_slot(struct zc_core *core, struct zc_req *req)
 }
 
 /* The counter of a slot moves on when it is given back, so a stray CQE meets nobody's user_data. */
-static void give_slot(struct zc_core *core, struct zc_req *req)
+void zc_give_slot(struct zc_core *core, struct zc_req *req)
 {
     core->slots[req->slot] = NULL;
     core->sequences[req->slot]++;
@@ -92,7 +82,7 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
         if (size > REQUEST_MAX_BYTES - req->bytes)
             size = REQUEST_MAX_BYTES - req->bytes;
         struct iovec *last = req->buffers ? &req->iov[req->buffers - 1] : NULL;
-        if (is_registered(send) && last &&
+        if (zc_is_registered(send) && last &&
             (char *)last->iov_base + last->iov_len == (char *)iov->iov_base + skip) {
             /* Runs whose slabs touch, and neighbours of a pool, go out as one piece. */
             last->iov_len += size;
@@ -119,9 +109,9 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
  */
 static bool may_follow(const struct zc_send *before, const struct zc_send *send, bool zero_copy)
 {
-    if (!zero_copy || (!is_registered(before) && !is_registered(send)))
+    if (!zero_copy || (!zc_is_registered(before) && !zc_is_registered(send)))
         return true;
-    return is_registered(before) && is_registered(send) && before->buffers == 1 &&
+    return zc_is_registered(before) && zc_is_registered(send) && before->buffers == 1 &&
            send->buffers == 1 && !before->slab == !send->slab &&
            (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
 }
@@ -140,7 +130,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     struct zc_send *send = sock->head;
     bool zero_copy = wants_zero_copy(core, send);
     size_t most = batch_bytes(send->gen->ctx, GATHER_BYTES,
-                              is_registered(send) ? GATHER_BYTES_MOST : core->most_pinned);
+                              zc_is_registered(send) ? GATHER_BYTES_MOST : core->most_pinned);
     size_t bytes = send->size - send->done;
     uint32_t buffers = send->buffers;
     if (sock->kind == ZC_STREAM)
@@ -267,198 +257,4 @@ int zc_next_broken(zc_core *core, int *fd, int *reset)
     *fd = sock->fd;
     *reset = sock->reset;
     return 1;
-}
-
-/* --- completions --- */
-
-/* The last CQE of a request is in: everything it covered is no longer referred to by it. */
-static void request_ends(struct zc_core *core, struct zc_req *req)
-{
-    link_remove(&req->link);
-    link_remove(&req->sock_link);
-    link_remove(&req->cancel_link);
-    give_slot(core, req);
-    for (uint32_t i = 0; i < req->sends; i++) {
-        if (req->copied && i < req->touched)
-            req->covered[i]->copied = true;
-        zc_send_unref(core, req->covered[i]);
-    }
-    zc_release(core, req);
-}
-
-/*
- * A peer on this machine, or a device that cannot gather, makes the kernel copy every time, which
- * costs more than copying at once.  After some in a row the socket is sent to by copying for a
- * while, and then probed again.
- */
-static void learn(struct zc_sock *sock, bool copied)
-{
-    if (!copied) {
-        sock->copied_in_a_row = sock->copy_next = 0;
-        return;
-    }
-    if (sock->copy_left || ++sock->copied_in_a_row < COPIED_IN_A_ROW)
-        return;
-    sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
-    sock->copy_next = sock->copy_next ? sock->copy_next * 2 : COPY_REQUESTS;
-    if (sock->copy_next > COPY_REQUESTS_MOST)
-        sock->copy_next = COPY_REQUESTS_MOST;
-    sock->copy_left = sock->copy_next;
-}
-
-static bool is_retry(int error)
-{
-    return error == EAGAIN || error == EINTR || error == ECANCELED;
-}
-
-/* ENOMEM and EOPNOTSUPP of a zero-copy request: the same bytes go out again by the plain op. */
-static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
-{
-    if (!req->zero_copy || (error != ENOMEM && error != ENOBUFS && error != EOPNOTSUPP))
-        return false;
-    if (error == EOPNOTSUPP) {
-        req->sock->can_zero_copy = false;
-    } else {
-        core->zero_copy_denied = DENIED_REQUESTS;
-        core->stats.refused++;
-    }
-    for (uint32_t i = 0; i < req->sends; i++)
-        req->covered[i]->force_copy = true;
-    return true;
-}
-
-static void stream_result(struct zc_core *core, struct zc_req *req, int32_t result)
-{
-    struct zc_sock *sock = req->sock;
-    size_t taken = result > 0 ? (size_t)result : 0;
-    int error = result < 0 ? -result : result == 0 ? EIO : 0;
-
-    if (taken > req->bytes)
-        taken = req->bytes;
-    core->stats.bytes_sent += taken;
-    /* Sends stay on the socket's list here: this request still refers to each of them. */
-    for (uint32_t i = 0; i < req->sends; i++) {
-        struct zc_send *send = req->covered[i];
-        size_t left = send->size - send->done;
-        size_t part = taken < left ? taken : left;
-        taken -= part;
-        send->done += part;
-        req->touched += part > 0;
-        send->gen->ctx->stats.bytes_sent += part;
-        if (!req->zero_copy && part)
-            send->copied = true;
-        if (send->done == send->size) {
-            sock->head = zc_sock_next_send(sock, send);
-            zc_send_leave_queue(core, send);
-        } else {
-            zc_send_set_state(core, send, SEND_QUEUED);
-        }
-    }
-    if (error && !is_retry(error) && !falls_back(core, req, error))
-        zc_sock_break(core, sock, error, false);
-    else if (sock->error)
-        zc_sock_break(core, sock, sock->error, false);
-    else if (sock->sweep)
-        zc_sock_sweep(core, sock);
-}
-
-static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t result)
-{
-    struct zc_sock *sock = req->sock;
-    struct zc_send *send = req->covered[0];
-    int error = result < 0 ? -result : 0;
-
-    if (error && !send->cancelled && !sock->error &&
-        (is_retry(error) || falls_back(core, req, error))) {
-        /* Back to the front of the queue: its neighbours behind it may be in flight or queued. */
-        zc_send_set_state(core, send, SEND_QUEUED);
-        link_remove(&send->sock_link);
-        if (sock->head)
-            link_append(&sock->head->sock_link, &send->sock_link);
-        else
-            link_append(&sock->sends, &send->sock_link);
-        sock->head = send;
-        return;
-    }
-    if (error) {
-        /* A broken socket's own cancellation is not the reason. */
-        zc_send_fail(core, send, sock->error && is_retry(error) ? sock->error : error);
-        return;
-    }
-    core->stats.bytes_sent += send->size;
-    send->gen->ctx->stats.bytes_sent += send->size;
-    send->done = send->size;
-    req->touched = 1;
-    if (!req->zero_copy)
-        send->copied = true;
-    zc_send_leave_queue(core, send);
-}
-
-/*
- * Takes one CQE.  ESTALE: nobody's user_data; EPROTO: a CQE that this request cannot have (a second
- * result, a second notification).  Neither changes anything but the counter of strays.
- */
-int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags)
-{
-    if (!core)
-        return -EINVAL;
-    struct zc_req *req = zc_find_request(core, user_data);
-    if (!req || (flags & ZC_NOTIF ? req->notif_seen : req->result_seen)) {
-        core->stats.strays++;
-        return req ? -EPROTO : -ESTALE;
-    }
-    core->stats.completions++;
-    if (flags & ZC_NOTIF) {
-        req->notif_seen = true;
-        req->copied = flags & ZC_COPIED;
-        /* Of a request that failed the report means nothing. */
-        if (req->touched)
-            learn(req->sock, req->copied);
-        /* What was pinned is not any more, so there is room for the next. */
-        if (req->touched && !is_registered(req->covered[0]))
-            core->zero_copy_denied = 0;
-        if (req->result_seen)
-            request_ends(core, req);
-        return 0;
-    }
-    struct zc_sock *sock = req->sock;
-    req->result_seen = true;
-    link_remove(&req->cancel_link);
-    sock->in_flight--;
-    if (sock->kind == ZC_STREAM)
-        stream_result(core, req, result);
-    else
-        datagram_result(core, req, result);
-    if (!(flags & ZC_MORE) || req->notif_seen)
-        request_ends(core, req);
-    zc_sock_make_ready(core, sock);
-    return 0;
-}
-
-/* Gives a request the number by which zc_notify_range will know it. */
-int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id)
-{
-    struct zc_req *req = core ? zc_find_request(core, user_data) : NULL;
-    if (!req)
-        return -ESTALE;
-    req->id = id;
-    return 0;
-}
-
-/*
- * Notifications for the numbers from `low` to `high`, which wrap at 32 bits: how MSG_ZEROCOPY tells
- * of them.
- */
-int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
-{
-    if (!core || !sock)
-        return -EINVAL;
-    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
-         l = next, next = l->next) {
-        struct zc_req *req = container(l, struct zc_req, sock_link);
-        if (req->zero_copy && req->result_seen && req->id - low <= high - low)
-            zc_complete(core, zc_request_user_data(core, req), 0,
-                        ZC_NOTIF | (copied ? ZC_COPIED : 0));
-    }
-    return 0;
 }

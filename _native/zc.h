@@ -99,7 +99,7 @@ typedef struct zc_sock zc_sock;
 typedef struct zc_ring zc_ring;
 typedef struct zc_rx zc_rx;
 
-/* --- accounting: no system calls (txctx.c, sends.c, sockq.c) --- */
+/* --- accounting: no system calls --- */
 
 zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
 int zc_core_free(zc_core *core);
@@ -153,7 +153,7 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
 int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id);
 int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
 
-/* --- the ring (ring.c, setup.c, uring.c, epoll.c, direct.c) --- */
+/* --- the ring --- */
 
 struct zc_ring_info {
     uint32_t setup_flags, sq_entries, cq_entries;

@@ -1,0 +1,187 @@
+/*
+ * The sockets that a ring keeps: what the kernel says of them, attaching, suspending and resuming.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+/* Writes a struct sockaddr for a numeric address and returns its size; EINVAL: it is none. */
+int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
+                              .sin6_port = htons(port),
+                              .sin6_flowinfo = htonl(flow),
+                              .sin6_scope_id = scope};
+    if (!host || !out)
+        return -EINVAL;
+    if (inet_pton(AF_INET, host, &v4.sin_addr) == 1) {
+        memcpy(out, &v4, sizeof(v4));
+        return sizeof(v4);
+    }
+    if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1)
+        return -EINVAL;
+    memcpy(out, &v6, sizeof(v6));
+    return sizeof(v6);
+}
+
+/* Whether both ends of a connection have the same address: what is sent there is copied. */
+static bool is_local(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+{
+    const struct sockaddr_in6 *a6 = (const void *)a, *b6 = (const void *)b;
+    const struct sockaddr_in *a4 = (const void *)a, *b4 = (const void *)b;
+    if (a->ss_family != b->ss_family)
+        return false;
+    if (a->ss_family == AF_INET)
+        return a4->sin_addr.s_addr == b4->sin_addr.s_addr;
+    return a->ss_family == AF_INET6 &&
+           memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0;
+}
+
+int zc_socket_info(int fd, struct zc_socket_info *out)
+{
+    struct stat st;
+    struct sockaddr_storage peer, own;
+    socklen_t size = sizeof(int), peer_size = sizeof(peer), own_size = sizeof(own);
+    if (!out)
+        return -EINVAL;
+    memset(out, 0, sizeof(*out));
+    memset(&own, 0, sizeof(own));
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    out->inode = st.st_ino;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &out->type, &size) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &out->protocol, &size) < 0 ||
+        getsockname(fd, (struct sockaddr *)&own, &own_size) < 0)
+        return -errno;
+    out->domain = own.ss_family;
+    out->connected = getpeername(fd, (struct sockaddr *)&peer, &peer_size) == 0;
+    out->local = out->connected && is_local(&own, &peer);
+    return 0;
+}
+
+/* For others the kernel would answer a zero-copy send with EOPNOTSUPP. */
+static bool can_zero_copy(const struct zc_socket_info *info)
+{
+    return (info->domain == AF_INET || info->domain == AF_INET6) &&
+           info->protocol != IPPROTO_MPTCP;
+}
+
+/*
+ * The ring keeps a duplicate: the number that the program knows may be closed, and be another
+ * connection's, while requests are under way.
+ */
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
+                        const struct zc_learned *learned)
+{
+    if (!ring || !info) {
+        errno = EINVAL;
+        return NULL;
+    }
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0)
+        return NULL;
+    int kind = info->type == SOCK_DGRAM ? ZC_DATAGRAM : ZC_STREAM;
+    struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy(info));
+    if (sock) {
+        sock->inode = info->inode;
+        if (info->local)
+            /* What goes to this machine is copied: one probe is enough. */
+            sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
+        if (learned) {
+            sock->copied_in_a_row = learned->copied_in_a_row;
+            sock->copy_left = learned->copy_left;
+            sock->copy_next = learned->copy_next;
+            sock->knows_next_id = learned->knows_next_id;
+            sock->next_id = learned->next_id;
+        }
+    }
+    int err = !sock ? -ENOMEM : ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
+    if (err < 0) {
+        if (sock)
+            zc_sock_free(ring->core, sock);
+        close(own);
+        errno = -err;
+        return NULL;
+    }
+    /* Idle until something is queued: a send that is refused must not leave its socket attached. */
+    zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
+    return sock;
+}
+
+/* What to give to zc_ring_attach when the socket comes again. */
+void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
+{
+    if (!sock || !out)
+        return;
+    out->copied_in_a_row = sock->copied_in_a_row;
+    out->copy_left = sock->copy_left;
+    out->copy_next = sock->copy_next;
+    out->knows_next_id = sock->knows_next_id;
+    out->next_id = sock->next_id;
+}
+
+/*
+ * Gives up the duplicate of a socket, and keeps what is known of it: resuming costs a fraction of
+ * attaching.  Refused like zc_sock_suspend.
+ */
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
+{
+    if (!ring || !sock || sock->suspended)
+        return -EINVAL;
+    int err = zc_sock_suspend(ring->core, sock);
+    if (err < 0)
+        return err;
+    if (ring->driver->detach)
+        ring->driver->detach(ring, sock->fd);
+    /* Whatever it answers, the descriptor is closed. */
+    close(sock->fd);
+    sock->fd = -1;
+    return 0;
+}
+
+/*
+ * Takes a duplicate again.  ESTALE: the descriptor is another socket by now, ENOTCONN: the stream
+ * has lost its connection; neither changes anything.
+ */
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
+{
+    struct stat st;
+    struct sockaddr_storage peer;
+    socklen_t peer_size = sizeof(peer);
+    if (!ring || !sock || !sock->suspended)
+        return -EINVAL;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISSOCK(st.st_mode) || st.st_ino != sock->inode)
+        return -ESTALE;
+    if (sock->kind == ZC_STREAM && getpeername(fd, (struct sockaddr *)&peer, &peer_size) < 0)
+        return -errno;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0)
+        return -errno;
+    zc_sock_resume(ring->core, sock, own);
+    int err = ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
+    if (err < 0) {
+        zc_sock_suspend(ring->core, sock);
+        close(own);
+        return err;
+    }
+    zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
+    return 0;
+}
+
+int zc_ring_detach(zc_ring *ring, zc_sock *sock)
+{
+    if (!ring || !sock)
+        return -EINVAL;
+    int err = sock->suspended ? 0 : zc_ring_suspend(ring, sock);
+    return err < 0 ? err : zc_sock_free(ring->core, sock);
+}
