@@ -30,7 +30,7 @@ from anyio.abc import SocketStream
 
 import zc_anyio
 from benchmarks.lab.receiver import receiving
-from zc_anyio import _ring
+from zc_anyio import _opening
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
@@ -105,7 +105,7 @@ def works(scale: float) -> list[Work]:
 @contextmanager
 def _waking_by(way: str) -> Iterator[None]:
     """Make :func:`zc_anyio.open_ring` open rings that wake the event loop in one of the ways."""
-    module: Any = _ring
+    module: Any = _opening
     original = module.NativeRing
     module.NativeRing = partial(original, event_fd=WAYS[way])
     try:

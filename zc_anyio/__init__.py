@@ -17,8 +17,9 @@ from ._contexts import Generation
 from ._errors import DriverUnavailable
 from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
 from ._groups import SendGroup, send_group
+from ._opening import Driver, current_ring, open_ring
 from ._pools import BufferPool, open_buffer_pool
-from ._ring import Driver, Ring, ZeroCopy, current_ring, open_ring
+from ._ring import Ring, ZeroCopy
 from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
 from .listeners import ZeroCopySocketListener
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream

@@ -14,7 +14,8 @@ from anyio.abc import IPAddressType, SocketListener, SocketStream
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSStream
 
-from ._ring import Ring, require_ring
+from ._opening import require_ring
+from ._ring import Ring
 from ._takeover import take_socket
 from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
 from .listeners import ZeroCopySocketListener

@@ -13,7 +13,7 @@ from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from ._events import Notification
-from ._lib import NativeRing
+from ._native_ring import NativeRing
 from ._reaper import Reaper
 
 __all__ = ["Context", "Generation", "Lease"]

@@ -12,7 +12,8 @@ from typing import Literal, Self
 import anyio
 import anyio.lowlevel
 
-from ._ring import Ring, ZeroCopy, current_ring, open_ring
+from ._opening import current_ring, open_ring
+from ._ring import Ring, ZeroCopy
 from ._senders import DEFAULT_WINDOW, Sender
 
 __all__ = ["SendGroup", "send_group"]

@@ -15,8 +15,9 @@ from anyio.abc import SocketStream
 
 from ._errors import DriverUnavailable
 from ._groups import send_group
+from ._opening import Driver, open_ring
 from ._pools import open_buffer_pool
-from ._ring import Driver, Ring, ZeroCopy, open_ring
+from ._ring import Ring, ZeroCopy
 
 __all__ = ["Loopback", "Measured", "Measurement", "MeasurementFailed", "measure", "try_loopback"]
 

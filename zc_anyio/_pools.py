@@ -27,7 +27,8 @@ from ._lib import (
     map_memory,
     part_of,
 )
-from ._ring import Ring, require_ring
+from ._opening import require_ring
+from ._ring import Ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
 

@@ -16,7 +16,6 @@ from anyio import CancelScope, Event
 
 from ._lib import (
     AGAIN,
-    EVENTS_A_TURN,
     FAILED,
     IDLE,
     LATER,
@@ -24,9 +23,9 @@ from ._lib import (
     RELEASED,
     RESULT,
     WINDOW,
-    NativeRing,
 )
 from ._loops import Loop
+from ._native_ring import EVENTS_A_TURN, NativeRing
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ._capabilities import Capabilities, System, of_system
 from ._errors import DriverUnavailable
-from ._lib import NativeRing
 from ._measure import Loopback, Measurement, try_loopback
-from ._ring import DEFAULT_ENTRIES, Driver, open_ring
+from ._native_ring import NativeRing
+from ._opening import DEFAULT_ENTRIES, Driver, open_ring
 
 __all__ = ["DriverReport", "Report", "as_json", "survey"]
 

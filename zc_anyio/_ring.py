@@ -1,54 +1,36 @@
-"""A ring and its lifetime: opening, the ambient ring, guards, draining."""
+"""A ring: its counters, guards, contexts, draining and closing."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import sys
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Literal, Protocol, TypeAlias
 
-import anyio
-import anyio.lowlevel
-
-from . import _capabilities
 from ._capabilities import Capabilities
 from ._contexts import Context, Lease
-from ._errors import DriverUnavailable
 from ._events import RingStatistics
-from ._lib import NativeRing, map_address
+from ._lib import map_address
 from ._loops import running_loop
+from ._native_ring import NativeRing
 from ._reaper import Reaper
 from ._sockets import SocketTable
 
-__all__ = ["Driver", "Ring", "ZeroCopy", "current_ring", "open_ring", "require_ring"]
+__all__ = ["Ring", "ZeroCopy"]
 
-Driver: TypeAlias = Literal["auto", "io_uring", "msg_zerocopy", "copy"]
 ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
 
-# The best first.
-DRIVERS = ("io_uring", "msg_zerocopy", "copy")
-DEFAULT_ENTRIES = 1024
-# Below about this size the kernel copies faster than it pins, see docs/design.md.
-DEFAULT_THRESHOLD = 16 << 10
 # What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
 RESET_SECONDS = 1.0
-# Bytes of memory for small sends; sixteen slabs of it at most are one socket's.
-DEFAULT_STAGING = 8 << 20
-SLAB = 64 << 10
 
 # A task that never has to wait gives the others a turn this often.
 YIELD_SECONDS = 0.001
 
-_ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
-_open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 # Buffers that the kernel still read when their ring was closed: freed memory would go out changed.
 _never_released: list[object] = []
 
@@ -254,7 +236,6 @@ class Ring:
             return
         self._final = self.statistics()
         self._closed = True
-        _open_rings.discard(self)
         contexts = self._reaper.contexts
         all_released = self._native.close()
         for context in contexts:
@@ -271,139 +252,3 @@ class Ring:
                 ResourceWarning,
                 stacklevel=2,
             )
-
-
-def require_ring(ring: Ring | None) -> Ring:
-    """Return the ring that was given, or the ambient one.
-
-    :raises RuntimeError: there is none, or it is not this event loop's.
-    """
-    ring = ring or _ambient.get()
-    if ring is None:
-        raise RuntimeError("no ring is open: open one with open_ring(), or pass ring=")
-    ring.check_loop()
-    return ring
-
-
-def current_ring() -> Ring | None:
-    """Return the ambient ring: that of the innermost :func:`open_ring` around this task."""
-    return _ambient.get()
-
-
-@asynccontextmanager
-async def open_ring(
-    *,
-    driver: Driver = "auto",
-    zero_copy: ZeroCopy = "auto",
-    threshold: int = DEFAULT_THRESHOLD,
-    staging: int = DEFAULT_STAGING,
-    entries: int = DEFAULT_ENTRIES,
-    drain_timeout: float = 5.0,
-) -> AsyncGenerator[Ring, None]:
-    """Open a ring for the length of a scope; it is the ambient ring of the tasks started inside.
-
-    :param driver: what carries the sends: ``"io_uring"``; ``"msg_zerocopy"``, zero-copying with
-        the socket's error queue; ``"copy"``, plain sends. ``"auto"`` is the first of these that
-        runs here, and ``ring.capabilities.unavailable`` says why the ones before it do not.
-    :param zero_copy: ``"auto"`` zero-copies sends from ``threshold`` on, ``"always"`` every send
-        that the socket can, ``"never"`` none.
-    :param threshold: bytes; what is smaller is staged: written into memory of the ring, gathered
-        there with its neighbours, and sent from there, so that its own buffer is free at once.
-    :param staging: bytes of that memory, 0 for none.
-    :param entries: requests that one submission can carry, 1 to 32768 (the kernel may take fewer).
-    :param drain_timeout: seconds that the end of the scope waits for what is under way, cancelled
-        or not.  What is still held then is reset, so that its buffers come back.
-    :raises DriverUnavailable: the driver cannot run here, with the reason.
-    :raises ValueError: an argument is out of its range.
-    """
-    if driver != "auto" and driver not in DRIVERS:
-        raise ValueError(f"unknown driver {driver!r}")
-    if zero_copy not in ("auto", "always", "never"):
-        raise ValueError(f'zero_copy must be "auto", "always" or "never", not {zero_copy!r}')
-    if threshold < 0 or drain_timeout < 0 or staging < 0:
-        raise ValueError("threshold, staging and drain_timeout must not be negative")
-    native, unavailable = _open_native(driver, entries)
-    try:
-        limit = _capabilities.memlock_limit()
-        if limit is not None:
-            native.lockable(limit)
-        if staging:
-            # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
-            native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
-        capabilities = _capabilities.of_ring(native, unavailable)
-        ring = Ring(native, capabilities, zero_copy=zero_copy, threshold=threshold)
-    except BaseException:
-        native.close()
-        raise
-    _guard(ring)
-    raised: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
-            tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
-            tasks.start_soon(ring._reaper.run_lingering, name="zc_anyio idle sockets")
-            token = _ambient.set(ring)
-            try:
-                yield ring
-            except BaseException as exc:
-                # Kept from the task group, which would wrap it into an exception group.
-                raised = exc
-            finally:
-                _ambient.reset(token)
-                try:
-                    if not ring.is_foreign():
-                        raised = await ring._drain(drain_timeout) or raised
-                finally:
-                    ring._reaper.stop()
-    finally:
-        # Only now: until its task has ended the event loop polls the ring's descriptor.
-        ring._close()
-    if raised is not None:
-        raise raised
-
-
-def _open_native(driver: Driver, entries: int) -> tuple[NativeRing, dict[str, str]]:
-    """Open the driver that was asked for, or the best that runs; say why those before it do not."""
-    if driver != "auto":
-        return NativeRing(driver=driver, entries=entries), {}
-    unavailable: dict[str, str] = {}
-    for candidate in DRIVERS:
-        try:
-            return NativeRing(driver=candidate, entries=entries), unavailable
-        except DriverUnavailable as exc:
-            unavailable[candidate] = str(exc)
-    reasons = "; ".join(f"{name}: {why}" for name, why in unavailable.items())
-    raise DriverUnavailable(f"no driver runs here: {reasons}")
-
-
-# --- guards ---
-
-_guarded = False
-
-
-def _guard(ring: Ring) -> None:
-    global _guarded
-    _open_rings.add(ring)
-    if _guarded:
-        return
-    _guarded = True
-    os.register_at_fork(after_in_child=_disown)
-    sys.addaudithook(_refuse_exec)
-
-
-def _disown() -> None:
-    """In a forked child: no thread is the owner of the parent's rings."""
-    for ring in _open_rings:
-        ring._thread = 0
-        ring._native.orphan()
-        ring._reaper.stop_soon()
-
-
-def _refuse_exec(event: str, _arguments: tuple[Any, ...]) -> None:
-    """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
-    if event == "os.exec":
-        for ring in _open_rings:
-            if not ring.is_foreign() and ring._busy():
-                raise RuntimeError(
-                    "os.exec* would hang with zero-copy sends under way: leave the groups first"
-                )

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
 from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from ._buffers import Buffer, Data, exporter_of, pin
-from ._contexts import Context, Generation, Lease
-from ._errors import os_error
+from ._buffers import Buffer, Data
+from ._contexts import Generation
 from ._events import GroupStatistics, Notification, SendFailure
 from ._files import PIECE, File, Piece, map_piece, open_part, truncated
-from ._lib import (
-    SEND_REGISTERED,
-    SEND_UNSTAGED,
-    SENT_FLAGS,
-    SENT_KICK,
-    SENT_SHIFT,
-    SENT_STAGED,
-    SENT_TURN,
-    address_of,
-    broadcast,
-    queue,
-    queue_to,
-    queue_vector,
-)
-from ._ring import Ring, ZeroCopy
-from ._sockets import AttachedSocket
+from ._lib import SEND_UNSTAGED, address_of
+from ._queueing import Queueing
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
-# Of a pool's buffer: the pool gives it to nobody before its release, so nothing has to wait for it;
-# staging it would lose that it is registered.
-POOL_FLAGS = SEND_UNSTAGED | SEND_REGISTERED
 
 
 class _FileLease:
@@ -57,33 +37,8 @@ class _FileLease:
             self._sender._fail(self._stream, truncated())
 
 
-class Sender:
-    """Queues sends on one tx context of a ring."""
-
-    _ring: Ring
-    _context: Context
-
-    def __init__(self) -> None:
-        self._failures: dict[object, SendFailure] = {}
-        # Sockets whose failure a call has raised, by identity as the failures are.
-        self._raised: set[object] = set()
-        self._streams: dict[object, Any] = {}
-
-    def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
-        self._ring = ring
-        self._core = ring._native.core
-        self._context = ring.new_context(
-            tag=tag, window=window, zero_copy=zero_copy, on_failed=self._on_failed
-        )
-        self._references = self._context.references
-        self._leases = self._context.leases
-        self._streams = ring._sockets.by_stream
-        self._views = ring._leases_by_view
-        self._yield_is_due = False
-
-    def _check(self) -> None:
-        """Raise unless sends are taken."""
-        raise NotImplementedError
+class Sender(Queueing):
+    """Sends on one tx context of a ring, and waits where the window is full."""
 
     async def send(self, stream: object, data: Data) -> None:
         """Queue one send; the kernel may read ``data`` from now on, until it is released.
@@ -230,216 +185,6 @@ class Sender:
             generations_open=counters.generations_open,
             generations_released=counters.generations_released,
         )
-
-    def _on_failed(self, ident: int, error: int) -> None:
-        self._fail(self._ring._sockets.name(ident), os_error(error))
-
-    def _fail(self, stream: object, error: OSError) -> None:
-        identity = self._ring._sockets.identity(stream)
-        self._failures.setdefault(identity, SendFailure(stream, error))
-
-    def _mark_raised(self, stream: object) -> None:
-        self._raised.add(self._ring._sockets.identity(stream))
-
-    def _attach(self, stream: object, *, unconnected: bool = False) -> AttachedSocket:
-        try:
-            return self._ring._sockets.attach(stream, unconnected=unconnected)
-        except anyio.BrokenResourceError:
-            self._mark_raised(stream)
-            raise
-
-    # --- queueing; False is a full window ---
-
-    def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
-        """The short way of the most common sends; whatever is unusual goes the long way."""
-        known = self._streams.get(stream)
-        if known is None:
-            return self._queue_any(stream, data, flags)
-        socket, probe, expected = known
-        if probe() != expected or not socket.connected:
-            return self._queue_any(stream, data, flags)
-        # Wrong threads, forked children and closed contexts are refused by the native part.
-        if type(data) is bytes:
-            sent = queue(
-                self._core, self._context.open_handle, socket.handle, data, len(data), flags
-            )
-            if sent >= 0:
-                # What was staged, and asks for no turn, is done with.
-                if sent & SENT_FLAGS != SENT_STAGED:
-                    self._queued(sent, data)
-                return True
-        elif (
-            type(data) is memoryview
-            and (lease := self._views.get(id(data))) is not None
-            and lease.view() is data
-        ):
-            sent = queue(
-                self._core,
-                self._context.open_handle,
-                socket.handle,
-                lease.pinned,
-                lease.size,
-                flags | POOL_FLAGS,
-            )
-            if sent >= 0:
-                lease.uses += 1
-                lease.kept = data
-                try:
-                    self._leases[sent >> SENT_SHIFT].append(lease)
-                except KeyError:
-                    self._leases[sent >> SENT_SHIFT] = [lease]
-                if sent & SENT_FLAGS:
-                    self._push(sent)
-                return True
-        return self._queue_any(stream, data, flags)
-
-    def _queue_any(self, stream: object, data: Data, flags: int) -> bool:
-        self._check()
-        if type(data) is bytes:
-            return self._queue_pinned(stream, data, len(data), flags, data)
-        if not isinstance(data, list | tuple):
-            pinned, size, pin_flags, reference = self._pin(cast("Buffer", data))
-            return self._queue_pinned(stream, pinned, size, flags | pin_flags, reference)
-        pins, sizes, pin_flags, references = self._pin_all(data)
-        socket = self._attach(stream)
-        if not socket.datagram and not any(sizes):
-            return True
-        sent = queue_vector(
-            self._core, self._context.handle, socket.handle, pins, sizes, flags | pin_flags
-        )
-        if sent < 0:
-            return self._refused(sent, socket)
-        self._queued(sent, references)
-        return True
-
-    def _queue_pinned(
-        self,
-        stream: object,
-        pinned: Any,
-        size: int,
-        flags: int,
-        reference: object,
-        lease: Lease | None = None,
-    ) -> bool:
-        socket = self._attach(stream)
-        if not size and not socket.datagram:
-            return True
-        sent = queue(self._core, self._context.handle, socket.handle, pinned, size, flags)
-        if sent < 0:
-            return self._refused(sent, socket)
-        self._queued(sent, reference)
-        if lease is not None:
-            self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
-        return True
-
-    def _pin(self, data: Buffer) -> tuple[Any, int, int, object]:
-        if type(data) is bytes:
-            return data, len(data), 0, data
-        pinned, size, flags, reference = pin(data)
-        if self._ring._pools and self._ring.find_lease(pinned, exporter_of(data)) is not None:
-            flags = POOL_FLAGS
-        return pinned, size, flags, reference
-
-    def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
-        pins: list[Any] = []
-        sizes: list[int] = []
-        flags = 0
-        references: list[object] = []
-        for part in parts:
-            pinned, size, part_flags, reference = self._pin(part)
-            pins.append(pinned)
-            sizes.append(size)
-            flags |= part_flags
-            references.append(reference)
-        return pins, sizes, flags, references
-
-    def _queue_to(self, stream: object, data: Data, address: bytes) -> bool:
-        self._check()
-        parts = data if isinstance(data, list | tuple) else [cast("Buffer", data)]
-        pins, sizes, flags, references = self._pin_all(parts)
-        socket = self._attach(stream, unconnected=True)
-        if not socket.datagram:
-            raise TypeError("only a UDP socket can send to an address")
-        sent = queue_to(
-            self._core, self._context.handle, socket.handle, pins, sizes, flags, address
-        )
-        if sent < 0:
-            return self._refused(sent, socket)
-        self._queued(sent, references)
-        return True
-
-    def _queue_broadcast(self, targets: list[object], data: Buffer) -> bool:
-        self._check()
-        pinned, size, flags, reference = self._pin(data)
-        sockets: list[AttachedSocket] = []
-        for stream in targets:
-            try:
-                sockets.append(self._ring._sockets.attach(stream))
-            except anyio.BrokenResourceError as exc:
-                cause = exc.__cause__
-                self._fail(stream, cause if isinstance(cause, OSError) else os_error(errno.EPIPE))
-            except anyio.ClosedResourceError:
-                self._fail(stream, os_error(errno.EBADF, "the stream is closed"))
-        if not sockets or not size:
-            return True
-        sent, errors = broadcast(
-            self._core,
-            self._context.handle,
-            [socket.handle for socket in sockets],
-            pinned,
-            size,
-            flags,
-        )
-        if sent == -errno.EAGAIN:
-            return False
-        for socket, number in zip(sockets, errors, strict=True):
-            if number:
-                reason = self._ring._native.socket_error(socket.handle) or number
-                self._fail(socket.streams[0], os_error(reason))
-        if sent >= 0:
-            self._queued(sent, reference)
-        return True
-
-    def _queued(self, sent: int, reference: object) -> None:
-        """Keep the reference of what was queued, and see to it that it leaves."""
-        if not sent & SENT_STAGED:
-            generation = sent >> SENT_SHIFT
-            try:
-                self._references[generation].append(reference)
-            except KeyError:
-                self._references[generation] = [reference]
-            if self._ring._pools and type(reference) is not bytes:
-                self._lease(generation, reference)
-        self._push(sent)
-
-    def _push(self, sent: int) -> None:
-        """See to it that what was queued leaves."""
-        if sent & SENT_TURN:
-            self._ring._reaper.turn()
-            self._yield_is_due = self._ring.yield_is_due()
-        elif sent & SENT_KICK:
-            self._ring._reaper.submit_soon()
-            self._yield_is_due = self._ring.yield_is_due()
-
-    def _lease(self, generation: int, reference: Any) -> None:
-        """Have the pool buffers among what was queued given back on the generation's release."""
-        leases = self._context.leases.setdefault(generation, [])
-        for pinned in reference if isinstance(reference, list) else [reference]:
-            if (
-                type(pinned) is not bytes
-                and (lease := self._ring.find_lease(pinned, None)) is not None
-            ):
-                lease.uses += 1
-                leases.append(lease)
-
-    def _refused(self, result: int, socket: AttachedSocket) -> bool:
-        """Raise what a refusal means; ``False`` if it is a full window."""
-        if result == -errno.EAGAIN:
-            return False
-        if result == -errno.EPIPE:
-            self._raised.add(socket.inode)
-            raise self._ring._sockets.broken(socket)
-        raise os_error(-result)
 
     # --- waiting ---
 

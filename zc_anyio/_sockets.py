@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,10 +21,11 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
+from ._descriptors import closed_error, descriptor_of
 from ._errors import os_error
-from ._lib import NativeRing, SocketInfo, socket_info
+from ._lib import SocketInfo, socket_info
+from ._native_ring import NativeRing
 
 __all__ = ["AttachedSocket", "SocketTable"]
 
@@ -111,11 +111,11 @@ class SocketTable:
         if known is not None:
             attached, probe, expected = known
             if probe() != expected:
-                raise _closed(stream)
+                raise closed_error(stream)
             if attached.connected or unconnected:
                 return attached
             # A UDP socket may have been connected meanwhile.
-            attached.connected = bool(socket_info(_descriptor_of(stream)[0]).connected)
+            attached.connected = bool(socket_info(descriptor_of(stream)[0]).connected)
             if attached.connected:
                 return attached
             raise _no_peer()
@@ -154,9 +154,9 @@ class SocketTable:
         return idle
 
     def _attach(self, stream: Any, unconnected: bool) -> AttachedSocket:
-        fd, probe, expected = _descriptor_of(stream)
+        fd, probe, expected = descriptor_of(stream)
         if fd < 0:
-            raise _closed(stream)
+            raise closed_error(stream)
         info = socket_info(fd)
         if info.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             raise TypeError(f"only stream and datagram sockets can be sent to, not {stream!r}")
@@ -249,7 +249,7 @@ class SocketTable:
         if known is not None:
             return known[0].inode
         try:
-            return socket_info(_descriptor_of(stream)[0]).inode
+            return socket_info(descriptor_of(stream)[0]).inode
         except (OSError, TypeError):
             return stream
 
@@ -311,57 +311,8 @@ def _remember(memory: OrderedDict[int, Any], inode: int, value: Any) -> None:
     memory[inode] = value
 
 
-def _closed(stream: Any) -> Exception:
-    """Return the exception for a stream without a descriptor."""
-    # asyncio closes the transport of a connection that was lost, though nobody closed the stream.
-    if getattr(stream, "_closed", True):
-        return anyio.ClosedResourceError()
-    broken = anyio.BrokenResourceError()
-    broken.__cause__ = os_error(errno.ENOTCONN, "the connection was lost")
-    return broken
-
-
 def _no_peer() -> OSError:
     return os_error(errno.EDESTADDRREQ, "the UDP socket has no peer: connect it, or use send_to")
-
-
-def _descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
-    """Return a stream's descriptor, or -1 once it is closed.
-
-    And a function, and what that gives for as long as the stream has that descriptor.
-    """
-    plain = _plain_socket(stream)
-    ssl: Any = sys.modules.get("ssl")
-    # The bytes of an SSLSocket must be encrypted first, and these would not be.
-    if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
-        fd = plain.fileno()
-        return fd, plain.fileno, fd
-    if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):
-        # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
-        # goes on giving the number for ever, so the transport is asked.
-        is_closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
-        if is_closing is not None and is_closing():
-            return -1, is_closing, False
-        # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
-        raw: Any = stream._raw_socket
-        fd = raw.fileno()
-        return (fd, raw.fileno, fd) if is_closing is None else (fd, is_closing, False)
-    raise TypeError(
-        "stream must be an anyio SocketStream or UDP socket, a trio SocketStream or socket, "
-        f"or a socket.socket, not {type(stream).__name__}"
-    )
-
-
-def _plain_socket(stream: Any) -> Any:
-    if isinstance(stream, socket.socket):
-        return stream
-    # Only a program that has imported trio can hand over one of its objects.
-    trio: Any = sys.modules.get("trio")
-    if trio is not None and isinstance(stream, trio.SocketStream):
-        return stream.socket
-    if trio is not None and isinstance(stream, trio.socket.SocketType):
-        return stream
-    return None
 
 
 def _has_no_socket() -> int:

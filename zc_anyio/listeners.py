@@ -11,8 +11,9 @@ from anyio import ResourceGuard
 from anyio.abc import SocketListener
 from anyio.lowlevel import checkpoint
 
+from ._opening import require_ring
 from ._receiving import DirectAcceptor, is_shortage, wait_shortage
-from ._ring import Ring, require_ring
+from ._ring import Ring
 from ._takeover import take_socket
 from .streams import ZeroCopySocketStream, make_unix_stream
 

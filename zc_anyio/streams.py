@@ -19,9 +19,10 @@ from anyio.lowlevel import checkpoint
 from ._brief_waits import BriefWaits
 from ._buffers import Buffer
 from ._halves import Half
+from ._opening import require_ring
 from ._outputs import Output
 from ._receiving import DirectReceiver, ReceivedBefore, Receiver
-from ._ring import Ring, require_ring
+from ._ring import Ring
 from ._ring_receiving import make_receiver
 from ._takeover import take_socket
 

@@ -1,0 +1,264 @@
+"""A native ring with its contexts, sockets and receivers: one method for each native function."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+from ._errors import DriverUnavailable, os_error
+from ._lib import POLICIES, SocketInfo, check, ffi, lib
+
+__all__ = ["EVENTS_A_TURN", "NativeRing"]
+
+EVENTS_A_TURN = 512
+
+
+class NativeRing:
+    """A native ring, its contexts and its sockets, by handles that mean nothing outside.
+
+    :param driver: ``"io_uring"``, ``"msg_zerocopy"`` or ``"copy"``.
+    :param entries: size of the submission queue; the completion queue is twice as large.
+    :param event_fd: let the kernel signal an eventfd (``DEFER_TASKRUN``) instead of polling the
+        ring's descriptor (``COOP_TASKRUN``).
+    :raises DriverUnavailable: when the kernel refuses; the message names the step and the reason.
+    """
+
+    def __init__(self, *, driver: str, entries: int, event_fd: bool = False) -> None:
+        if lib is None:
+            raise DriverUnavailable(f"zc_anyio sends on Linux only, and this is {sys.platform}")
+        out = ffi.new("zc_ring **")
+        info = ffi.new("struct zc_ring_info *")
+        wake = lib.ZC_WAKE_EVENTFD if event_fd else lib.ZC_WAKE_RING_FD
+        number = getattr(lib, f"ZC_DRIVER_{driver.upper()}")
+        result = lib.zc_ring_open(number, entries, wake, out, info)
+        if result == -errno.EINVAL and not ffi.string(info.failed_step):
+            raise ValueError(f"entries must be between 1 and 32768, not {entries}")
+        if result < 0:
+            step = ffi.string(info.failed_step).decode()
+            raise DriverUnavailable(_why(step, -result)) from os_error(-result, step)
+        self.driver: str = driver
+        self.staging_registered: bool = False
+        self.ring: Any = out[0]
+        self.core: Any = lib.zc_ring_core(self.ring)
+        self.wake_fd: int = info.wake_fd
+        self.setup_flags: int = info.setup_flags
+        self.entries: int = info.sq_entries
+        self.reports_usage: bool = bool(info.report_usage)
+        self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
+        self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
+        self._stats: Any = ffi.new("struct zc_stats *")
+        self._ticks = 0
+
+    def turn(self) -> tuple[int, list[int]]:
+        """Reap and submit; return how many events there are, and four integers for each.
+
+        The native part keeps what did not fit for the next call, so a full answer (see
+        :data:`EVENTS_A_TURN`) asks for another.
+        """
+        count = check(lib.zc_ring_turn(self.ring, self._events, EVENTS_A_TURN), "io_uring_enter")
+        return count, self._event_view[: count * 4].tolist()
+
+    def statistics(self) -> Any:
+        """Return ``struct zc_stats``, overwritten by the next call."""
+        lib.zc_core_stats(self.core, self._stats)
+        return self._stats
+
+    @property
+    def submits(self) -> int:
+        """How often the kernel was entered to submit."""
+        result: int = lib.zc_ring_submits(self.ring)
+        return result
+
+    def stage(self, size: int, *, registered: bool) -> bool:
+        """Give the ring staging memory; return whether it is registered with the kernel."""
+        result = check(lib.zc_ring_stage(self.ring, size, registered), "staging memory")
+        self.staging_registered = bool(result)
+        return self.staging_registered
+
+    def lockable(self, size: int) -> None:
+        """Tell how many bytes may be pinned at a time."""
+        check(lib.zc_core_lockable(self.core, size))
+
+    def register(self, memory: Any, size: int) -> None:
+        """Register memory with the kernel, so that it is not pinned anew at each send."""
+        check(lib.zc_ring_register(self.ring, memory, size), "registering a buffer")
+
+    def unregister(self, memory: Any) -> None:
+        """Take registered memory out again; what the kernel still reads stays pinned."""
+        check(lib.zc_ring_unregister(self.ring, memory))
+
+    def ticket(self, handle: Any) -> int:
+        """Return what the result event of the send queued last will name it by."""
+        result: int = lib.zc_ctx_ticket(handle)
+        return result
+
+    def new_context(self, ident: int, window: int, policy: str, threshold: int) -> Any:
+        """Return the handle of a new context."""
+        number = POLICIES[policy]
+        handle = lib.zc_ctx_new(self.core, ident, 0, window, number, threshold)
+        if handle == ffi.NULL:
+            raise MemoryError
+        return handle
+
+    @property
+    def no_handle(self) -> Any:
+        """A handle that the native part refuses."""
+        return ffi.NULL
+
+    def by_hand(self, handle: Any) -> None:
+        """Have the generations of a context end only when they are flushed."""
+        check(lib.zc_ctx_by_hand(handle))
+
+    def until_taken(self, handle: Any) -> None:
+        """Have the window of a context count only what the kernel has not taken."""
+        check(lib.zc_ctx_until_taken(handle))
+
+    def copy_alone(self, handle: Any, below: int) -> None:
+        """Have what can be handed over at once copied below a size, whatever the threshold is."""
+        check(lib.zc_ctx_copy_alone(handle, below))
+
+    def linger(self, ticks: int) -> None:
+        """Keep idle sockets attached for so many ticks; with 0, tell of all that are idle."""
+        check(lib.zc_core_linger(self.core, ticks))
+
+    def tick(self) -> None:
+        """Count a tick, and have it told in the next turn which sockets have been idle for long."""
+        self._ticks += 1
+        check(lib.zc_core_advance(self.core, self._ticks))
+
+    def orphan(self) -> None:
+        """Touch the ring no more: in a forked child its memory is not there."""
+        lib.zc_core_disown(self.core)
+        self.ring = self.core = ffi.NULL
+
+    def generations(self, handle: Any) -> int:
+        """Return how many generations a context has begun."""
+        result: int = lib.zc_ctx_generations(handle)
+        return result
+
+    def free_context(self, handle: Any) -> None:
+        """Free a context all of whose generations are released, and told."""
+        check(lib.zc_ctx_free(self.core, handle))
+
+    def flush(self, handle: Any, *, even_empty: bool) -> int | None:
+        """End the open generation and return its number; ``None`` if there was none to end."""
+        result: int = lib.zc_ctx_flush(self.core, handle, even_empty)
+        return None if result == -errno.ENODATA else check(result)
+
+    def cancel(self, handle: Any) -> None:
+        """Take back what the kernel has not taken of a context's sends."""
+        check(lib.zc_ctx_cancel(self.core, handle))
+
+    def reset(self, handle: Any, error: int, *, only_mutable: bool = False) -> None:
+        """Reset every connection that still holds a send of a context."""
+        check(lib.zc_ctx_reset(self.core, handle, error, only_mutable))
+
+    def reset_all(self, error: int) -> None:
+        """Reset every connection that anything of this ring is under way on."""
+        check(lib.zc_core_reset(self.core, error))
+
+    def unreleased(self, handle: Any, *, only_mutable: bool = False) -> int:
+        """Return how many sends of a context are not retired."""
+        return check(lib.zc_ctx_unreleased(handle, only_mutable))
+
+    def context_statistics(self, handle: Any) -> Any:
+        """Return ``struct zc_ctx_stats`` of a context."""
+        out = ffi.new("struct zc_ctx_stats *")
+        check(lib.zc_ctx_get_stats(handle, out))
+        return out
+
+    def attach(self, fd: int, ident: int, info: SocketInfo, learned: Any) -> Any:
+        """Duplicate a descriptor into the ring and return the handle of its queue.
+
+        :param learned: from :meth:`learned` when the socket was detached; ``None`` for a new one.
+        """
+        handle = lib.zc_ring_attach(self.ring, fd, ident, info, learned or ffi.NULL)
+        if handle == ffi.NULL:
+            raise os_error(ffi.errno)
+        return handle
+
+    def learned(self, handle: Any) -> Any:
+        """Return what is worth to be known when the socket is attached again."""
+        out = ffi.new("struct zc_learned *")
+        lib.zc_sock_learned(handle, out)
+        return out
+
+    def suspend(self, handle: Any) -> bool:
+        """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+        result: int = lib.zc_ring_suspend(self.ring, handle)
+        return result != -errno.EBUSY and check(result) == 0
+
+    def resume(self, handle: Any, fd: int) -> int:
+        """Duplicate a descriptor of a suspended socket; return 0 or an errno.
+
+        ``ESTALE`` says that the descriptor is another socket, ``ENOTCONN`` that the stream has lost
+        its connection.
+        """
+        result: int = lib.zc_ring_resume(self.ring, handle, fd)
+        return -result
+
+    def detach(self, handle: Any) -> bool:
+        """Forget a socket; ``False`` if it is not idle, and nothing was done."""
+        result: int = lib.zc_ring_detach(self.ring, handle)
+        return result != -errno.EBUSY and check(result) == 0
+
+    def tell_idle(self, handle: Any) -> bool:
+        """Have it told again that a socket is idle, if it is; return whether it is."""
+        return check(lib.zc_sock_tell_idle(self.core, handle)) > 0
+
+    def reset_socket(self, handle: Any, error: int) -> None:
+        """Reset the connection of a stream; what is queued and held of it fails."""
+        check(lib.zc_sock_reset(self.core, handle, error))
+
+    def has_unsent(self, handle: Any) -> bool:
+        """Whether a socket has bytes that the kernel has not taken."""
+        return check(lib.zc_sock_unsent(handle)) > 0
+
+    def socket_error(self, handle: Any) -> int:
+        """Return the errno that broke a socket, or 0."""
+        result: int = lib.zc_sock_error(handle)
+        return result
+
+    def new_receiver(self, fd: int, ident: int) -> Any:
+        """Return the handle of a receiver of a socket; READY events name it by ``ident``."""
+        out = ffi.new("zc_rx **")
+        check(lib.zc_rx_new(self.ring, fd, ident, out))
+        return out[0]
+
+    def free_receiver(self, handle: Any) -> None:
+        """Free a receiver; the descriptor may be closed after this."""
+        check(lib.zc_rx_free(self.ring, handle))
+
+    def arm(self, handle: Any, what: int) -> None:
+        """Have an operation of a receiver armed in the next turn."""
+        check(lib.zc_rx_arm(self.ring, handle, what))
+
+    def stop_receiving(self) -> int:
+        """Cancel the operations of all receivers; return how many are armed yet."""
+        return check(lib.zc_ring_stop_receiving(self.ring))
+
+    def close(self) -> bool:
+        """Close the ring; return whether every send had been retired."""
+        result: int = lib.zc_ring_close(self.ring)
+        self.ring = self.core = ffi.NULL
+        if result != -errno.ENOTEMPTY:
+            check(result)
+        return result == 0
+
+
+def _why(step: str, number: int) -> str:
+    if step == "SO_ZEROCOPY":
+        return f"this kernel has no MSG_ZEROCOPY (Linux 4.14 is needed): {os_error(number)}"
+    if step == "probe" and number == errno.EOPNOTSUPP:
+        return "this kernel's io_uring has no zero-copy send (Linux 6.1 is needed)"
+    if number == errno.ENOSYS:
+        return "this kernel has no io_uring"
+    if number == errno.EPERM:
+        return (
+            "io_uring is forbidden to this process: by a seccomp filter, as in most containers, "
+            "or by the sysctl kernel.io_uring_disabled"
+        )
+    if number == errno.ENOMEM:
+        return f"not enough lockable memory even for a small ring ({step}): raise RLIMIT_MEMLOCK"
+    return f"{step} failed: {os_error(number)}"
