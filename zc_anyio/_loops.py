@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+import types
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
@@ -16,11 +17,8 @@ import anyio.lowlevel
 __all__ = ["AsyncioLoop", "Loop", "Readable", "TrioLoop", "Waiter", "running_loop"]
 
 
-class Waiter(Protocol):
-    """What one task waits for and another wakes it by, once."""
-
-    def set(self) -> object: ...
-    def wait(self) -> Awaitable[object]: ...
+# What one task awaits and another wakes it by, once.
+Waiter: TypeAlias = Awaitable[object]
 
 
 class Readable(Protocol):
@@ -60,7 +58,12 @@ class Loop(Protocol):
         """Wake who waits for a descriptor; that raises some exception there."""
 
     @property
-    def new_waiter(self) -> Callable[[], Waiter]: ...
+    def new_waiter(self) -> Callable[[], Waiter]:
+        """Return what a task can await until :attr:`wake`."""
+
+    @property
+    def wake(self) -> Callable[[Any], None]:
+        """Wake the task that awaits a waiter, or will; again, or when it was cancelled: nothing."""
 
     @property
     def call_from_thread(self) -> Callable[[Callable[[], None]], object]:
@@ -95,6 +98,7 @@ class TrioLoop:
         self.notify_closing: Callable[[int], None] = trio.lowlevel.notify_closing
         self.call_soon: None = None
         self._lowlevel: Any = trio.lowlevel
+        self.wake: Callable[[Any], None] = _TaskWaiter.wake
         self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
         self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
@@ -125,18 +129,19 @@ class _TaskWaiter:
         self._task: Any = None
         self._is_set = False
 
-    def set(self) -> None:
+    def wake(self) -> None:
         self._is_set = True
         task, self._task = self._task, None
         if task is not None:
             self._trio.reschedule(task)
 
-    def wait(self) -> Awaitable[object]:
+    def __await__(self) -> Generator[Any, Any, object]:
         trio = self._trio
         if self._is_set:
-            return cast("Awaitable[object]", trio.checkpoint())
+            return cast("Generator[Any, Any, object]", trio.checkpoint().__await__())
         self._task = trio.current_task()
-        return cast("Awaitable[object]", trio.wait_task_rescheduled(self._abort))
+        waiting = trio.wait_task_rescheduled(self._abort)
+        return cast("Generator[Any, Any, object]", waiting.__await__())
 
     def _abort(self, _: object) -> Any:
         self._task = None
@@ -164,21 +169,25 @@ class AsyncioLoop:
         self.wait_readable: Callable[[int], Awaitable[None]] = anyio.wait_readable
         self.notify_closing: Callable[[int], None] = anyio.notify_closing
         self.call_from_thread: Callable[[Callable[[], None]], object] = loop.call_soon_threadsafe
+        self.new_waiter: Callable[[], Waiter] = loop.create_future
 
     @staticmethod
-    async def checkpoint() -> None:
+    def wake(waiter: Any) -> None:
         """See :class:`Loop`."""
-        await asyncio.sleep(0)
+        if not waiter.done():
+            waiter.set_result(None)
+
+    @staticmethod
+    @types.coroutine
+    def checkpoint() -> Generator[None, None, None]:
+        """See :class:`Loop`.  What ``asyncio.sleep(0)`` does, with one frame in place of three."""
+        yield
 
     checkpoint_before = checkpoint
 
     @staticmethod
     async def checkpoint_after() -> None:
         """See :class:`Loop`.  A shielded scope would cost more than all the rest."""
-
-    def new_waiter(self) -> Waiter:
-        """See :class:`Loop`."""
-        return _FutureWaiter(self.loop)
 
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
@@ -191,20 +200,6 @@ class AsyncioLoop:
             return asyncio.get_running_loop() is self.loop and _running_trio() is None
         except RuntimeError:
             return False
-
-
-class _FutureWaiter:
-    __slots__ = ("_future",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._future = loop.create_future()
-
-    def set(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-    def wait(self) -> asyncio.Future[None]:
-        return self._future
 
 
 class _LoopReadable:

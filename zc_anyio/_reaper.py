@@ -158,7 +158,7 @@ class Reaper:
                 elif kind == AGAIN:
                     # The submitter's, which pauses between its turns if that does not help.
                     self._due = True
-                    self._wake.set()
+                    self._loop.wake(self._wake)
                 elif kind == LATER:
                     self._linger.set()
         self._tell_turned()
@@ -172,7 +172,7 @@ class Reaper:
         """Have a turn taken when the event loop comes round, unless one was taken until then."""
         self._due = True
         if self._call_soon is None:
-            self._wake.set()
+            self._loop.wake(self._wake)
         elif not self._called:
             self._called = True
             self._call_soon(self._on_soon)
@@ -196,7 +196,7 @@ class Reaper:
                 self.turn()
             except Exception as exc:
                 self._raised = exc
-                self._wake.set()
+                self._loop.wake(self._wake)
 
     async def wait_turn(self) -> None:
         """Wait until another turn was taken, or the ring was closed."""
@@ -245,7 +245,7 @@ class Reaper:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
-                    await self._wake.wait()
+                    await self._wake
                     if self._more_follows:
                         await self._loop.checkpoint()
                     self._more_follows = False

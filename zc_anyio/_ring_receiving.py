@@ -62,6 +62,7 @@ class RingReceiver:
         self._ident = 0
         self._event: Waiter | None = None
         self._new_waiter = ring._loop_calls.new_waiter
+        self._wake = ring._loop_calls.wake
         self._closed = False
         self._recv = sock.recv
         self._recv_into = sock.recv_into
@@ -202,7 +203,7 @@ class RingReceiver:
         ring._receiving += 1
         try:
             self._event = event = self._new_waiter()
-            await event.wait()
+            await event
         finally:
             ring._receiving -= 1
         if self._closed:
@@ -211,7 +212,7 @@ class RingReceiver:
     def on_ready(self) -> None:
         """Something was brought, or the operation has ended."""
         if self._event is not None:
-            self._event.set()
+            self._wake(self._event)
             self._event = None
 
     def on_ring_stopped(self) -> None:

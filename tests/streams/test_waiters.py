@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def wait(waiter: Waiter, woken: list[str]) -> None:
-    await waiter.wait()
+    await waiter
     woken.append("woken")
 
 
@@ -22,35 +22,38 @@ async def settle() -> None:
 
 
 async def test_a_task_sleeps_until_it_is_woken() -> None:
-    waiter, woken = running_loop().new_waiter(), list[str]()
+    loop, woken = running_loop(), list[str]()
+    waiter = loop.new_waiter()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait, waiter, woken)
         await settle()
         assert not woken
-        waiter.set()
-        waiter.set()
+        loop.wake(waiter)
+        loop.wake(waiter)
         await settle()
         assert woken == ["woken"]
 
 
 async def test_what_is_set_before_and_more_than_once_wakes_once() -> None:
-    waiter, woken = running_loop().new_waiter(), list[str]()
-    waiter.set()
-    waiter.set()
+    loop, woken = running_loop(), list[str]()
+    waiter = loop.new_waiter()
+    loop.wake(waiter)
+    loop.wake(waiter)
     with anyio.fail_after(10):
         await wait(waiter, woken)
     assert woken == ["woken"]
-    waiter.set()
+    loop.wake(waiter)
     await settle()
 
 
 async def test_setting_after_the_wait_was_cancelled_wakes_nobody() -> None:
-    waiter = running_loop().new_waiter()
+    loop = running_loop()
+    waiter = loop.new_waiter()
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await waiter.wait()
+        await waiter
     assert scope.cancelled_caught
-    waiter.set()
+    loop.wake(waiter)
     # A wake-up for the wait that was cancelled would end this one.
     with anyio.move_on_after(0.02) as other:
         await anyio.sleep_forever()
@@ -58,11 +61,12 @@ async def test_setting_after_the_wait_was_cancelled_wakes_nobody() -> None:
 
 
 async def test_setting_and_cancelling_at_once() -> None:
-    waiter, woken = running_loop().new_waiter(), list[str]()
+    loop, woken = running_loop(), list[str]()
+    waiter = loop.new_waiter()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait, waiter, woken)
         await settle()
-        waiter.set()
+        loop.wake(waiter)
         tasks.cancel_scope.cancel()
     with anyio.move_on_after(0.02) as other:
         await anyio.sleep_forever()
