@@ -15,6 +15,8 @@ from ._errors import os_error
 
 __all__ = ["closed_error", "descriptor_of"]
 
+ANYIO = (SocketStream, ConnectedUDPSocket, UDPSocket)
+
 
 def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
     """Return a stream's descriptor, or -1 once it is closed.
@@ -27,7 +29,7 @@ def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
     if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
         fd = plain.fileno()
         return fd, plain.fileno, fd
-    if isinstance(stream, SocketStream | ConnectedUDPSocket | UDPSocket):
+    if isinstance(stream, ANYIO):
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
         # goes on giving the number for ever, so the transport is asked.
         is_closing = getattr(getattr(stream, "_transport", None), "is_closing", None)

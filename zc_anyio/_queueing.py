@@ -227,7 +227,7 @@ class Queueing:
         for socket, number in zip(sockets, errors, strict=True):
             if number:
                 reason = self._ring._native.socket_error(socket.handle) or number
-                self._fail(socket.streams[0], os_error(reason))
+                self._fail(socket.stream, os_error(reason))
         if sent >= 0:
             self._queued(sent, reference)
         return True

@@ -17,7 +17,6 @@ import socket
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -53,7 +52,8 @@ class AttachedSocket:
         "inode",
         "keeper",
         "let_go",
-        "streams",
+        "others",
+        "stream",
         "suspended",
     )
 
@@ -69,12 +69,20 @@ class AttachedSocket:
         self.ident = ident
         self.handle = handle
         self.suspended = self.detached = False
-        # By which it was attached since it was idle, most often one.
-        self.streams: tuple[object, ...] = ()
+        # By which it was attached since it was idle, and by which others.
+        self.stream: object = None
+        self.others: tuple[object, ...] = ()
         # Its stream was closed: it is not to be suspended.
         self.let_go = False
         # The stream that keeps it attached, for as long as that is open.
         self.keeper: weakref.ref[object] | None = None
+
+    def add(self, stream: object) -> None:
+        """Remember one more by which it was attached, until it is idle."""
+        if self.stream is None:
+            self.stream = stream
+        else:
+            self.others += (stream,)
 
 
 class SocketTable:
@@ -146,7 +154,7 @@ class SocketTable:
         attached.keeper = None
         attached.let_go = True
         self._known.pop(name, None)
-        attached.streams += (name,)
+        attached.add(name)
         self.by_stream[name] = attached, _has_no_socket, 0
         # Told as an event, behind the failures that are still to be told.
         idle = self._native.tell_idle(attached.handle)
@@ -172,11 +180,13 @@ class SocketTable:
             attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
-        attached.streams += (stream,)
+        attached.add(stream)
         self.by_stream[stream] = known = attached, probe, expected
         is_itself = getattr(probe, "__self__", None) is stream
-        with suppress(TypeError):  # not every object can be weakly referred to
+        try:  # noqa: SIM105 - suppress() costs as much as the rest of this
             self._known[stream] = (attached, None, expected) if is_itself else known
+        except TypeError:  # not every object can be weakly referred to
+            pass
         return attached
 
     def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int] | None:
@@ -194,7 +204,7 @@ class SocketTable:
             del self._known[stream]
             return None
         # Found at once by the next sends, until the socket is idle.
-        attached.streams += (stream,)
+        attached.add(stream)
         self.by_stream[stream] = found = attached, probe, expected
         return found
 
@@ -257,7 +267,7 @@ class SocketTable:
         """Return the stream by which a socket was attached."""
         attached = self._by_ident[ident]
         keeper = attached.keeper() if attached.keeper is not None else None
-        return keeper if keeper is not None else attached.streams[0]
+        return keeper if keeper is not None else attached.stream
 
     def on_socket_failed(self, ident: int, error: int) -> None:
         """A send failed: a stream is broken by that, a datagram socket is not."""
@@ -283,9 +293,10 @@ class SocketTable:
                 self._detach(attached)
             elif len(self._suspended) > SUSPENDED_MOST:
                 self._detach(next(iter(self._suspended.values())))
-        for stream in attached.streams:
+        self.by_stream.pop(attached.stream, None)
+        for stream in attached.others:
             self.by_stream.pop(stream, None)
-        attached.streams = ()
+        attached.stream, attached.others = None, ()
 
     def detach_suspended(self) -> None:
         """Forget the sockets that are suspended: the ring ends."""
