@@ -87,7 +87,7 @@ class Queueing:
         known = self._streams.get(stream)
         if known is None:
             return self._queue_any(stream, data, flags)
-        socket, probe, expected = known
+        socket, probe, expected, _ = known
         if probe() != expected or not socket.connected:
             return self._queue_any(stream, data, flags)
         # Wrong threads, forked children and closed contexts are refused by the native part.

@@ -46,7 +46,6 @@ class AttachedSocket:
         "connected",
         "datagram",
         "detached",
-        "fd",
         "handle",
         "ident",
         "inode",
@@ -58,11 +57,8 @@ class AttachedSocket:
     )
 
     def __init__(
-        self, inode: int, ident: int, handle: Any, fd: int, *, datagram: bool, connected: bool
+        self, inode: int, ident: int, handle: Any, *, datagram: bool, connected: bool
     ) -> None:
-        # The program's own descriptor when the socket was attached or resumed; it may be another's
-        # by now.
-        self.fd = fd
         self.datagram = datagram
         self.connected = connected
         self.inode = inode
@@ -93,12 +89,13 @@ class SocketTable:
         # Set by the ring: has a turn taken soon.
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
-        # With a function, and what that gives for as long as the stream has its socket.
-        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int]] = {}
+        # With a function, what that gives for as long as the stream has its socket, and by which
+        # descriptor it has it.
+        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int, int]] = {}
         # The same for all streams that were sent to; a stream is never kept alive by that, so what
         # is a socket itself is asked itself.
         self._known: weakref.WeakKeyDictionary[
-            object, tuple[AttachedSocket, Callable[[], int] | None, int]
+            object, tuple[AttachedSocket, Callable[[], int] | None, int, int]
         ] = weakref.WeakKeyDictionary()
         self._by_inode: dict[int, AttachedSocket] = {}
         self._by_ident: dict[int, AttachedSocket] = {}
@@ -117,13 +114,13 @@ class SocketTable:
         """
         known = self.by_stream.get(stream) or self._recall(stream)
         if known is not None:
-            attached, probe, expected = known
+            attached, probe, expected, fd = known
             if probe() != expected:
                 raise closed_error(stream)
             if attached.connected or unconnected:
                 return attached
             # A UDP socket may have been connected meanwhile.
-            attached.connected = bool(socket_info(descriptor_of(stream)[0]).connected)
+            attached.connected = bool(socket_info(fd).connected)
             if attached.connected:
                 return attached
             raise _no_peer()
@@ -142,7 +139,7 @@ class SocketTable:
         attached.keeper = weakref.ref(stream)
         # What keeps messages apart is sent past the ring; a group refuses it like a plain socket.
         if info.type != socket.SOCK_SEQPACKET:
-            self._known[stream] = attached, sock.fileno, fd
+            self._known[stream] = attached, sock.fileno, fd, fd
         return attached
 
     def let_go(self, attached: AttachedSocket, name: object) -> bool:
@@ -155,7 +152,7 @@ class SocketTable:
         attached.let_go = True
         self._known.pop(name, None)
         attached.add(name)
-        self.by_stream[name] = attached, _has_no_socket, 0
+        self.by_stream[name] = attached, _has_no_socket, 0, -1
         # Told as an event, behind the failures that are still to be told.
         idle = self._native.tell_idle(attached.handle)
         self.turn_soon()
@@ -181,31 +178,31 @@ class SocketTable:
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
         attached.add(stream)
-        self.by_stream[stream] = known = attached, probe, expected
+        self.by_stream[stream] = known = attached, probe, expected, fd
         is_itself = getattr(probe, "__self__", None) is stream
         try:  # noqa: SIM105 - suppress() costs as much as the rest of this
-            self._known[stream] = (attached, None, expected) if is_itself else known
+            self._known[stream] = (attached, None, expected, fd) if is_itself else known
         except TypeError:  # not every object can be weakly referred to
             pass
         return attached
 
-    def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int] | None:
+    def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int, int] | None:
         """Return what was known of a stream, with its socket resumed; ``None`` if nothing was."""
         known = self._known.get(stream)
         if known is None:
             return None
-        attached, probe, expected = known
+        attached, probe, expected, fd = known
         probe = probe or stream.fileno
         if (
             attached.detached
             or probe() != expected
-            or (attached.suspended and not self._resume(attached, attached.fd))
+            or (attached.suspended and not self._resume(attached, fd))
         ):
             del self._known[stream]
             return None
         # Found at once by the next sends, until the socket is idle.
         attached.add(stream)
-        self.by_stream[stream] = found = attached, probe, expected
+        self.by_stream[stream] = found = attached, probe, expected, fd
         return found
 
     def _find(self, fd: int, info: SocketInfo) -> AttachedSocket | None:
@@ -229,7 +226,6 @@ class SocketTable:
         if number:
             raise os_error(number)
         attached.suspended = False
-        attached.fd = fd
         del self._suspended[attached.ident]
         # If the send is refused after all, that turn tells that the socket is idle.
         self.turn_soon()
@@ -241,7 +237,7 @@ class SocketTable:
         handle = self._native.attach(fd, ident, info, _learned.pop(info.inode, None))
         self._next = ident
         attached = AttachedSocket(
-            info.inode, ident, handle, fd, datagram=datagram, connected=bool(info.connected)
+            info.inode, ident, handle, datagram=datagram, connected=bool(info.connected)
         )
         self._by_inode[info.inode] = self._by_ident[ident] = attached
         return attached

@@ -198,3 +198,16 @@ async def test_it_does_not_keep_its_stream_alive(driver: str) -> None:
             assert gone() is None
             assert not ring._sockets._known
             assert receive_exactly(peer, 4) == b"data"
+
+
+async def test_it_is_resumed_by_the_descriptor_of_the_object_that_is_sent_to(driver: str) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
+            await group.send(client, b"one, ")
+            await until_suspended(ring)
+            with client.dup() as twin:
+                await group.send(twin, b"two, ")
+                await until_suspended(ring)
+            # The descriptor by which it was attached last is closed.
+            await group.send(client, b"three")
+        assert receive_exactly(peer, 15) == b"one, two, three"
