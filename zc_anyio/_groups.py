@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Literal, Self
 
 import anyio
-import anyio.lowlevel
 
 from ._opening import current_ring, open_ring
 from ._ring import Ring, ZeroCopy

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, TypeAlias, cast
 
 import anyio
-import anyio.lowlevel
 
 __all__ = ["AsyncioLoop", "Loop", "Readable", "TrioLoop", "Waiter", "running_loop"]
 

@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
 import anyio
-import anyio.lowlevel
 
 from . import _capabilities
 from ._errors import DriverUnavailable

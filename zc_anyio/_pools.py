@@ -16,7 +16,6 @@ from sys import getrefcount
 from typing import Any, Literal, TypeAlias
 
 import anyio
-import anyio.lowlevel
 
 from ._lib import (
     PAGES_ORDINARY,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 
+from tests.streams.pairs import settle
 from zc_anyio._loops import Waiter, running_loop
 
 pytestmark = pytest.mark.anyio
@@ -14,11 +14,6 @@ pytestmark = pytest.mark.anyio
 async def wait(waiter: Waiter, woken: list[str]) -> None:
     await waiter
     woken.append("woken")
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await checkpoint()
 
 
 async def test_a_task_sleeps_until_it_is_woken() -> None:
