@@ -106,7 +106,7 @@ test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is t
 	done
 
 clean: ## Remove all that was built and installed here
-	rm -rf $(VENV) .venvs build dist *.egg-info zc_anyio/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venvs build dist *.egg-info zc_anyio/_native/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created: scripts/install_debian_packages

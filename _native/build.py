@@ -1,4 +1,4 @@
-"""Build of the extension module ``zc_anyio._zc`` (cffi API mode, stable ABI).
+"""Build of the extension module ``zc_anyio._native._zc`` (cffi API mode, stable ABI).
 
 ``zc.h`` is written once: the text between its ``/* cdef begin */`` and ``/* cdef end */`` lines is
 what cffi, and so Python, sees.  The C files next to this one are compiled with strict warnings;
@@ -25,7 +25,7 @@ from cffi import FFI
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-MODULE = "zc_anyio._zc"
+MODULE = "zc_anyio._native._zc"
 LIBURING_MINIMUM = "2.3"
 
 # setuptools wants the paths of sources relative to setup.py, whose directory is the current one.

@@ -30,7 +30,7 @@ from anyio.abc import SocketStream
 
 import zc_anyio
 from benchmarks.lab.receiver import receiving
-from zc_anyio import _opening
+from zc_anyio._ring import opening as _opening
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},

@@ -1,8 +1,8 @@
 """Zero-copy network sends over io_uring, with the lifetime of a buffer as a scope, for anyio."""
 
-from ._buffers import Buffer, Data
-from ._capabilities import Capabilities
-from ._connect import (
+from ._base.errors import DriverUnavailable
+from ._base.reports import GroupStatistics, Notification, RingStatistics, SendFailure
+from ._connecting.connect import (
     as_trio_stream,
     connect_tcp,
     connect_unix,
@@ -13,13 +13,13 @@ from ._connect import (
     wrap_listener,
     wrap_stream,
 )
-from ._contexts import Generation
-from ._errors import DriverUnavailable
-from ._events import GroupStatistics, Notification, RingStatistics, SendFailure
-from ._groups import SendGroup, send_group
-from ._opening import Driver, current_ring, open_ring
-from ._pools import BufferPool, open_buffer_pool
-from ._ring import Ring, ZeroCopy
+from ._ring.capabilities import Capabilities
+from ._ring.contexts import Generation
+from ._ring.opening import Driver, current_ring, open_ring
+from ._ring.ring import Ring, ZeroCopy
+from ._sending.buffers import Buffer, Data
+from ._sending.groups import SendGroup, send_group
+from ._sending.pools import BufferPool, open_buffer_pool
 from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
 from .listeners import ZeroCopySocketListener
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import anyio
 
-from ._measure import Measurement, MeasurementFailed, measure
-from ._report import Report, as_json, survey
+from ._doctor.measure import Measurement, MeasurementFailed, measure
+from ._doctor.report import Report, as_json, survey
 
 WORKS, WORKS_NOT, UNABLE = 0, 1, 2
 DEFAULT_SECONDS = 10.0
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         return run(options, None)
     try:
-        from . import _display
+        from ._doctor import display
     except ImportError as exc:
         return fail(f"the report needs rich: install zc_anyio[cli], or ask for --json ({exc})")
-    return run(options, _display)
+    return run(options, display)
 
 
 def run(options: argparse.Namespace, display: Display | None) -> int:

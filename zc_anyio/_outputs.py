@@ -10,14 +10,14 @@ from typing import Any
 
 import anyio
 
-from ._buffers import Buffer
-from ._errors import os_error
-from ._groups import send_group
-from ._lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
-from ._receiving import Receiver
-from ._ring import Ring
-from ._senders import Sender
-from ._sockets import AttachedSocket
+from ._base.errors import os_error
+from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
+from ._receiving.receiver import Receiver
+from ._ring.ring import Ring
+from ._ring.sockets import AttachedSocket
+from ._sending.buffers import Buffer
+from ._sending.groups import send_group
+from ._sending.senders import Sender
 
 __all__ = ["STREAM_WINDOW", "Output"]
 

@@ -12,12 +12,12 @@ import anyio
 from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
 from anyio.lowlevel import checkpoint
 
-from ._buffers import Buffer
-from ._halves import Half
-from ._lib import NO_ADDRESS, address_of
+from ._base.halves import Half
+from ._native.lib import NO_ADDRESS, address_of
 from ._outputs import Output
-from ._receiving import DirectReceiver
-from ._ring import Ring
+from ._receiving.receiver import DirectReceiver
+from ._ring.ring import Ring
+from ._sending.buffers import Buffer
 
 __all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
 

@@ -14,8 +14,8 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from ._connect import connect_tcp, connect_unix
-from ._ring import Ring
+from ._connecting.connect import connect_tcp, connect_unix
+from ._ring.ring import Ring
 from .streams import ZeroCopySocketStream
 
 try:

@@ -11,10 +11,10 @@ from anyio import ResourceGuard
 from anyio.abc import SocketListener
 from anyio.lowlevel import checkpoint
 
-from ._opening import require_ring
-from ._receiving import DirectAcceptor, is_shortage, wait_shortage
-from ._ring import Ring
-from ._takeover import take_socket
+from ._base.takeover import take_socket
+from ._receiving.receiver import DirectAcceptor, is_shortage, wait_shortage
+from ._ring.opening import require_ring
+from ._ring.ring import Ring
 from .streams import ZeroCopySocketStream, make_unix_stream
 
 __all__ = ["ZeroCopySocketListener"]

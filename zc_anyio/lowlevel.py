@@ -17,11 +17,11 @@ from collections.abc import Iterable
 import anyio
 import anyio.lowlevel
 
-from ._buffers import Data
-from ._errors import os_error
-from ._lib import SEND_FLUSH
-from ._ring import Ring
-from ._senders import DEFAULT_WINDOW, Sender
+from ._base.errors import os_error
+from ._native.lib import SEND_FLUSH
+from ._ring.ring import Ring
+from ._sending.buffers import Data
+from ._sending.senders import DEFAULT_WINDOW, Sender
 
 __all__ = [
     "MAX_TX_CONTEXTS",

@@ -16,15 +16,15 @@ from anyio import wait_writable
 from anyio.abc import SocketStream, UNIXSocketStream
 from anyio.lowlevel import checkpoint
 
-from ._brief_waits import BriefWaits
-from ._buffers import Buffer
-from ._halves import Half
-from ._opening import require_ring
+from ._base.halves import Half
+from ._base.takeover import take_socket
 from ._outputs import Output
-from ._receiving import DirectReceiver, ReceivedBefore, Receiver
-from ._ring import Ring
-from ._ring_receiving import make_receiver
-from ._takeover import take_socket
+from ._receiving.brief_waits import BriefWaits
+from ._receiving.receiver import DirectReceiver, ReceivedBefore, Receiver
+from ._receiving.through_ring import make_receiver
+from ._ring.opening import require_ring
+from ._ring.ring import Ring
+from ._sending.buffers import Buffer
 
 __all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream", "make_unix_stream"]
 

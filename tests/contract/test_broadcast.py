@@ -150,8 +150,8 @@ async def test_broadcasts_that_only_yield_to_others_leave_together(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A broadcast that took long yields at its end; here each does, and no tick comes between.
-    monkeypatch.setattr("zc_anyio._ring.YIELD_SECONDS", 0)
-    monkeypatch.setattr("zc_anyio._reaper.TICK_SECONDS", 3600)
+    monkeypatch.setattr("zc_anyio._ring.ring.YIELD_SECONDS", 0)
+    monkeypatch.setattr("zc_anyio._ring.reaper.TICK_SECONDS", 3600)
     with ExitStack() as stack:
         pairs = [stack.enter_context(tcp_pair()) for _ in range(5)]
         readers = [stack.enter_context(Reader(peer)) for _, peer in pairs]
@@ -171,7 +171,7 @@ async def test_broadcasts_that_only_yield_to_others_leave_together(
 async def test_what_a_sender_queues_that_goes_on_yielding_does_leave(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zc_anyio._ring.YIELD_SECONDS", 0)
+    monkeypatch.setattr("zc_anyio._ring.ring.YIELD_SECONDS", 0)
     with tcp_pair() as (client, peer):
         peer.settimeout(0)
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:

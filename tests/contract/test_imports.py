@@ -1,83 +1,101 @@
-"""The package: order of its modules, what importing it needs, its public names."""
+"""The package: order of its rooms, what importing it needs, its public names."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import zc_anyio
 
 PACKAGE = Path(zc_anyio.__file__).parent
-# Each imports only from those before it.
-ORDER = [
-    "_errors",
-    "_events",
-    "_lib",
-    "_native_ring",
-    "_capabilities",
-    "_buffers",
-    "_files",
-    "_loops",
-    "_reaper",
-    "_descriptors",
-    "_sockets",
-    "_contexts",
-    "_ring",
-    "_opening",
-    "_pools",
-    "_queueing",
-    "_senders",
-    "_groups",
-    "_brief_waits",
-    "_halves",
-    "_receiving",
-    "_ring_receiving",
-    "_outputs",
-    "_takeover",
-    "streams",
-    "listeners",
-    "datagrams",
-    "_trio_stream",
-    "_connect",
-    "httpcore",
-    "lowlevel",
-    "_measure",
-    "_report",
-    "_display",
-    "__main__",
+# From the bottom to the top: rooms, and modules that stand for themselves.  Each imports only from
+# those on lower floors.
+FLOORS = [
+    {"_base"},
+    {"_native"},
+    {"_ring"},
+    {"_sending"},
+    {"_receiving", "_doctor", "lowlevel"},
+    {"_outputs"},
+    {"streams", "datagrams"},
+    {"listeners"},
+    {"_connecting"},
+    {"httpcore"},
+    {"__main__"},
 ]
 
 
-def imported_here(tree: ast.AST) -> set[str]:
-    """Return the modules of the package that a module imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            if node.module is None:
-                found |= {alias.name for alias in node.names}
+def room_of(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
+
+
+def imports() -> dict[str, set[str]]:
+    """Return what each module of the package imports from it, anywhere in it."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths}
+    modules = set(names.values())
+
+    def module_named(name: str) -> str:
+        # What is imported from a module may be a module itself, or a name in it.
+        return name if name in modules or name == "_native._zc" else name.rpartition(".")[0]
+
+    found: dict[str, set[str]] = {}
+    for path, name in names.items():
+        here = found.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                parts = ["zc_anyio", *name.split(".")][: -node.level] if node.level else []
+                base = ".".join([*parts, *(node.module or "").split(".")]).rstrip(".")
+                targets = [f"{base}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
             else:
-                found.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zc_anyio"):
-            found.add((node.module or "").removeprefix("zc_anyio.").split(".")[0])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("zc_anyio.")}
+                continue
+            here |= {
+                module_named(target.removeprefix("zc_anyio."))
+                for target in targets
+                if target.startswith("zc_anyio.")
+            }
     return found
 
 
-def test_modules_import_only_what_stands_before_them() -> None:
-    seen: set[str] = set()
-    for name in ORDER:
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-        allowed = seen | ({"_zc"} if name == "_lib" else set())
-        assert imported_here(tree) <= allowed, name
-        seen.add(name)
+def test_rooms_import_only_from_lower_floors() -> None:
+    below: set[str] = set()
+    floors: dict[str, set[str]] = {}
+    for floor in FLOORS:
+        floors |= {room: below | {room} for room in floor}
+        below |= floor
+    for module, imported in imports().items():
+        rooms = {room_of(name) for name in imported}
+        assert rooms <= floors[room_of(module)], module
 
 
-def test_the_order_is_complete() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+def test_every_module_has_a_floor() -> None:
+    assert {room_of(module) for module in imports()} == set().union(*FLOORS)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(imports()).prepare()
+
+
+def test_only_one_module_imports_the_extension() -> None:
+    assert {module for module, names in imports().items() if "_native._zc" in names} == {
+        "_native.lib"
+    }
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.glob("_[a-z]*/")))
+def test_a_room_says_what_it_is_for_and_exports_nothing(room: str) -> None:
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1
+    assert len(list((PACKAGE / room).glob("*.py"))) <= 9  # eight modules and this one
 
 
 def test_public_names() -> None:

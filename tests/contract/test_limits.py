@@ -124,7 +124,7 @@ import anyio._backends._asyncio
 for name in [name for name in sys.modules if name.split(".")[0] == "zc_anyio"]:
     del sys.modules[name]
 sys.platform = "darwin"
-sys.modules["zc_anyio._zc"] = None  # importing it fails
+sys.modules["zc_anyio._native._zc"] = None  # importing it fails
 sys.modules["resource"] = None
 import zc_anyio
 

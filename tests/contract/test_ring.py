@@ -32,8 +32,8 @@ from tests.support.waiting import (
     until_parked,
 )
 from tests.support.watch import Watch, descriptors
-from zc_anyio._lib import AGAIN
-from zc_anyio._reaper import RETRY_SECONDS
+from zc_anyio._native.lib import AGAIN
+from zc_anyio._ring.reaper import RETRY_SECONDS
 
 MIB = 1 << 20
 

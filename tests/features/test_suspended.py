@@ -19,7 +19,7 @@ import pytest
 import zc_anyio
 from tests.support.peers import receive_exactly, receive_to_end, reset, tcp_pair, wrap
 from tests.support.waiting import until
-from zc_anyio._reaper import TICK_SECONDS
+from zc_anyio._ring.reaper import TICK_SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -171,7 +171,7 @@ async def test_no_descriptor_is_left_to_resume_it(driver: str) -> None:
 
 
 async def test_so_many_are_remembered(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zc_anyio._sockets.SUSPENDED_MOST", 2)
+    monkeypatch.setattr("zc_anyio._ring.sockets.SUSPENDED_MOST", 2)
     with ExitStack() as stack:
         pairs = [stack.enter_context(tcp_pair()) for _ in range(5)]
         async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:

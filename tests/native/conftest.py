@@ -10,7 +10,7 @@ from tests.native.harness import Queue
 from tests.native.model_state import (
     DATAGRAM,
 )
-from zc_anyio._zc import lib
+from zc_anyio._native._zc import lib
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.native.model_state import (
     STAGE_SLAB,
     STREAM,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 MEMORY = ffi.new("char[]", 1 << 16)
 SOCK, CTX = 100, 200  # ids: these, then the next ones

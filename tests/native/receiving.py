@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from tests.support.waiting import LIMIT
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 READY, AGAIN = lib.ZC_EV_READY, lib.ZC_EV_AGAIN
 RECEIVE, POLL = lib.ZC_RX_RECEIVE, lib.ZC_RX_POLL

@@ -37,7 +37,7 @@ from tests.native.model_state import (
     Req,
     Sock,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 # Sends are cut from the content; staging memory follows it.
 CONTENT = random.Random(1).randbytes(1 << 20)

@@ -12,7 +12,7 @@ from tests.native.model_state import (
     FAILED,
     MUTABLE,
 )
-from zc_anyio._zc import lib
+from zc_anyio._native._zc import lib
 
 
 @pytest.mark.parametrize("result", [-errno.ECANCELED, 10, 30])

@@ -35,7 +35,7 @@ from tests.native.model_state import (
 )
 from tests.support.peers import parked_pair, reset, tcp_pair
 from tests.support.waiting import LIMIT
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 THRESHOLD = 1000
 # Of so many bytes it is always known whether they go zero-copy.

@@ -20,7 +20,7 @@ from tests.native.model_state import (
     REGISTERED,
     STREAM,
 )
-from zc_anyio._zc import lib
+from zc_anyio._native._zc import lib
 
 
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR, errno.ECANCELED])

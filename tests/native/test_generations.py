@@ -28,7 +28,7 @@ from tests.native.model_state import (
     TURN_SENDS,
     WINDOW,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 ERRORS = [errno.EBADF, errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.native.harness import SOCK, Queue, idle
-from zc_anyio._zc import lib
+from zc_anyio._native._zc import lib
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.native.model_state import (
     NEVER,
     STREAM,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 # --- completions that nobody waits for, slots
 

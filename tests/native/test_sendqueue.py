@@ -16,7 +16,7 @@ from tests.native.model_state import (
     REGISTERED,
     REGISTERED_ZERO_COPY,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 
 def test_one_request_at_a_time_on_a_stream(q: Queue) -> None:

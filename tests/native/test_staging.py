@@ -14,7 +14,7 @@ from tests.native.model_state import (
     STAGE_SLAB,
     STAGED,
 )
-from zc_anyio._zc import ffi, lib
+from zc_anyio._native._zc import ffi, lib
 
 
 def test_small_sends_share_a_run(queues: list[Queue]) -> None:

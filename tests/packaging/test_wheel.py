@@ -134,7 +134,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     venv.create(directory / "venv", with_pip=True)
     python = directory / "venv" / "bin" / "python"
     succeed(python, "-m", "pip", "--disable-pip-version-check", "install", wheel, cwd=directory)
-    locate = "import zc_anyio._zc as module; print(module.__file__)"
+    locate = "import zc_anyio._native._zc as module; print(module.__file__)"
     extension = Path(succeed(python, "-c", locate, cwd=directory).strip())
     return Environment(python, extension)
 
@@ -149,8 +149,8 @@ def test_contents(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {
         "zc_anyio/__init__.py",
-        "zc_anyio/_zc.abi3.so",
-        "zc_anyio/_zc.pyi",
+        "zc_anyio/_native/_zc.abi3.so",
+        "zc_anyio/_native/_zc.pyi",
         "zc_anyio/py.typed",
     } <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"zc_anyio"}

@@ -14,8 +14,8 @@ import pytest
 import zc_anyio
 from tests.streams.pairs import connected, facing, settle
 from tests.support.backends import only_asyncio
-from zc_anyio import _brief_waits
-from zc_anyio._brief_waits import FAILURE, LARGE, TRUST, BriefWaits
+from zc_anyio._receiving import brief_waits as _brief_waits
+from zc_anyio._receiving.brief_waits import FAILURE, LARGE, TRUST, BriefWaits
 
 LONG = 1e9
 

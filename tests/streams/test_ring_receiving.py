@@ -18,8 +18,8 @@ from tests.conftest import usable
 from tests.streams.pairs import connected, facing, settle
 from tests.support.backends import only_asyncio
 from tests.support.waiting import LIMIT, until
-from zc_anyio import _ring_receiving
-from zc_anyio._lib import rx_ready
+from zc_anyio._native.lib import rx_ready
+from zc_anyio._receiving import through_ring as _ring_receiving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from tests.streams.pairs import settle
-from zc_anyio._loops import Waiter, running_loop
+from zc_anyio._base.loops import Waiter, running_loop
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ import anyio.lowlevel
 from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from ._events import Notification
-from ._native_ring import NativeRing
-from ._reaper import Reaper
+from .._base.reports import Notification
+from .._native.ring import NativeRing
+from .reaper import Reaper
 
 __all__ = ["Context", "Generation", "Lease"]
 

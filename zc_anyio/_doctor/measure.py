@@ -13,11 +13,11 @@ from time import perf_counter, process_time
 import anyio
 from anyio.abc import SocketStream
 
-from ._errors import DriverUnavailable
-from ._groups import send_group
-from ._opening import Driver, open_ring
-from ._pools import open_buffer_pool
-from ._ring import Ring, ZeroCopy
+from .._base.errors import DriverUnavailable
+from .._ring.opening import Driver, open_ring
+from .._ring.ring import Ring, ZeroCopy
+from .._sending.groups import send_group
+from .._sending.pools import open_buffer_pool
 
 __all__ = ["Loopback", "Measured", "Measurement", "MeasurementFailed", "measure", "try_loopback"]
 

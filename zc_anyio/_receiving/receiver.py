@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from ._brief_waits import BriefWaits
-from ._buffers import Buffer
-from ._loops import AsyncioLoop, Loop
-from ._ring import Ring
+from .._base.loops import AsyncioLoop, Loop
+from .._ring.ring import Ring
+from .._sending.buffers import Buffer
+from .brief_waits import BriefWaits
 
 __all__ = [
     "CallbackReceiver",

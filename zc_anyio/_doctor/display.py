@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ._capabilities import System
-from ._measure import Loopback, Measured, Measurement
-from ._report import DriverReport, Report
+from .._ring.capabilities import System
+from .measure import Loopback, Measured, Measurement
+from .report import DriverReport, Report
 
 __all__ = ["show", "show_measurement", "waiting"]
 

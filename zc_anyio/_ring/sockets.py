@@ -21,10 +21,10 @@ from typing import Any
 
 import anyio
 
-from ._descriptors import closed_error, descriptor_of
-from ._errors import os_error
-from ._lib import SocketInfo, socket_info
-from ._native_ring import NativeRing
+from .._base.errors import os_error
+from .._native.lib import SocketInfo, socket_info
+from .._native.ring import NativeRing
+from .descriptors import closed_error, descriptor_of
 
 __all__ = ["AttachedSocket", "SocketTable"]
 

@@ -9,12 +9,12 @@ import anyio.to_thread
 from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from ._buffers import Buffer, Data
-from ._contexts import Generation
-from ._events import GroupStatistics, Notification, SendFailure
-from ._files import PIECE, File, Piece, map_piece, open_part, truncated
-from ._lib import SEND_UNSTAGED, address_of
-from ._queueing import Queueing
+from .._base.reports import GroupStatistics, Notification, SendFailure
+from .._native.lib import SEND_UNSTAGED, address_of
+from .._ring.contexts import Generation
+from .buffers import Buffer, Data
+from .files import PIECE, File, Piece, map_piece, open_part, truncated
+from .queueing import Queueing
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import anyio
 from anyio import CancelScope, Event
 
-from ._lib import (
+from .._base.loops import Loop
+from .._native.lib import (
     AGAIN,
     FAILED,
     IDLE,
@@ -24,8 +25,7 @@ from ._lib import (
     RESULT,
     WINDOW,
 )
-from ._loops import Loop
-from ._native_ring import EVENTS_A_TURN, NativeRing
+from .._native.ring import EVENTS_A_TURN, NativeRing
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 

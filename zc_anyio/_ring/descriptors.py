@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
-from ._errors import os_error
+from .._base.errors import os_error
 
 __all__ = ["closed_error", "descriptor_of"]
 

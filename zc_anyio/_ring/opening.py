@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 
-from . import _capabilities
-from ._errors import DriverUnavailable
-from ._native_ring import NativeRing
-from ._ring import Ring, ZeroCopy
+from .._base.errors import DriverUnavailable
+from .._native.ring import NativeRing
+from .capabilities import memlock_limit, of_ring
+from .ring import Ring, ZeroCopy
 
 __all__ = ["DEFAULT_ENTRIES", "Driver", "current_ring", "open_ring", "require_ring"]
 
@@ -85,13 +85,13 @@ async def open_ring(
         raise ValueError("threshold, staging and drain_timeout must not be negative")
     native, unavailable = _open_native(driver, entries)
     try:
-        limit = _capabilities.memlock_limit()
+        limit = memlock_limit()
         if limit is not None:
             native.lockable(limit)
         if staging:
             # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
             native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
-        capabilities = _capabilities.of_ring(native, unavailable)
+        capabilities = of_ring(native, unavailable)
         ring = Ring(native, capabilities, zero_copy=zero_copy, threshold=threshold)
     except BaseException:
         native.close()

@@ -14,12 +14,12 @@ from anyio.abc import IPAddressType, SocketListener, SocketStream
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSStream
 
-from ._opening import require_ring
-from ._ring import Ring
-from ._takeover import take_socket
-from .datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
-from .listeners import ZeroCopySocketListener
-from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, make_unix_stream
+from .._base.takeover import take_socket
+from .._ring.opening import require_ring
+from .._ring.ring import Ring
+from ..datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
+from ..listeners import ZeroCopySocketListener
+from ..streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, make_unix_stream
 
 if TYPE_CHECKING:
     import trio.abc
@@ -343,7 +343,7 @@ def as_trio_stream(stream: ZeroCopySocketStream) -> trio.abc.HalfCloseableStream
 
     It raises trio's exceptions, and is for programs that run on trio.
     """
-    from ._trio_stream import TrioStream
+    from .trio_stream import TrioStream
 
     return TrioStream(stream)
 

@@ -11,9 +11,9 @@ from typing import Literal, Self
 
 import anyio
 
-from ._opening import current_ring, open_ring
-from ._ring import Ring, ZeroCopy
-from ._senders import DEFAULT_WINDOW, Sender
+from .._ring.opening import current_ring, open_ring
+from .._ring.ring import Ring, ZeroCopy
+from .senders import DEFAULT_WINDOW, Sender
 
 __all__ = ["SendGroup", "send_group"]
 

@@ -8,11 +8,9 @@ from typing import Any, cast
 
 import anyio
 
-from ._buffers import Buffer, Data, exporter_of, pin
-from ._contexts import Context, Lease
-from ._errors import os_error
-from ._events import SendFailure
-from ._lib import (
+from .._base.errors import os_error
+from .._base.reports import SendFailure
+from .._native.lib import (
     SEND_REGISTERED,
     SEND_UNSTAGED,
     SENT_FLAGS,
@@ -25,8 +23,10 @@ from ._lib import (
     queue_to,
     queue_vector,
 )
-from ._ring import Ring, ZeroCopy
-from ._sockets import AttachedSocket
+from .._ring.contexts import Context, Lease
+from .._ring.ring import Ring, ZeroCopy
+from .._ring.sockets import AttachedSocket
+from .buffers import Buffer, Data, exporter_of, pin
 
 __all__ = ["Queueing"]
 

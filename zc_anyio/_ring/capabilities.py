@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._native_ring import NativeRing
+from .._native.ring import NativeRing
 
 __all__ = ["Capabilities", "System"]
 

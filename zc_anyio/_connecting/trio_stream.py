@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import anyio
 import trio
 
-from .streams import ZeroCopySocketStream
+from ..streams import ZeroCopySocketStream
 
 __all__ = ["TrioStream"]
 

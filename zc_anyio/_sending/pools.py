@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 
-from ._lib import (
+from .._native.lib import (
     PAGES_ORDINARY,
     PAGES_RESERVED,
     PAGES_TRANSPARENT,
@@ -26,8 +26,8 @@ from ._lib import (
     map_memory,
     part_of,
 )
-from ._opening import require_ring
-from ._ring import Ring
+from .._ring.opening import require_ring
+from .._ring.ring import Ring
 
 __all__ = ["BufferPool", "open_buffer_pool"]
 

@@ -6,8 +6,8 @@ import errno
 import sys
 from typing import Any
 
-from ._errors import DriverUnavailable, os_error
-from ._lib import POLICIES, SocketInfo, check, ffi, lib
+from .._base.errors import DriverUnavailable, os_error
+from .lib import POLICIES, SocketInfo, check, ffi, lib
 
 __all__ = ["EVENTS_A_TURN", "NativeRing"]
 

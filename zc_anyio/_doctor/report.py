@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ._capabilities import Capabilities, System, of_system
-from ._errors import DriverUnavailable
-from ._measure import Loopback, Measurement, try_loopback
-from ._native_ring import NativeRing
-from ._opening import DEFAULT_ENTRIES, Driver, open_ring
+from .._base.errors import DriverUnavailable
+from .._native.ring import NativeRing
+from .._ring.capabilities import Capabilities, System, of_system
+from .._ring.opening import DEFAULT_ENTRIES, Driver, open_ring
+from .measure import Loopback, Measurement, try_loopback
 
 __all__ = ["DriverReport", "Report", "as_json", "survey"]
 

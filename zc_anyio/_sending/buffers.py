@@ -16,7 +16,7 @@ if sys.version_info >= (3, 12):
 else:
     from typing_extensions import Buffer
 
-from ._lib import SEND_MUTABLE, from_buffer, map_address, pointer_to
+from .._native.lib import SEND_MUTABLE, from_buffer, map_address, pointer_to
 
 __all__ = ["Buffer", "Data", "exporter_of", "pin"]
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from ._brief_waits import BriefWaits
-from ._errors import os_error
-from ._lib import (
+from .._base.errors import os_error
+from .._base.loops import Waiter
+from .._native.lib import (
     RX_POLL,
     RX_RECEIVE,
     rx_consume,
@@ -25,12 +25,12 @@ from ._lib import (
     rx_ready,
     unpack,
 )
-from ._loops import Waiter
-from ._receiving import CallbackReceiver, Receiver, make_direct_receiver
-from ._ring import Ring
+from .._ring.ring import Ring
+from .brief_waits import BriefWaits
+from .receiver import CallbackReceiver, Receiver, make_direct_receiver
 
 if TYPE_CHECKING:
-    from ._buffers import Buffer
+    from .._sending.buffers import Buffer
 
 __all__ = ["RingReceiver", "make_receiver"]
 

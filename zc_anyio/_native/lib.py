@@ -1,6 +1,6 @@
 """The native part's constants and functions; the only module that imports the extension.
 
-Negative errnos become exceptions here and in ``_native_ring.py``, and nowhere else, except for the
+Negative errnos become exceptions here and in ``ring.py``, and nowhere else, except for the
 answers that are part of a send's ordinary life (``EAGAIN``: the window is full; ``EPIPE``: the
 socket is broken), which the callers of :func:`queue` and :func:`broadcast` handle.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
-from ._errors import os_error
+from .._base.errors import os_error
 
 if sys.platform == "linux":
     from ._zc import ffi, lib

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeAlias
 
-from ._errors import os_error
-from ._lib import from_buffer
+from .._base.errors import os_error
+from .._native.lib import from_buffer
 
 __all__ = ["PIECE", "File", "Piece", "map_piece", "open_part", "truncated"]
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Literal, Protocol, TypeAlias
 
-from ._capabilities import Capabilities
-from ._contexts import Context, Lease
-from ._events import RingStatistics
-from ._lib import map_address
-from ._loops import running_loop
-from ._native_ring import NativeRing
-from ._reaper import Reaper
-from ._sockets import SocketTable
+from .._base.loops import running_loop
+from .._base.reports import RingStatistics
+from .._native.lib import map_address
+from .._native.ring import NativeRing
+from .capabilities import Capabilities
+from .contexts import Context, Lease
+from .reaper import Reaper
+from .sockets import SocketTable
 
 __all__ = ["Ring", "ZeroCopy"]
 
