@@ -95,6 +95,12 @@ struct ready_event {
 #define COPY_REQUESTS 32u
 #define COPY_REQUESTS_MOST 4096u
 /*
+ * What one turn submits at most, so that others of the event loop get theirs within milliseconds:
+ * over loopback a small send costs some 5 us of it, and a MiB that is copied 500.
+ */
+#define TURN_REQUESTS 128u
+#define TURN_SUBMITS_BYTES ((size_t)4 << 20)
+/*
  * After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again,
  * unless a notification makes room before that.
  */
@@ -123,6 +129,8 @@ struct zc_core {
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
+    size_t turn_bytes;         /* that this turn may still submit... */
+    uint32_t turn_requests;    /* ...in so many requests */
     pthread_t owner; /* the thread that may send... */
     bool disowned;   /* ...but not in a forked child */
     int64_t alloc_budget; /* for tests: how many allocations may still succeed; -1 is no limit */
@@ -280,6 +288,8 @@ void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, bool registered);
+void zc_begin_turn(struct zc_core *core);
+bool zc_turn_is_spent(const struct zc_core *core);
 struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);

@@ -116,13 +116,31 @@ static bool may_follow(const struct zc_send *before, const struct zc_send *send,
            (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
 }
 
+/* From here on requests are built until the turn has had its share. */
+void zc_begin_turn(struct zc_core *core)
+{
+    core->turn_bytes = TURN_SUBMITS_BYTES;
+    core->turn_requests = TURN_REQUESTS;
+}
+
+/* Whether the turn has had its share; nothing is built until the next begins. */
+bool zc_turn_is_spent(const struct zc_core *core)
+{
+    return !core->turn_requests || !core->turn_bytes;
+}
+
 /*
- * Builds the next request of any socket, or returns NULL: nothing is ready, or memory or slots are
- * out (the socket then stays ready for the next turn).
+ * Builds the next request of any socket, or returns NULL: nothing is ready, the turn has had its
+ * share, or memory or slots are out (the socket then stays ready for the next turn).
  */
 struct zc_req *zc_build_request(struct zc_core *core)
 {
     if (link_alone(&core->ready)) {
+        core->waiting_bytes = core->waiting_sends = 0;
+        return NULL;
+    }
+    if (zc_turn_is_spent(core)) {
+        /* The rest has a turn soon; what is queued until then asks for none of its own. */
         core->waiting_bytes = core->waiting_sends = 0;
         return NULL;
     }
@@ -178,6 +196,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
         req->msg.msg_namelen = req->covered[0]->to_size;
     }
     core->stats.requests++;
+    core->turn_requests--;
+    core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
     if (core->zero_copy_denied)
         core->zero_copy_denied--;
     if (sock->copy_left && !zero_copy)

@@ -10,6 +10,8 @@
 
 /* A turn ends here even if more is ready: the event loop has others to serve. */
 #define TURN_ROUNDS 8
+/* And after so many completions; of those that MSG_ZEROCOPY tells as a range, after so many sockets. */
+#define TURN_REAPS 2048u
 
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info)
 {
@@ -173,14 +175,16 @@ static void add_event(int64_t *events, int *count, int kind)
 
 /*
  * Reaps, submits, and writes what there is to tell.  Returns the number of events; the last may be
- * ZC_EV_LATER, and ZC_EV_AGAIN: something is ready that no completion will announce, so take another
- * turn soon.
+ * ZC_EV_LATER, and ZC_EV_AGAIN or ZC_EV_MORE: no completion will announce what is left, so take
+ * another turn.
  */
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
 {
     int taken = 0;
     if (!ring || !events || max_events < 3)
         return -EINVAL;
+    zc_begin_turn(ring->core);
+    ring->reaps_left = TURN_REAPS;
     for (int round = 0; round < TURN_ROUNDS; round++) {
         ring->driver->reap(ring);
         deal_with_broken(ring);
@@ -188,14 +192,17 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
         /* What a passing error leaves behind stays in the queue for the next turn. */
         if (taken < 0 && taken != -EAGAIN && taken != -EBUSY && taken != -EINTR)
             return taken;
-        if (taken <= 0)
+        if (taken <= 0 || zc_turn_is_spent(ring->core) || !ring->reaps_left)
             break;
     }
     int count = zc_events(ring->core, events, max_events - 2);
     if (!link_alone(&ring->core->lingering))
         add_event(events, &count, ZC_EV_LATER);
-    if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels) ||
-        !link_alone(&ring->receiver_work))
+    bool spent = zc_turn_is_spent(ring->core);
+    if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||
+        !link_alone(&ring->core->cancels) || !link_alone(&ring->receiver_work))
         add_event(events, &count, ZC_EV_AGAIN);
+    else if (spent || !ring->reaps_left || !link_alone(&ring->core->events))
+        add_event(events, &count, ZC_EV_MORE);
     return count;
 }

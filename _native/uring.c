@@ -33,10 +33,11 @@ static void reap(struct zc_ring *ring)
     }
     struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned count;
-    /* Until it is empty: one run of deferred task work may leave some, and signals no more of it. */
-    do {
+    /* Until it is empty, or the turn has had its share: one run of deferred task work may leave some, and signals no more of it. */
+    while (ring->reaps_left) {
         /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
-        count = io_uring_peek_batch_cqe(&ring->uring, cqes, REAP_BATCH);
+        count = io_uring_peek_batch_cqe(&ring->uring, cqes,
+                                        (unsigned)within(ring->reaps_left, 0, REAP_BATCH));
         for (unsigned i = 0; i < count; i++)
             if (cqes[i]->user_data == NOBODY)
                 continue;
@@ -45,7 +46,10 @@ static void reap(struct zc_ring *ring)
             else
                 zc_complete(ring->core, cqes[i]->user_data, cqes[i]->res, neutral_flags(cqes[i]));
         io_uring_cq_advance(&ring->uring, count);
-    } while (count);
+        ring->reaps_left -= count;
+        if (!count)
+            return;
+    }
 }
 
 /* The registered buffer that a vector lies in whole, or -1. */

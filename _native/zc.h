@@ -46,7 +46,8 @@
 #define ZC_EV_FAILED 2      /* a = context, b = socket, c = errno: one send of that context failed */
 #define ZC_EV_WINDOW 3      /* a = context: a send that was refused with EAGAIN fits now */
 #define ZC_EV_IDLE 4        /* a = socket: nothing of it is queued, in flight or held */
-#define ZC_EV_AGAIN 5       /* something is ready that no completion will announce: take a turn soon */
+#define ZC_EV_AGAIN 5       /* something is ready that could not be submitted: take a turn in a while */
+#define ZC_EV_MORE 9        /* the turn has had its share, and there is more: take one when others had theirs */
 
 /* What carries the sends of a ring. */
 #define ZC_DRIVER_IO_URING 0

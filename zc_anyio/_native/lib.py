@@ -23,6 +23,7 @@ __all__ = [
     "FAILED",
     "IDLE",
     "LATER",
+    "MORE",
     "NO_ADDRESS",
     "PAGES_ORDINARY",
     "PAGES_RESERVED",
@@ -81,6 +82,7 @@ RESULT: Final = _constant("ZC_EV_RESULT")
 READY: Final = _constant("ZC_EV_READY")
 LATER: Final = _constant("ZC_EV_LATER")
 AGAIN: Final = _constant("ZC_EV_AGAIN")
+MORE: Final = _constant("ZC_EV_MORE")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")

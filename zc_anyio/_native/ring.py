@@ -9,7 +9,7 @@ from typing import Any
 from .._base.errors import DriverUnavailable, os_error
 from .lib import POLICIES, SocketInfo, check, ffi, lib
 
-__all__ = ["EVENTS_A_TURN", "NativeRing"]
+__all__ = ["NativeRing"]
 
 EVENTS_A_TURN = 512
 
@@ -50,14 +50,13 @@ class NativeRing:
         self._stats: Any = ffi.new("struct zc_stats *")
         self._ticks = 0
 
-    def turn(self) -> tuple[int, list[int]]:
-        """Reap and submit; return how many events there are, and four integers for each.
+    def turn(self) -> list[int]:
+        """Reap and submit what one turn may; return four integers for each event.
 
-        The native part keeps what did not fit for the next call, so a full answer (see
-        :data:`EVENTS_A_TURN`) asks for another.
+        The native part keeps what did not fit for the next call; the last event says so.
         """
         count = check(lib.zc_ring_turn(self.ring, self._events, EVENTS_A_TURN), "io_uring_enter")
-        return count, self._event_view[: count * 4].tolist()
+        return self._event_view[: count * 4].tolist()
 
     def statistics(self) -> Any:
         """Return ``struct zc_stats``, overwritten by the next call."""

@@ -228,8 +228,9 @@ class Ring:
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
+        again = await self._reaper.wait_anyway(lambda: not self._reaper.more, RESET_SECONDS)
         self._sockets.detach_suspended()
-        return cancelled
+        return cancelled or again
 
     def _close(self) -> None:
         if self.is_foreign():

@@ -16,8 +16,9 @@ import errno
 import socket
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -26,7 +27,7 @@ from .._native.lib import SocketInfo, socket_info
 from .._native.ring import NativeRing
 from .descriptors import closed_error, descriptor_of
 
-__all__ = ["AttachedSocket", "SocketTable"]
+__all__ = ["AttachedSocket", "KnownSocket", "SocketTable"]
 
 # Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
 # of the latest.
@@ -81,6 +82,11 @@ class AttachedSocket:
             self.others += (stream,)
 
 
+# With a function, what that gives for as long as the stream has its socket, and by which descriptor
+# it has it.
+KnownSocket: TypeAlias = tuple[AttachedSocket, Callable[[], int], int, int]
+
+
 class SocketTable:
     """Finds, attaches and detaches the sockets of one ring."""
 
@@ -89,9 +95,7 @@ class SocketTable:
         # Set by the ring: has a turn taken soon.
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
-        # With a function, what that gives for as long as the stream has its socket, and by which
-        # descriptor it has it.
-        self.by_stream: dict[object, tuple[AttachedSocket, Callable[[], int], int, int]] = {}
+        self.by_stream: dict[object, KnownSocket] = {}
         # The same for all streams that were sent to; a stream is never kept alive by that, so what
         # is a socket itself is asked itself.
         self._known: weakref.WeakKeyDictionary[
@@ -101,6 +105,25 @@ class SocketTable:
         self._by_ident: dict[int, AttachedSocket] = {}
         self._suspended: OrderedDict[int, AttachedSocket] = OrderedDict()
         self._broken: OrderedDict[int, OSError] = OrderedDict()
+        # How many broadcasts are attaching their targets, and what became idle meanwhile.
+        self._broadcasts = 0
+        self._idle_meanwhile: list[AttachedSocket] = []
+
+    @contextmanager
+    def none_given_up(self) -> Iterator[None]:
+        """Keep sockets that are idle attached: more are being attached, to be sent to together."""
+        self._broadcasts += 1
+        try:
+            yield
+        finally:
+            self._broadcasts -= 1
+            if not self._broadcasts:
+                for attached in self._idle_meanwhile:
+                    if not attached.detached:
+                        self._native.tell_idle(attached.handle)
+                if self._idle_meanwhile:
+                    self._idle_meanwhile.clear()
+                    self.turn_soon()
 
     def attach(self, stream: Any, *, unconnected: bool = False) -> AttachedSocket:
         """Return the attached socket of a stream, attaching it if it is not.
@@ -186,7 +209,7 @@ class SocketTable:
             pass
         return attached
 
-    def _recall(self, stream: Any) -> tuple[AttachedSocket, Callable[[], int], int, int] | None:
+    def _recall(self, stream: Any) -> KnownSocket | None:
         """Return what was known of a stream, with its socket resumed; ``None`` if nothing was."""
         known = self._known.get(stream)
         if known is None:
@@ -275,6 +298,9 @@ class SocketTable:
         """Nothing refers to the socket any more."""
         attached = self._by_ident.get(ident)
         if attached is None:
+            return
+        if self._broadcasts:
+            self._idle_meanwhile.append(attached)
             return
         # A cancelled send that was cut short tells no failure.
         if (error := self._native.socket_error(attached.handle)) != 0:

@@ -125,8 +125,14 @@ class Sender(Queueing):
 
         Raises what :meth:`send` raises for wrong input, then with nothing queued.
         """
+        self._check()
+        pinned = self._pin(data)
         targets = list(streams)
-        while not self._queue_broadcast(targets, data):
+        while True:
+            with self._ring._sockets.none_given_up():
+                found = await self._attach_all(targets)
+                if self._queue_broadcast(found, *pinned):
+                    break
             await self._wait_window()
         if self._yield_is_due:
             await self._yield()
