@@ -55,8 +55,8 @@ struct ready_event {
     uint64_t id;
 };
 
-/* One buffer of a send may be any size; one request is cut here, so that int results hold. */
-#define REQUEST_MAX_BYTES ((size_t)1 << 30)
+/* What the kernel takes as one registered buffer. */
+#define REGION_MAX_BYTES ((size_t)1 << 30)
 /*
  * Gathering stops at a share of the window, but not below the one nor beyond the other: a request is
  * held as a whole, so one as large as the window would leave the network idle until its release.
@@ -106,6 +106,18 @@ struct ready_event {
  */
 #define DENIED_REQUESTS 64u
 
+/* Registered buffers of a ring; a pool is one or a few of them. */
+#define MAX_REGIONS 256u
+/* In place of the index of a region. */
+#define NO_REGION UINT32_MAX
+/* Staging memory, whether it is registered or not. */
+#define STAGE_REGION (MAX_REGIONS + 1u)
+
+struct zc_region {
+    const char *memory;
+    size_t size; /* 0: the index is free */
+};
+
 struct zc_stage {
     char *memory; /* NULL: nothing is staged */
     bool *taken;
@@ -125,6 +137,8 @@ struct zc_core {
     uint32_t *sequences; /* of each slot: the upper half of user_data */
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
+    struct zc_region regions[MAX_REGIONS];
+    uint32_t regions_used; /* none is in use from this index on */
     size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
@@ -180,12 +194,17 @@ struct zc_send {
     uint32_t refs, flags;
     uint32_t count; /* sends of the program that this is: a staged run is many */
     size_t size, done, weight;
+    uint32_t at;   /* the first buffer with bytes left to take... */
+    size_t offset; /* ...and where they begin in it */
+    uint32_t region; /* of which it is one piece, or NO_REGION */
     uint64_t ctx_id, ticket; /* for the result event */
     char *slab;              /* of a staged run */
     struct sockaddr_storage *to; /* of a datagram with an address */
     socklen_t to_size;
     int error;
     bool queue_ref, copied, force_copy, cancelled, retired;
+    bool registered; /* a part of it is */
+    bool continues;  /* its first bytes go on with a send of the program that began before it */
     uint32_t buffers;
     struct iovec one;
     struct iovec *iov; /* &one, or an allocation */
@@ -240,16 +259,13 @@ static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t 
     return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
-/* Whether the kernel has the memory of a send already: a pool's, or staging. */
-static inline bool zc_is_registered(const struct zc_send *send)
-{
-    return send->slab || send->flags & ZC_SEND_REGISTERED;
-}
-
 /* core.c */
 void *zc_alloc(struct zc_core *core, size_t size);
 void zc_release(struct zc_core *core, void *memory);
 void zc_tell(struct zc_core *core, struct event *event, int kind);
+
+/* regions.c */
+uint32_t zc_region_of(const struct zc_core *core, const struct iovec *iov);
 
 /* txctx.c */
 struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx);

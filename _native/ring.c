@@ -101,38 +101,28 @@ uint64_t zc_ring_submits(const zc_ring *ring)
  */
 int zc_ring_register(zc_ring *ring, char *memory, size_t size)
 {
-    if (!ring || !memory || size == 0 || size > REQUEST_MAX_BYTES)
+    if (!ring)
         return -EINVAL;
     if (!ring->driver->set_region)
         return -EOPNOTSUPP;
-    uint32_t index = 0;
-    while (index < MAX_REGIONS && ring->regions[index].size)
-        index++;
-    if (index == MAX_REGIONS)
-        return -ENOBUFS;
-    struct zc_region region = {.memory = memory, .size = size};
-    int err = ring->driver->set_region(ring, index, &region);
-    if (err < 0)
+    int index = zc_core_add_region(ring->core, memory, size);
+    if (index < 0)
+        return index;
+    int err = ring->driver->set_region(ring, (uint32_t)index, memory, size);
+    if (err < 0) {
+        zc_core_drop_region(ring->core, memory);
         return err;
-    ring->regions[index] = region;
-    if (index >= ring->regions_used)
-        ring->regions_used = index + 1;
-    return (int)index;
+    }
+    return index;
 }
 
 /* Requests that read from it keep it pinned until their notification. */
 int zc_ring_unregister(zc_ring *ring, char *memory)
 {
-    static const struct zc_region none;
-    if (!ring || !memory)
+    if (!ring)
         return -EINVAL;
-    for (uint32_t i = 0; i < ring->regions_used; i++) {
-        if (ring->regions[i].memory != memory || !ring->regions[i].size)
-            continue;
-        ring->regions[i] = none;
-        return ring->driver->set_region(ring, i, &none);
-    }
-    return -ENOENT;
+    int index = zc_core_drop_region(ring->core, memory);
+    return index < 0 ? index : ring->driver->set_region(ring, (uint32_t)index, NULL, 0);
 }
 
 /* Gives the ring staging memory.  Returns 1 if it is registered, 0 if it is not, or could not be. */

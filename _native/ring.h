@@ -24,24 +24,15 @@
 
 struct zc_ring;
 
-/* Memory that the kernel has pinned and mapped once, instead of at each send. */
-struct zc_region {
-    char *memory;
-    size_t size; /* 0: the index is free */
-};
-
 struct zc_driver {
     int (*submit)(struct zc_ring *ring); /* how many requests went out, or -errno */
     void (*reap)(struct zc_ring *ring);
     int (*attach)(struct zc_ring *ring, struct zc_sock *sock); /* or NULL */
     void (*detach)(struct zc_ring *ring, int fd);              /* or NULL */
-    /* Puts a region into the driver's table, or takes it out (size 0); or NULL: it has none. */
-    int (*set_region)(struct zc_ring *ring, uint32_t index, const struct zc_region *region);
+    /* Puts memory into the driver's table, or takes it out (size 0); or NULL: it has none. */
+    int (*set_region)(struct zc_ring *ring, uint32_t index, const char *memory, size_t size);
     void (*close)(struct zc_ring *ring);                       /* or NULL */
 };
-
-/* Registered buffers of a ring; a pool is one or a few of them. */
-#define MAX_REGIONS 256u
 
 struct zc_ring {
     struct zc_core *core;
@@ -51,8 +42,6 @@ struct zc_ring {
     int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
     uint64_t submits;
     uint32_t reaps_left; /* completions that this turn may still take */
-    struct zc_region regions[MAX_REGIONS];
-    uint32_t regions_used; /* none is in use from this index on */
     bool has_buffer_table;
     char *stage_memory;
     size_t stage_size;

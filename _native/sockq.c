@@ -336,7 +336,11 @@ int zc_core_reset(zc_core *core, int error)
     return 0;
 }
 
-/* Deals with the cancelled sends of a socket that are queued or in flight. */
+/*
+ * Deals with the cancelled sends of a socket that are queued or in flight.  A send of the program
+ * that has begun is whole, or its stream is broken: also where it stands in two units here, of which
+ * the first has left, or has been handed over directly.
+ */
 void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
 {
     sock->sweep = false;
@@ -349,17 +353,23 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
                     link_append(&core->cancels, &req->cancel_link);
             }
     }
+    enum { GONE, STAYS, WAITS, DROPPED } before = GONE;
     for (struct zc_send *send = sock->head, *next; send; send = next) {
         next = zc_sock_next_send(sock, send);
-        if (!send->cancelled || send->state != SEND_QUEUED)
+        if (!send->cancelled || send->state != SEND_QUEUED) {
+            before = send->state == SEND_IN_FLIGHT ? WAITS : STAYS;
             continue;
-        if (send->done) {
+        }
+        if (send->continues && before == WAITS)
+            continue; /* the result of what it goes on with decides */
+        if (send->done || (send->continues && before != DROPPED)) {
             zc_sock_break(core, sock, ECANCELED, false);
             return;
         }
         if (sock->head == send)
             sock->head = next;
         zc_send_fail(core, send, ECANCELED);
+        before = DROPPED;
     }
     if (!sock->head)
         link_remove(&sock->ready_link);

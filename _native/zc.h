@@ -18,7 +18,6 @@
 #define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
-#define ZC_SEND_REGISTERED 16 /* lies in registered memory */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
@@ -109,6 +108,8 @@ int zc_core_linger(zc_core *core, uint32_t ticks);
 int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 int zc_core_lockable(zc_core *core, size_t bytes);
+int zc_core_add_region(zc_core *core, const char *memory, size_t size);
+int zc_core_drop_region(zc_core *core, const char *memory);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
 int zc_events(zc_core *core, int64_t *out, int max_events);

@@ -1,4 +1,4 @@
-"""What one turn does at most: whoever shares the event loop has the next one within milliseconds."""
+"""What one turn does at most, so that others of the event loop have theirs soon."""
 
 from __future__ import annotations
 

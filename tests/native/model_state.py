@@ -10,7 +10,7 @@ STREAM, DATAGRAM = 0, 1
 MORE, NOTIF, COPIED = 1, 2, 4
 RELEASED, FAILED, WINDOW, IDLE, RESULT = 1, 2, 3, 4, 6
 TURN, KICK, STAGED, SENT_SHIFT = 1, 2, 4, 3
-MUTABLE, UNSTAGED, REPORT, FLUSH, REGISTERED = 1, 2, 4, 8, 16
+MUTABLE, UNSTAGED, REPORT, FLUSH = 1, 2, 4, 8
 AUTO, ALWAYS, NEVER = 0, 1, 2
 
 GATHER_BYTES, GATHER_BYTES_MOST, GATHER_BUFFERS = 1 << 20, 4 << 20, 128
@@ -50,6 +50,9 @@ class Send:
     flags: int
     content: bytes  # what its bytes were when it was called
     slab: int | None = None  # of a staged run
+    region: int | None = None  # of registered memory, of which it is one piece
+    registered: bool = False  # a part of it lies in registered memory
+    begun_in: Send | None = None  # the unit before it has the beginning of its first bytes' send
     count: int = 1  # sends of the program that this is: a staged run is many
     ticket: int = 0
     done: int = 0

@@ -36,7 +36,6 @@ __all__ = [
     "RX_RECEIVE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
-    "SEND_REGISTERED",
     "SEND_UNSTAGED",
     "SENT_FLAGS",
     "SENT_KICK",
@@ -86,7 +85,6 @@ MORE: Final = _constant("ZC_EV_MORE")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
-SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
 PAGES_ORDINARY: Final = _constant("ZC_PAGES_ORDINARY")
 PAGES_TRANSPARENT: Final = _constant("ZC_PAGES_TRANSPARENT")
 PAGES_RESERVED: Final = _constant("ZC_PAGES_RESERVED")

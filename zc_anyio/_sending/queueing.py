@@ -11,7 +11,6 @@ import anyio
 from .._base.errors import os_error
 from .._base.reports import SendFailure
 from .._native.lib import (
-    SEND_REGISTERED,
     SEND_UNSTAGED,
     SENT_FLAGS,
     SENT_KICK,
@@ -32,7 +31,7 @@ __all__ = ["Queueing"]
 
 # Of a pool's buffer: the pool gives it to nobody before its release, so nothing has to wait for it;
 # staging it would lose that it is registered.
-POOL_FLAGS = SEND_UNSTAGED | SEND_REGISTERED
+POOL_FLAGS = SEND_UNSTAGED
 # After so many targets of a broadcast the clock is looked at.
 LOOK_TARGETS = 64
 
