@@ -80,6 +80,12 @@ struct ready_event {
 #define TURN_SENDS 4096u
 /* After so many the caller looks at the clock: others may have waited for long enough. */
 #define LOOK_SENDS 256u
+/*
+ * Pages of 4 KiB that a datagram may touch and be zero-copied: MAX_SKB_FRAGS of the kernel, which
+ * answers EMSGSIZE to more.
+ */
+#define DATAGRAM_PAGES 17u
+#define PAGE_BYTES ((uintptr_t)4096)
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
 /* This share of the window is a batch: a generation that has it is flushed by itself. */

@@ -101,12 +101,15 @@ static void take_parts(struct zc_core *core, struct zc_send *send, const char *c
                        const size_t *sizes, size_t count)
 {
     uint32_t used = 0, last_region = NO_REGION;
+    size_t pages = 0;
     for (size_t i = 0; i < count; i++) {
         if (!sizes[i])
             continue;
         struct iovec part = {.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
         struct iovec *last = used ? &send->iov[used - 1] : NULL;
         uint32_t region = core->regions_used ? zc_region_of(core, &part) : NO_REGION;
+        uintptr_t start = (uintptr_t)data[i];
+        pages += (start + sizes[i] - 1) / PAGE_BYTES - start / PAGE_BYTES + 1;
         send->registered |= region != NO_REGION;
         if (last && region != NO_REGION && region == last_region &&
             (char *)last->iov_base + last->iov_len == part.iov_base)
@@ -119,6 +122,7 @@ static void take_parts(struct zc_core *core, struct zc_send *send, const char *c
         send->iov[used++] = (struct iovec){.iov_base = (void *)(uintptr_t)data[0]};
     send->buffers = used;
     send->region = used == 1 ? last_region : NO_REGION;
+    send->force_copy = send->sock->kind == ZC_DATAGRAM && pages > DATAGRAM_PAGES;
 }
 
 static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,

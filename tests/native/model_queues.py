@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.native.model_state import (
     DATAGRAM,
+    DATAGRAM_PAGES,
     FAILED,
     FLUSH,
     IDLE,
@@ -45,8 +46,10 @@ COUNTED += ["generations_released"]
 
 
 class Queues:
-    def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
-        self.memory, self.max_requests = memory, max_requests
+    def __init__(
+        self, memory: Sequence[int], address: int, max_requests: int, slabs: int, base: int
+    ) -> None:
+        self.memory, self.address, self.max_requests = memory, address, max_requests
         # Staging memory is `slabs` slabs of `memory`, from `base` on.
         self.slabs, self.base = slabs, base
         # Offsets of registered memory, by index.
@@ -261,6 +264,7 @@ class Queues:
         send = Send(self.open_gen(ctx), sock, parts, weight, flags, content)
         send.registered = any(region is not None for region in regions)
         send.region = regions[-1] if len(parts) == 1 else None
+        send.force_copy = sock.kind == DATAGRAM and sum(map(self.pages, pieces)) > DATAGRAM_PAGES
         self.join(send)
         self.grow(send, len(content), weight, 1)
         send.ticket = ctx.totals["sends"]
@@ -275,6 +279,11 @@ class Queues:
             if piece[0] in region:
                 return index if sum(piece) <= region.stop else None
         return None
+
+    def pages(self, piece: Piece) -> int:
+        """How many pages of 4 KiB a piece touches."""
+        start = self.address + piece[0]
+        return len(range(start // 4096, -(-(start + piece[1]) // 4096))) if piece[1] else 0
 
     def parts(self, pieces: list[Piece]) -> tuple[list[Piece], list[int | None]]:
         """The parts that are not empty, neighbours in one region as one; and each one's region."""

@@ -117,7 +117,7 @@ class Accounting(RuleBasedStateMachine):
         regions: bool,
     ) -> None:
         self.core = lib.zc_core_new(first_sequence, max_requests)
-        self.model = Model(VIEW, max_requests, slabs, len(CONTENT))
+        self.model = Model(VIEW, BASE, max_requests, slabs, len(CONTENT))
         if slabs:
             staging = (MEMORY + len(CONTENT), slabs * STAGE_SLAB)
             assert lib.zc_core_stage(self.core, *staging) == 0
