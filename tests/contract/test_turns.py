@@ -11,8 +11,9 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.support.peers import Reader, receive_exactly, reset, tcp_pair
+from tests.support.peers import Reader, receive_exactly, tcp_pair
 from tests.support.waiting import until
+from zc_anyio.testing import reset
 
 MIB = 1 << 20
 # The bounds of _native/ring.c and _native/internal.h, and the room for events of a turn.

@@ -138,8 +138,9 @@ class Sender(Queueing):
             await self._yield()
 
     def flush(self) -> Generation:
-        """End the open generation and push out what is queued.
+        """End the open generation and push out what is queued, as much of it as one turn may.
 
+        The rest follows when the event loop comes round.
         With nothing sent since the last flush this ends an empty generation, which is released at
         once.
 
