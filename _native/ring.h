@@ -38,6 +38,7 @@ struct zc_driver {
     /* Puts a region into the driver's table, or takes it out (size 0); or NULL: it has none. */
     int (*set_region)(struct zc_ring *ring, uint32_t index, const struct zc_region *region);
     void (*close)(struct zc_ring *ring);                       /* or NULL */
+    bool tells_by_socket; /* notifications are read from the socket */
 };
 
 /* Registered buffers of a ring; a pool is one or a few of them. */
@@ -53,6 +54,7 @@ struct zc_ring {
     struct zc_region regions[MAX_REGIONS];
     uint32_t regions_used; /* none is in use from this index on */
     bool has_buffer_table;
+    int scan_next, scan_end; /* descriptors of the process that are looked at, see closed.c */
     char *stage_memory;
     size_t stage_size;
     /* Of receivers, see receive.c. */
@@ -70,6 +72,10 @@ extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_d
 void zc_rx_submit(struct zc_ring *ring);
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);
 void zc_rx_close(struct zc_ring *ring);
+
+/* closed.c */
+void zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
+void zc_disconnect(int fd);
 
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
 int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);

@@ -111,6 +111,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
         errno = -err;
         return NULL;
     }
+    zc_sock_watch(ring->core, sock, fd);
     /* Idle until something is queued: a send that is refused must not leave its socket attached. */
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return sock;
@@ -139,11 +140,7 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
     int err = zc_sock_suspend(ring->core, sock);
     if (err < 0)
         return err;
-    if (ring->driver->detach)
-        ring->driver->detach(ring, sock->fd);
-    /* Whatever it answers, the descriptor is closed. */
-    close(sock->fd);
-    sock->fd = -1;
+    zc_close_duplicate(ring, sock);
     return 0;
 }
 
@@ -172,8 +169,10 @@ int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
     if (err < 0) {
         zc_sock_suspend(ring->core, sock);
         close(own);
+        sock->fd = -1;
         return err;
     }
+    zc_sock_watch(ring->core, sock, fd);
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return 0;
 }

@@ -12,6 +12,8 @@ from .lib import POLICIES, SocketInfo, check, ffi, lib
 __all__ = ["EVENTS_A_TURN", "NativeRing"]
 
 EVENTS_A_TURN = 512
+# Sockets that one look finds to have ended.
+ENDED_MOST = 2048
 
 
 class NativeRing:
@@ -49,6 +51,7 @@ class NativeRing:
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._stats: Any = ffi.new("struct zc_stats *")
         self._ticks = 0
+        self._ended: Any = ffi.new("uint64_t[]", ENDED_MOST)
 
     def turn(self) -> tuple[int, list[int]]:
         """Reap and submit; return how many events there are, and four integers for each.
@@ -106,6 +109,10 @@ class NativeRing:
         """A handle that the native part refuses."""
         return ffi.NULL
 
+    def may_reset(self, handle: Any, *, yes: bool) -> None:
+        """Tell whether connections may have to be reset for a context's buffers that never change."""
+        check(lib.zc_ctx_may_reset(handle, yes))
+
     def by_hand(self, handle: Any) -> None:
         """Have the generations of a context end only when they are flushed."""
         check(lib.zc_ctx_by_hand(handle))
@@ -126,6 +133,24 @@ class NativeRing:
         """Count a tick, and have it told in the next turn which sockets have been idle for long."""
         self._ticks += 1
         check(lib.zc_core_advance(self.core, self._ticks))
+
+    def look(self, closing_seconds: float, *, keep: bool) -> list[int]:
+        """Look which sockets the program has closed; return those whose connections have ended.
+
+        What is queued goes out before that.
+
+        :param closing_seconds: a peer that takes nothing for so long loses its connection.
+        :param keep: keep all duplicates, so that everything can be reset.
+        """
+        count = check(
+            lib.zc_ring_look(self.ring, int(closing_seconds * 1000), keep, self._ended, ENDED_MOST)
+        )
+        ended: list[int] = ffi.unpack(self._ended, count)
+        return ended
+
+    def watch(self, handle: Any, fd: int) -> None:
+        """Look from now on whether the program still has a socket as ``fd``; -1: it will tell."""
+        check(lib.zc_sock_watch(self.core, handle, fd))
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""

@@ -134,6 +134,7 @@ class SocketTable:
         fd = sock.fileno()
         info = socket_info(fd)
         attached = self._find(fd, info) or self._attach_new(fd, info)
+        self._native.watch(attached.handle, -1)
         # Of a stream that was reset before, a send tells that.
         attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
@@ -177,6 +178,8 @@ class SocketTable:
             attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
+        elif attached.keeper is None:
+            self._native.watch(attached.handle, fd)
         attached.add(stream)
         self.by_stream[stream] = known = attached, probe, expected, fd
         is_itself = getattr(probe, "__self__", None) is stream
@@ -195,6 +198,7 @@ class SocketTable:
         probe = probe or stream.fileno
         if (
             attached.detached
+            or attached.let_go
             or probe() != expected
             or (attached.suspended and not self._resume(attached, fd))
         ):
@@ -294,6 +298,15 @@ class SocketTable:
             self.by_stream.pop(stream, None)
         attached.stream, attached.others = None, ()
 
+    def on_socket_ended(self, ident: int) -> None:
+        """The program has closed the socket, and its connection has ended but for what is held."""
+        attached = self._by_ident[ident]
+        attached.let_go = True
+        self._forget_inode(attached)
+        # A failure is still reported for the stream.
+        for stream in (attached.stream, *attached.others):
+            self.by_stream.pop(stream, None)
+
     def detach_suspended(self) -> None:
         """Forget the sockets that are suspended: the ring ends."""
         for attached in list(self._suspended.values()):
@@ -304,8 +317,13 @@ class SocketTable:
         _remember(_learned, attached.inode, self._native.learned(attached.handle))
         self._native.detach(attached.handle)
         attached.detached = True
-        del self._suspended[attached.ident]
-        del self._by_inode[attached.inode], self._by_ident[attached.ident]
+        del self._suspended[attached.ident], self._by_ident[attached.ident]
+        self._forget_inode(attached)
+
+    def _forget_inode(self, attached: AttachedSocket) -> None:
+        # It may be another's by now, or have been forgotten when the connection ended.
+        if self._by_inode.get(attached.inode) is attached:
+            del self._by_inode[attached.inode]
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
         if attached.inode not in self._broken:
