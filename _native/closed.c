@@ -116,18 +116,20 @@ static void do_not_linger(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 }
 
-/* Closes the ring's duplicate, if it is not closed yet. */
-void zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock)
+/* Closes the ring's duplicate, if that was not done; returns whether the program has the socket. */
+bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock)
 {
     if (sock->fd < 0)
-        return;
+        return false;
     if (ring->driver->detach)
         ring->driver->detach(ring, sock->fd);
-    if (!program_has(sock))
+    bool has = program_has(sock);
+    if (!has)
         do_not_linger(sock->fd);
     /* Whatever it answers, the descriptor is closed. */
     close(sock->fd);
     sock->fd = -1;
+    return has;
 }
 
 /* Drops the connection and its queue: what is held comes back at once. */

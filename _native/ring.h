@@ -74,7 +74,7 @@ void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, ui
 void zc_rx_close(struct zc_ring *ring);
 
 /* closed.c */
-void zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
+bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
 void zc_disconnect(int fd);
 
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);

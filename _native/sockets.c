@@ -131,7 +131,8 @@ void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
 
 /*
  * Gives up the duplicate of a socket, and keeps what is known of it: resuming costs a fraction of
- * attaching.  Refused like zc_sock_suspend.
+ * attaching.  Returns 1 if the program has the socket by the number it had, 0 if it has closed that
+ * or would have told; refused like zc_sock_suspend.
  */
 int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
 {
@@ -140,8 +141,7 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
     int err = zc_sock_suspend(ring->core, sock);
     if (err < 0)
         return err;
-    zc_close_duplicate(ring, sock);
-    return 0;
+    return zc_close_duplicate(ring, sock);
 }
 
 /*

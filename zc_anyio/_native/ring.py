@@ -110,7 +110,7 @@ class NativeRing:
         return ffi.NULL
 
     def may_reset(self, handle: Any, *, yes: bool) -> None:
-        """Tell whether connections may have to be reset for a context's buffers that never change."""
+        """Tell whether even what cannot change may have to be had back by a reset."""
         check(lib.zc_ctx_may_reset(handle, yes))
 
     def by_hand(self, handle: Any) -> None:
@@ -209,10 +209,13 @@ class NativeRing:
         lib.zc_sock_learned(handle, out)
         return out
 
-    def suspend(self, handle: Any) -> bool:
-        """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+    def suspend(self, handle: Any) -> bool | None:
+        """Close the duplicate of a socket; ``None`` if it is not idle, and nothing was done.
+
+        Returns whether the program still has the socket by the descriptor that is known.
+        """
         result: int = lib.zc_ring_suspend(self.ring, handle)
-        return result != -errno.EBUSY and check(result) == 0
+        return None if result == -errno.EBUSY else check(result) > 0
 
     def resume(self, handle: Any, fd: int) -> int:
         """Duplicate a descriptor of a suspended socket; return 0 or an errno.

@@ -46,11 +46,11 @@ class AttachedSocket:
         "connected",
         "datagram",
         "detached",
+        "ended",
         "handle",
         "ident",
         "inode",
         "keeper",
-        "let_go",
         "others",
         "stream",
         "suspended",
@@ -68,8 +68,8 @@ class AttachedSocket:
         # By which it was attached since it was idle, and by which others.
         self.stream: object = None
         self.others: tuple[object, ...] = ()
-        # Its stream was closed: it is not to be suspended.
-        self.let_go = False
+        # The program has closed it, and there is no sending to it any more.
+        self.ended = False
         # The stream that keeps it attached, for as long as that is open.
         self.keeper: weakref.ref[object] | None = None
 
@@ -150,7 +150,6 @@ class SocketTable:
         :return: whether it is so now.
         """
         attached.keeper = None
-        attached.let_go = True
         self._known.pop(name, None)
         attached.add(name)
         self.by_stream[name] = attached, _has_no_socket, 0, -1
@@ -198,7 +197,7 @@ class SocketTable:
         probe = probe or stream.fileno
         if (
             attached.detached
-            or attached.let_go
+            or attached.ended
             or probe() != expected
             or (attached.suspended and not self._resume(attached, fd))
         ):
@@ -284,12 +283,13 @@ class SocketTable:
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
         if attached.keeper is None:
-            if not self._native.suspend(attached.handle):
+            is_open = self._native.suspend(attached.handle)
+            if is_open is None:
                 # What was told before this has queued another send.
                 return
             attached.suspended = True
             self._suspended[ident] = attached
-            if error or attached.let_go:
+            if error or not is_open:
                 self._detach(attached)
             elif len(self._suspended) > SUSPENDED_MOST:
                 self._detach(next(iter(self._suspended.values())))
@@ -301,7 +301,7 @@ class SocketTable:
     def on_socket_ended(self, ident: int) -> None:
         """The program has closed the socket, and its connection has ended but for what is held."""
         attached = self._by_ident[ident]
-        attached.let_go = True
+        attached.ended = True
         self._forget_inode(attached)
         # A failure is still reported for the stream.
         for stream in (attached.stream, *attached.others):
