@@ -3,8 +3,9 @@
 A socket is attached by a duplicate of its descriptor, from the first send until nothing of it is
 queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
 closed and reused.  It is given up when idle because it keeps the connection open: without that, a
-program that closes its stream would never make the peer see the end of it.  What is known of the
-socket is kept then, and it is *suspended*: with the next send it is resumed, which costs a fraction
+program that closes its stream would never make the peer see the end of it; where something is held
+for long, the reaper has it looked for what the program has closed.  What is known of an idle socket
+is kept, and it is *suspended*: with the next send it is resumed, which costs a fraction
 of finding out again what it is.
 
 This library's own streams say when they are closed, so they are kept attached until then.
