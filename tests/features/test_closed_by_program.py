@@ -7,6 +7,7 @@ the peer learns of it without having to read.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -99,12 +100,22 @@ async def test_it_is_reset_where_the_kernel_would(holding_driver: str, kind: str
                 # It reads ahead; what it does not read is the kernel's.
                 await until(lambda: unread(client.fileno()))
             await close(stream)
+            # At once, and not when what it has been sent before was read.
+            await until(lambda: is_reset(peer))
             with pytest.raises(ConnectionResetError):
-                await anyio.to_thread.run_sync(receive_to_end, peer)
+                receive_to_end(peer)
             await until_nothing_is_left(ring)
 
 
+def is_reset(peer: socket.socket) -> bool:
+    """Whether a reset has arrived, whatever came before it."""
+    poll = select.poll()
+    poll.register(peer, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 def unread(fd: int) -> bool:
+    """Whether bytes wait to be received."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         sock.setblocking(False)
         try:
