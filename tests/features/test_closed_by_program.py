@@ -36,7 +36,7 @@ from tests.support.peers import (
     tcp_pair,
 )
 from tests.support.waiting import LIMIT, until, until_held, until_parked
-from tests.support.watch import descriptors
+from zc_anyio.testing import open_descriptors
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -196,7 +196,7 @@ async def test_a_time_to_linger_does_not_stop_the_event_loop(holding_driver: str
 async def test_everything_goes_back_to_where_it_was(driver: str, kind: str) -> None:
     closes = 60
     async with ring_of(driver) as ring:
-        before = len(descriptors())
+        before = len(open_descriptors())
         for number in range(closes):
             with tcp_pair(stalled=True) as (client, peer):
                 stream = await stream_of(kind, client)
@@ -205,7 +205,7 @@ async def test_everything_goes_back_to_where_it_was(driver: str, kind: str) -> N
                 await hold(ring, stream)
                 await close(stream)
         await until_nothing_is_left(ring)
-        await until(lambda: len(descriptors()) == before)
+        await until(lambda: len(open_descriptors()) == before)
         counters = ring.statistics()
         assert counters.sends == closes
         assert counters.zero_copied + counters.copied + counters.failed == closes

@@ -21,7 +21,7 @@ from tests.features.closing import (
 from tests.support.backends import one_backend
 from tests.support.peers import at_end, parked_pair, receive_exactly, receive_to_end, tcp_pair
 from tests.support.waiting import LIMIT, until, until_held, until_parked
-from tests.support.watch import descriptors
+from zc_anyio.testing import open_descriptors
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -132,10 +132,10 @@ async def test_what_waits_is_given_up_after_a_while(
 async def test_io_uring_needs_no_descriptor_for_it() -> None:
     with tcp_pair(stalled=True) as (client, peer):
         async with ring_of("io_uring") as ring:
-            before = len(descriptors())
+            before = len(open_descriptors())
             await hold(ring, client)
             client.close()
-            await until(lambda: len(descriptors()) == before - 1)
+            await until(lambda: len(open_descriptors()) == before - 1)
             assert ring.statistics().held == 1
             assert await anyio.to_thread.run_sync(receive_to_end, peer) == DATA
             await until_nothing_is_left(ring)
