@@ -195,8 +195,8 @@ async def test_a_time_to_linger_does_not_stop_the_event_loop(holding_driver: str
 
 async def test_everything_goes_back_to_where_it_was(driver: str, kind: str) -> None:
     closes = 60
+    before = 0
     async with ring_of(driver) as ring:
-        before = len(open_descriptors())
         for number in range(closes):
             with tcp_pair(stalled=True) as (client, peer):
                 stream = await stream_of(kind, client)
@@ -204,10 +204,13 @@ async def test_everything_goes_back_to_where_it_was(driver: str, kind: str) -> N
                     peer.sendall(b"unread")
                 await hold(ring, stream)
                 await close(stream)
+            if number == 0:
+                # With its first transport uvloop opens /dev/null, and keeps it.
+                await until_nothing_is_left(ring)
+                before = len(open_descriptors())
         await until_nothing_is_left(ring)
-        await until(lambda: len(open_descriptors()) == before)
+        await until(lambda: len(open_descriptors()) <= before)
         counters = ring.statistics()
         assert counters.sends == closes
-        assert counters.zero_copied + counters.copied + counters.failed == closes
-        assert counters.failed == 0
+        assert counters.zero_copied + counters.copied == closes
         assert counters.generations_released == closes
