@@ -19,7 +19,6 @@ import anyio.lowlevel
 
 from ._base.errors import os_error
 from ._native.lib import SEND_FLUSH
-from ._ring.leaving import Leaving
 from ._ring.ring import Ring
 from ._sending.buffers import Data
 from ._sending.senders import DEFAULT_WINDOW, Sender
@@ -120,9 +119,7 @@ def register_tx_contexts(
 async def unregister_tx_contexts(ring: Ring) -> None:
     """Flush what is open, wait for the release of all, and end the contexts and their channels.
 
-    Cancelling the wait ends it as cancelling a group does (see :func:`zc_anyio.send_group`): what
-    the kernel has not taken is taken back, buffers that can change are released within a tenth of a
-    second or have their connection reset, and what cannot change is left to the ring.
+    Cancelling the wait leaves the contexts unregistered, and what is held to the ring.
 
     :raises TxContextError: ``ENXIO``, none are registered.
     """
@@ -135,21 +132,12 @@ async def unregister_tx_contexts(ring: Ring) -> None:
         context._context.take_no_more()
         context._context.flush(even_empty=False)
     ring._reaper.turn()
-    leaving = Leaving(ring._reaper)
     try:
         for context in contexts:
             await context._context.wait_all_released()
-    except BaseException as exc:
-        if ring._reaper.stopped is not None or ring._closed:
-            raise
-        leaving.raised = exc
-        for context in contexts:
-            await context._context.take_back(leaving)
     finally:
         for context in contexts:
             context._context.close()
-    if leaving.raised is not None:
-        raise leaving.raised
 
 
 def _error(number: int) -> TxContextError:

@@ -175,16 +175,23 @@ async def sends_on_a_stream(ring: zc_anyio.Ring, client: Any, thrower: Thrower) 
 
 
 async def ends_contexts(ring: zc_anyio.Ring, client: Any, thrower: Thrower) -> None:
+    """Contexts by hand leave what is held to the ring, which keeps it locked until its release."""
     buffer = bytearray(8 * MIB)
     (context,) = lowlevel.register_tx_contexts(ring, [1], window=64 * MIB)
-    context.notifications.close()
+    notifications = context.notifications
     await context.send(client, buffer)
     thrower.armed = True
     try:
         await lowlevel.unregister_tx_contexts(ring)
+    except BaseException:
+        with pytest.raises(BufferError):
+            buffer.append(1)
+        raise
+    else:
+        buffer.append(1)
     finally:
         thrower.armed = False
-        buffer.append(1)
+        notifications.close()
 
 
 async def ends_a_ring(ring: zc_anyio.Ring, client: Any, thrower: Thrower) -> None:

@@ -9,6 +9,7 @@ queued, and a send that has gathered enough.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 import anyio
@@ -38,6 +39,9 @@ RETRY_SECONDS = 0.001
 # In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
+# So often it is looked whether the program has closed sockets of its own.  Not more often: who waits
+# until all tasks are blocked, as tests on trio do, has to find them so in between.
+LOOK_SECONDS = 0.03
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
 CLOSING_SECONDS = 60
 
@@ -97,6 +101,7 @@ class Reaper:
         self._raised: Exception | None = None
         self._completions: Readable | None = None
         self._linger = Event()
+        self._tick = TICK_SECONDS
         self._scopes: list[CancelScope] = []
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
@@ -177,6 +182,7 @@ class Reaper:
                 self._due = self._again = True
                 self._loop.wake(self._wake)
             elif kind == LATER:
+                self._tick = TICK_SECONDS if a else LOOK_SECONDS
                 self._linger.set()
         self._tell_turned()
 
@@ -266,18 +272,22 @@ class Reaper:
     @uninterrupted
     async def run_lingering(self) -> None:
         """Tick while sockets are attached, so that idle and closed ones are given up."""
+        look_at = 0.0
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
                     await self._linger.wait()
                     self._linger = Event()
-                    await anyio.sleep(TICK_SECONDS)
-                    if not self._stopping:
-                        self._native.tick()
+                    await anyio.sleep(self._tick)
+                    if self._stopping:
+                        return
+                    self._native.tick()
+                    if (now := monotonic()) >= look_at:
+                        look_at = now + LOOK_SECONDS / 2
                         for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
                             self._sockets.on_socket_ended(ident)
-                        self.turn()
+                    self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
