@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from io import IOBase
 from typing import Any, NoReturn, Self, cast
 
@@ -126,6 +126,21 @@ class ZeroCopySocketStream(SocketStream):
             await self._checkpoint_after()
         finally:
             sending.taken = False
+
+    async def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Do what :meth:`send` does for ``bytes``, for several that are gathered and not joined.
+
+        :raises TypeError: a part is not ``bytes``.
+        """
+        if not all(type(part) is bytes for part in parts):
+            raise TypeError("parts must be bytes")
+        with self._sending:
+            await self._checkpoint_before()
+            if self._eof_sent:
+                raise anyio.ClosedResourceError("the end of the stream was sent")
+            await self._output.send(self, parts)
+            self._waits.sent = True
+            await self._checkpoint_after()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
