@@ -127,20 +127,24 @@ class ZeroCopySocketStream(SocketStream):
         finally:
             sending.taken = False
 
-    async def send_parts(self, parts: Sequence[bytes]) -> None:
-        """Do what :meth:`send` does for ``bytes``, for several that are gathered and not joined.
+    def send_nowait(self, parts: Sequence[bytes]) -> None:
+        """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
 
         :raises TypeError: a part is not ``bytes``.
+        :raises anyio.WouldBlock: they do not fit into the window.
         """
-        if not all(type(part) is bytes for part in parts):
-            raise TypeError("parts must be bytes")
-        with self._sending:
-            await self._checkpoint_before()
-            if self._eof_sent:
-                raise anyio.ClosedResourceError("the end of the stream was sent")
-            await self._output.send(self, parts)
-            self._waits.sent = True
-            await self._checkpoint_after()
+        for part in parts:
+            if type(part) is not bytes:
+                raise TypeError("parts must be bytes")
+        if self._sending.taken:
+            raise self._sending.busy()
+        if self._eof_sent:
+            raise anyio.ClosedResourceError("the end of the stream was sent")
+        if len(parts) != 1:
+            self._output.send_nowait(self, parts)
+        elif not self._output.offer(parts[0]):
+            raise anyio.WouldBlock
+        self._waits.sent = True
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.

@@ -50,7 +50,10 @@ access_log = logging.getLogger("zc_anyio.asgi.access")
 
 @dataclass(eq=False, kw_only=True)
 class Site:
-    """What the connections of a server share, and what they tell it."""
+    """What the connections of a server share, and what they tell it.
+
+    :ivar soon: calls a function when the tasks that can run now have run.
+    """
 
     app: Application
     ring: Ring
@@ -60,6 +63,7 @@ class Site:
     state: dict[str, Any] | None
     certificate: str | None
     logs_access: bool
+    soon: Callable[[Callable[[], object]], object]
 
     def is_stopping(self) -> bool:
         """Whether connections are to end."""
@@ -79,10 +83,6 @@ class Site:
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Start a task, without the context variables of the one that calls."""
-        raise NotImplementedError
-
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call a function when the tasks that can run now have run."""
         raise NotImplementedError
 
 
@@ -187,15 +187,31 @@ class Connection:
         if request.websocket:
             await self._serve_websocket(request)
             return False
-        exchange = Exchange(
-            self.peer, request, closing=self._site.is_stopping, completed=self._completed
-        )
-        await self._call(exchange, request)
+        site = self._site
+        exchange = Exchange(self.peer, request, closing=site.is_stopping, completed=self._completed)
+        scope = self._scope("http", request)
+        if site.is_crowded():
+            log.warning("Exceeded concurrency limit.")
+            exchange.returned = True
+            await exchange.refuse(Refusal(503))
+        else:
+            try:
+                await site.app(scope, exchange.receive, exchange.send)
+            except Exception as exc:
+                if not is_disconnect(exc) and not exchange.excused:
+                    log.exception("Exception in ASGI application")
+            else:
+                if not exchange.complete and not exchange.excused:
+                    how = "completing" if exchange.begun else "starting"
+                    log.error("ASGI callable returned without %s response.", how)
+            exchange.returned = True
+            if not exchange.complete:
+                await exchange.fail()
         if exchange.handed_over or not await self._go_on(exchange):
             return False
         if is_same(contextvars.copy_context(), clean):
             return True
-        self._site.start(self.serve)
+        site.start(self.serve)
         return False
 
     async def _read_request(self) -> Request | None:
@@ -210,14 +226,15 @@ class Connection:
             if self.idle and not self.fresh and self._site.is_stopping():
                 # What has arrived is still received.
                 peer.stop_receiving()
-            if not await peer.read(deadline):
+            if not (data := await peer.receive(deadline)):
                 break
+            parser.feed(data)
         self.idle = self.fresh = False
         event = parser.events.popleft() if parser.events else None
-        if event is None and peer.late and parser.began:
-            event = Refusal(408)
         if isinstance(event, Request):
             return event
+        if event is None and peer.late and parser.began:
+            event = Refusal(408)
         if isinstance(event, Refusal):
             log.warning("Invalid HTTP request received: %d %s", event.status, event.text)
             await peer.send([refusal_bytes(event)])
@@ -226,37 +243,15 @@ class Connection:
 
     async def _go_on(self, exchange: Exchange) -> bool:
         """Make ready for the next request, or close; whether there may be one."""
-        whole = await exchange.discard_body()
-        if whole and exchange.keep_alive:
+        whole = exchange.discard_body()
+        await exchange.wait_received()
+        if whole and exchange.keep_alive and not exchange.broken:
             return True
         if exchange.broken:
             await self._abort()
         else:
             await self._close(linger=not whole or self.peer.has_unread())
         return False
-
-    # --- the application ---
-
-    async def _call(self, exchange: Exchange, request: Request) -> None:
-        site = self._site
-        scope = self._scope("http", request)
-        if site.is_crowded():
-            log.warning("Exceeded concurrency limit.")
-            exchange.returned = True
-            await exchange.refuse(Refusal(503))
-            return
-        try:
-            await site.app(scope, exchange.receive, exchange.send)
-        except Exception as exc:
-            if not is_disconnect(exc) and not exchange.excused:
-                log.exception("Exception in ASGI application")
-        else:
-            if not exchange.complete and not exchange.excused:
-                how = "completing" if exchange.begun else "starting"
-                log.error("ASGI callable returned without %s response.", how)
-        exchange.returned = True
-        if not exchange.complete:
-            await exchange.fail()
 
     def _completed(self, exchange: Exchange) -> None:
         """Take note that an answer was sent; called before the application has returned."""
@@ -313,7 +308,11 @@ class Connection:
         path, raw_path, query = request.path()
         secure = isinstance(self.peer.stream, TLSStream)
         client = self.peer.client
-        if site.proxies is not None and (client is None or site.proxies.trusts(client[0])):
+        if (
+            request.forwarded
+            and site.proxies is not None
+            and (client is None or site.proxies.trusts(client[0]))
+        ):
             client, secure = site.proxies.apply(request, client, secure)
         request.client = client
         scope: Scope = {
@@ -326,11 +325,13 @@ class Connection:
             "method": request.method,
             "root_path": site.root_path,
             "path": site.root_path + path,
-            "raw_path": site.root_path.encode() + raw_path,
+            "raw_path": raw_path,
             "query_string": query,
             "headers": request.headers,
             "extensions": self._extensions[kind],
         }
+        if site.root_path:
+            scope["raw_path"] = site.root_path.encode() + raw_path
         if kind == "websocket":
             del scope["method"]
         if site.state is not None:
@@ -340,7 +341,11 @@ class Connection:
 
 def is_same(now: contextvars.Context, before: contextvars.Context) -> bool:
     """Whether no context variable was set."""
-    return len(now) == len(before) and all(now.get(name) is before[name] for name in before)
+    try:
+        return now == before
+    except Exception:
+        # Values that cannot be compared are not the same ones.
+        return False
 
 
 def is_disconnect(error: BaseException) -> bool:

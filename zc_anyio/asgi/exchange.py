@@ -50,7 +50,7 @@ class Exchange:
         request: Request,
         *,
         closing: Callable[[], bool],
-        completed: Callable[[Exchange], None],
+        completed: Callable[[Exchange], object],
     ) -> None:
         self.request = request
         self.status: int | None = None
@@ -61,10 +61,11 @@ class Exchange:
         self._completed = completed
         self._gone = False
         self._continue = request.expects_continue
-        self._body_ended = False
+        self._body_ended = request.length == 0
+        self._body_told = False
         # The lines of a head that waits for the first part of its body.
         self._head: list[bytes] | None = None
-        self._named: set[bytes] = set()
+        self._dated = self._named = False
         # What the answer still owes of its Content-Length.
         self._left: int | None = None
         self._chunked = False
@@ -79,7 +80,7 @@ class Exchange:
         if self.complete or self._gone:
             await checkpoint()
             return DISCONNECT
-        if not self._body_ended:
+        if not self._body_told:
             return await self._receive_body()
         try:
             with anyio.CancelScope() as self._waiting:
@@ -108,6 +109,7 @@ class Exchange:
                 events.popleft()
                 self._body_ended = True
             if parts or self._body_ended:
+                self._body_told = self._body_ended
                 await checkpoint()
                 more = not self._body_ended
                 return {"type": "http.request", "body": b"".join(parts), "more_body": more}
@@ -117,15 +119,17 @@ class Exchange:
                 self._gone = True
                 return DISCONNECT
 
-    async def discard_body(self) -> bool:
+    def discard_body(self) -> bool:
         """Drop what has come of a body that the application did not want; whether that is all."""
         events = self._peer.parser.events
         while not self._body_ended and events and not isinstance(events[0], Refusal):
             self._body_ended = events.popleft() is None
-        # A body that is still awaited keeps no connection open, and neither does a task that reads.
+        return self._body_ended
+
+    async def wait_received(self) -> None:
+        """Wait until no task of the application is in :meth:`receive`."""
         while self._waiting is not None:
             await checkpoint()
-        return self._body_ended
 
     # --- send ---
 
@@ -180,7 +184,10 @@ class Exchange:
                 if b"close" in value.lower():
                     self.keep_alive = False
                 continue
-            self._named.add(lowered)
+            elif lowered == b"date":
+                self._dated = True
+            elif lowered == b"server":
+                self._named = True
             check_name(name)
             lines.append(b"%b: %b" % (name, value))
         self._bodiless = self._bodiless or status in (204, 304)
@@ -202,9 +209,9 @@ class Exchange:
                 lines.append(b"transfer-encoding: chunked")
             else:
                 self.keep_alive = False
-        if b"date" not in self._named:
+        if not self._dated:
             lines.append(date_line(int(time.time())))
-        if b"server" not in self._named:
+        if not self._named:
             lines.append(SERVER)
         if self._closing():
             self.keep_alive = False
@@ -240,7 +247,7 @@ class Exchange:
             elif size:
                 parts.append(body)
         if parts:
-            await self._peer.send(parts)
+            await self._peer.send(parts, last=not more)
         else:
             await checkpoint()
         if not more and (self._trailers is None or not self._chunked):

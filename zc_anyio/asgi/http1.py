@@ -37,6 +37,18 @@ Header: TypeAlias = tuple[bytes, bytes]
 Address: TypeAlias = tuple[str, int | None]
 
 SERVER = b"server: zc_anyio"
+# What a request's own headers tell the server.
+TELLING = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"expect",
+        b"upgrade",
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+    }
+)
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -59,6 +71,7 @@ class Request:
     :ivar headers: names in lower case, in the order of the request.
     :ivar client: who it is from, when the application sees it.
     :ivar keep_alive: whether the peer wants another request after this one.
+    :ivar forwarded: a proxy has told whom it is from.
     :ivar expects_continue: it waits for 100 before it sends the body.
     :ivar length: bytes of the body; ``None`` if it is chunked.
     :ivar websocket: it asks for a WebSocket.
@@ -67,6 +80,7 @@ class Request:
     __slots__ = (
         "client",
         "expects_continue",
+        "forwarded",
         "headers",
         "keep_alive",
         "length",
@@ -85,7 +99,7 @@ class Request:
         self.headers = headers
         self.keep_alive = keep_alive
         self.client: Address | None = None
-        self.expects_continue = False
+        self.expects_continue = self.forwarded = False
         self.length: int | None = 0
         self.websocket = False
 
@@ -102,7 +116,8 @@ class Request:
         ]
 
 
-# What a parser gives: a head, parts of its body, ``None`` at its end; at last, a refusal.
+# What a parser gives: a head; of one that announces a body, its parts and ``None`` at its end; at
+# last, a refusal.
 Event: TypeAlias = Request | bytes | Refusal | None
 
 
@@ -131,25 +146,23 @@ class RequestParser:
         self._request: Request
         self._url = b""
         self._headers: list[Header] = []
+        self._telling: list[Header] = []
         self._in_head = True
 
     def feed(self, data: bytes) -> None:
         """Parse what was received."""
         while data and not self._ended:
-            data = self._feed(data)
-
-    def _feed(self, data: bytes) -> bytes:
-        """Parse bytes; return those that have to be parsed anew."""
-        self._framing += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            return self._upgrade(data[exc.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(Refusal(400))
-        if self._framing > self._head_bytes:
-            self._refuse(Refusal(431 if self._in_head else 400))
-        return b""
+            self._framing += len(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                data = self._upgrade(data[exc.args[0] :])
+                continue
+            except httptools.HttpParserError:
+                self._refuse(Refusal(400))
+            if self._framing > self._head_bytes:
+                self._refuse(Refusal(431 if self._in_head else 400))
+            return
 
     def _refuse(self, refusal: Refusal) -> None:
         if not self._ended:
@@ -180,6 +193,7 @@ class RequestParser:
         self.began = not self._ended
         self._url = b""
         self._headers = []
+        self._telling = []
         self._in_head = True
         self._framing = self._body = 0
 
@@ -189,7 +203,10 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers are dropped.
         if self._in_head:
-            self._headers.append((name.lower(), value))
+            name = name.lower()
+            self._headers.append((name, value))
+            if name in TELLING:
+                self._telling.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = self.began = False
@@ -215,20 +232,18 @@ class RequestParser:
         # What follows is the next request, if anything does.
         self._in_head = True
         self._framing = 0
-        if not self._ended:
+        if not self._ended and self._request.length != 0:
             self.events.append(None)
 
     # --- what llhttp does not look at ---
 
     def _read_head(self) -> Request | Refusal:
         parser, headers = self._parser, self._headers
-        size = len(self._url)
         hosts = 0
         length: int | None = 0
-        expects_continue = False
+        expects_continue = forwarded = False
         upgrade = b""
-        for name, value in headers:
-            size += len(name) + len(value) + 4
+        for name, value in self._telling:
             if name == b"host":
                 hosts += 1
             elif name == b"content-length":
@@ -241,6 +256,9 @@ class RequestParser:
                 expects_continue = value.lower() == b"100-continue"
             elif name == b"upgrade":
                 upgrade = value.lower()
+            else:
+                forwarded = True
+        size = len(self._url) + sum([len(name) + len(value) + 4 for name, value in headers])
         if size > self._head_bytes:
             return Refusal(431)
         version = parser.get_http_version()
@@ -269,6 +287,7 @@ class RequestParser:
             return Refusal(400)
         request = Request(method, target, version, headers, parser.should_keep_alive())
         request.length = length
+        request.forwarded = forwarded
         request.expects_continue = expects_continue and version == "1.1"
         if upgrade and parser.should_upgrade():
             request.websocket = upgrade == b"websocket" and version == "1.1"

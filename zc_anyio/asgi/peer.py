@@ -143,22 +143,33 @@ class Peer:
 
     # --- sending ---
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes], *, last: bool = True) -> None:
         """Send bytes; returns when they are accepted.
 
+        :param last: nothing more is sent soon, so that other tasks need not be given their turn.
         :raises ClientDisconnectedError: the peer is gone.
         """
+        if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
+            parts = [b"".join(parts)]
         try:
-            if sum(map(len, parts)) <= JOINED_AT_MOST:
-                await self.stream.send(b"".join(parts))
-            elif self._own is not None:
-                await self._own.send_parts(parts)
-            else:
+            if self._own is None:
+                await self._send_pieces(parts)
+                return
+            try:
+                self._own.send_nowait(parts)
+            except anyio.WouldBlock:
                 for part in parts:
-                    for start in range(0, len(part), TLS_PIECE):
-                        await self.stream.send(part[start : start + TLS_PIECE])
+                    await self._own.send(part)
+            else:
+                if not last:
+                    await anyio.lowlevel.checkpoint()
         except GONE as exc:
             raise ClientDisconnectedError("the client is gone") from exc
+
+    async def _send_pieces(self, parts: Sequence[bytes]) -> None:
+        for part in parts:
+            for start in range(0, len(part), TLS_PIECE):
+                await self.stream.send(part[start : start + TLS_PIECE])
 
     async def send_file(self, before: bytes, fd: int, offset: int, count: int) -> None:
         """Send a part of a file, behind some bytes; returns when the descriptor may be closed.

@@ -106,6 +106,7 @@ async def serve(
             certificate=certificate,
             logs_access=access_log,
             state=state,
+            soon=_call_soon(),
         )
         urls = _urls(listener, "http" if tls is None else "https")
         if tls is not None:
@@ -146,7 +147,6 @@ def _urls(listener: Listener[Any], scheme: str) -> list[str]:
 @dataclass(eq=False, kw_only=True)
 class _Server(Site):
     def __post_init__(self) -> None:
-        self._call_soon = _call_soon()
         self._connections: set[Connection] = set()
         self._tasks: TaskGroup
         self._stop: anyio.Event
@@ -175,9 +175,6 @@ class _Server(Site):
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
         self._context.run(lambda: self._tasks.start_soon(function))
-
-    def soon(self, function: Callable[[], object]) -> None:
-        self._call_soon(function)
 
     # --- running ---
 
