@@ -14,8 +14,9 @@ try:
 except ImportError as _missing:
     raise ImportError("zc_anyio.asgi needs more: pip install 'zc_anyio[asgi]'") from _missing
 
+from .lifespan import LifespanError
 from .peer import ClientDisconnectedError, Limits
-from .server import LifespanError, serve
+from .server import serve
 from .websocket import websocket_frame
 
 if TYPE_CHECKING:

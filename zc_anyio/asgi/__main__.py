@@ -20,8 +20,9 @@ import anyio
 import zc_anyio
 
 from .connection import Application
+from .lifespan import LifespanError
 from .peer import Limits
-from .server import LifespanError, serve
+from .server import serve
 from .workers import Supervisor, end_with_parent, find_place, take_orders
 
 BACKENDS: dict[str, dict[str, Any]] = {

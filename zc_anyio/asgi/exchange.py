@@ -201,7 +201,11 @@ class Exchange:
         if self._head is None:
             return b""
         lines = self._head
-        if not self._bodiless and self._left is None:
+        if self._bodiless:
+            # What an answer to GET would have, as far as that is known.
+            if size and not more and self._left is None and self.request.method == "HEAD":
+                lines.append(b"content-length: %d" % size)
+        elif self._left is None:
             if not more and self._trailers is None:
                 lines.append(b"content-length: %d" % size)
             elif self.request.version == "1.1":

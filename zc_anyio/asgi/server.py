@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import logging
+import select
 import socket
 import ssl
+import struct
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,10 +25,10 @@ from .._connecting.connect import create_tcp_listener, create_unix_listener
 from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
 from .connection import Application, Connection, Site, TrustedProxies
-from .exchange import Message
+from .lifespan import running
 from .peer import Limits
 
-__all__ = ["LifespanError", "serve"]
+__all__ = ["serve"]
 
 log = logging.getLogger("zc_anyio.asgi")
 
@@ -33,15 +36,14 @@ log = logging.getLogger("zc_anyio.asgi")
 SWEEP_SECONDS = 1.0
 SWEEP_AT_LEAST = 0.02
 SWEPT_AT_ONCE = 1000
-# What waits in the listen queue when the server is told to stop is taken for so long, and what was
-# accepted just now may bring its request for so long.
-LAST_ACCEPT_SECONDS = 0.1
+# What waits in the listen queue when the server is told to stop is taken, for so long at most, and
+# what was accepted just now may bring its request for so long.
+LAST_ACCEPT_SECONDS = 5.0
 LAST_REQUEST_SECONDS = 1.0
+# asm-generic/socket.h and linux/filter.h: the filter `ret 0`, which drops what comes.
+SO_ATTACH_FILTER = 26
+DROP = struct.pack("HBBI", 0x06, 0, 0, 0)
 BACKLOG = 2048
-
-
-class LifespanError(Exception):
-    """The application has told that it cannot start."""
 
 
 async def serve(
@@ -109,9 +111,10 @@ async def serve(
             soon=_call_soon(),
         )
         urls = _urls(listener, "http" if tls is None else "https")
+        own = [] if fd is not None else _sockets(listener)
         if tls is not None:
             listener = TLSListener(listener, tls, standard_compatible=False)
-        await server.run(listener, stop or anyio.Event(), lambda: task_status.started(urls))
+        await server.run(listener, own, stop or anyio.Event(), lambda: task_status.started(urls))
 
 
 # --- listening ---
@@ -132,16 +135,37 @@ async def _listen(
     )
 
 
+def _sockets(listener: Listener[Any]) -> list[Any]:
+    listeners = getattr(listener, "listeners", [listener])
+    return [one.extra(SocketAttribute.raw_socket) for one in listeners]
+
+
 def _urls(listener: Listener[Any], scheme: str) -> list[str]:
     urls = []
-    for one in getattr(listener, "listeners", [listener]):
-        address = one.extra(SocketAttribute.local_address)
-        if isinstance(address, tuple):
+    for sock in _sockets(listener):
+        address = sock.getsockname()
+        if sock.family == socket.AF_UNIX:
+            urls.append(f"unix:{address}")
+        else:
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             urls.append(f"{scheme}://{host}:{address[1]}")
-        else:
-            urls.append(f"unix:{address}")
     return urls
+
+
+async def _empty_queue(sock: Any) -> None:
+    """Wait until all connections that the kernel has taken are accepted; it takes no more.
+
+    Those in the queue of a socket that is closed are reset, so nothing may be in it then.
+    """
+    code = ctypes.create_string_buffer(DROP)
+    with suppress(OSError):  # a UNIX socket
+        program = struct.pack("HP", 1, ctypes.addressof(code))
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    with anyio.move_on_after(LAST_ACCEPT_SECONDS):
+        while poll.poll(0):  # noqa: ASYNC110 - the listener is watched by who accepts
+            await anyio.sleep(0.001)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -179,9 +203,16 @@ class _Server(Site):
     # --- running ---
 
     async def run(
-        self, listener: Listener[Any], stop: anyio.Event, started: Callable[[], object]
+        self,
+        listener: Listener[Any],
+        own: list[Any],
+        stop: anyio.Event,
+        started: Callable[[], object],
     ) -> None:
-        """Serve until it is told to stop, then stop gracefully."""
+        """Serve until it is told to stop, then stop gracefully.
+
+        :param own: sockets of the listener on which nobody else accepts.
+        """
         self._stop = stop
         async with anyio.create_task_group() as sweeping:
             async with anyio.create_task_group() as self._tasks:
@@ -191,7 +222,8 @@ class _Server(Site):
                     started()
                     await stop.wait()
                     self._stopping = True
-                    await anyio.sleep(LAST_ACCEPT_SECONDS)
+                    for sock in own:
+                        await _empty_queue(sock)
                     accepting.cancel_scope.cancel()
                 self._end_idle()
                 self._tasks.cancel_scope.deadline = anyio.current_time() + self.limits.stop_seconds
@@ -252,108 +284,3 @@ def _call_soon() -> Callable[[Callable[[], object]], object]:
 
         return trio.lowlevel.current_trio_token().run_sync_soon
     return asyncio.get_running_loop().call_soon
-
-
-# --- lifespan ---
-
-
-@asynccontextmanager
-async def running(
-    app: Application, mode: Literal["auto", "on", "off"]
-) -> AsyncGenerator[dict[str, Any] | None, None]:
-    """Tell an application that it starts, and at the end that it stops; give its state.
-
-    :raises LifespanError: it could not start, or does not take this and the mode is ``"on"``.
-    """
-    if mode == "off":
-        yield None
-        return
-    lifespan = _Lifespan(app)
-    raised: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lifespan.run)
-        try:
-            await lifespan.start(required=mode == "on")
-            try:
-                yield lifespan.state
-            except Exception as exc:
-                # Kept from the task group, which would wrap it into an exception group.
-                raised = exc
-            await lifespan.stop()
-        except LifespanError as exc:
-            raised = exc
-        tasks.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
-
-
-class _Lifespan:
-    def __init__(self, app: Application) -> None:
-        self.state: dict[str, Any] | None = {}
-        self._app = app
-        self._asked = 0
-        self._stopping = anyio.Event()
-        self._started = anyio.Event()
-        self._stopped = anyio.Event()
-        self._failure: str | None = None
-        self._error: BaseException | None = None
-
-    async def run(self) -> None:
-        scope = {
-            "type": "lifespan",
-            "asgi": {"version": "3.0", "spec_version": "2.0"},
-            "state": self.state,
-        }
-        try:
-            await self._app(scope, self._receive, self._send)
-        except Exception as exc:
-            self._error = exc
-            if self._started.is_set() and self._failure is None:
-                log.exception("Exception in 'lifespan' protocol")
-        finally:
-            self._started.set()
-            self._stopped.set()
-
-    async def start(self, *, required: bool) -> None:
-        log.info("Waiting for application startup.")
-        await self._started.wait()
-        if self._failure is not None:
-            raise LifespanError(self._failure)
-        if self._error is not None and required:
-            raise LifespanError("the application takes no lifespan") from self._error
-        if self._error is not None:
-            self.state = None
-            log.info("ASGI 'lifespan' protocol appears unsupported.")
-        else:
-            log.info("Application startup complete.")
-
-    async def stop(self) -> None:
-        if self._stopped.is_set():
-            return
-        log.info("Waiting for application shutdown.")
-        self._stopping.set()
-        await self._stopped.wait()
-        if self._failure is not None:
-            log.error("Application shutdown failed: %s", self._failure)
-        elif self._error is None:
-            log.info("Application shutdown complete.")
-
-    async def _receive(self) -> Message:
-        self._asked += 1
-        if self._asked == 1:
-            return {"type": "lifespan.startup"}
-        if self._asked > 2:
-            await anyio.sleep_forever()
-        await self._stopping.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def _send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind.endswith(".failed"):
-            self._failure = message.get("message", "") or "the application gave no reason"
-        if kind.startswith("lifespan.startup."):
-            self._started.set()
-        elif kind.startswith("lifespan.shutdown."):
-            self._stopped.set()
-        else:
-            raise RuntimeError(f"{kind} is no message of a lifespan")
