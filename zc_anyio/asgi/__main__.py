@@ -243,7 +243,7 @@ class _Announcement(anyio.abc.TaskStatus[list[str]]):
     def started(self, value: list[str] | None = None) -> None:
         for name, why in self._capabilities.unavailable.items():
             log.warning("The driver %s cannot run here: %s", name, why)
-        if self._capabilities.zero_copy_limited:
+        if self._capabilities.zero_copy_limited and self._capabilities.driver != "copy":
             log.warning("Little memory may be locked (ulimit -l): much will be sent by copying.")
         where = ", ".join(value or [])
         driver = self._capabilities.driver

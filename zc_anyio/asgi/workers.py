@@ -137,8 +137,13 @@ class Supervisor:
     def _start(self) -> None:
         orders = json.dumps({**self._place, "pipe": self._read})
         inherited = [self._read, *([self._place["fd"]] if "fd" in self._place else [])]
+        # In a group of its own: Ctrl+C at the terminal is for the parent, which then tells workers.
         worker = subprocess.Popen(
-            self._command, env={**os.environ, ORDERS: orders}, pass_fds=inherited
+            self._command,
+            env={**os.environ, ORDERS: orders},
+            stdin=subprocess.DEVNULL,
+            pass_fds=inherited,
+            process_group=0,
         )
         self._workers[worker] = time.monotonic()
 
