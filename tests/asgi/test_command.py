@@ -52,9 +52,16 @@ class Command:
         """Ask on a connection of its own, and return what the JSON says."""
         return httpx.get(self.urls[0] + path, timeout=LIMIT, **options).json()
 
-    def processes(self) -> set[int]:
-        """Return which processes answer."""
-        return {self.ask()["process"] for _ in range(40)}
+    def processes(self, count: int) -> set[int]:
+        """Wait until so many processes have answered, and return them."""
+        found: set[int] = set()
+
+        def asked() -> bool:
+            found.add(self.ask()["process"])
+            return len(found) >= count
+
+        until_blocking(asked, f"{count} processes answer")
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit status."""
@@ -219,14 +226,12 @@ def test_a_unix_socket_for_several_workers(tmp_path: Path) -> None:
 
 def test_workers_share_the_port_and_one_that_dies_is_replaced() -> None:
     with command(workers=3) as served:
-        before: set[int] = set()
-        until_blocking(lambda: before.update(served.processes()) or len(before) == 3)
+        before = served.processes(3)
         assert len(set(served.urls)) == 1
         with pytest.raises(httpx.HTTPError):
             served.ask("/die")
         until_blocking(lambda: len(served.urls) == 4)
-        after: set[int] = set()
-        until_blocking(lambda: after.update(served.processes()) or len(after) == 3)
+        after = served.processes(3)
         assert len(after - before) == 1
         (error,) = served.errors()
         assert re.search(r"Worker \[\d+\] ended with status -9\.", error)
@@ -237,8 +242,7 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_workers_end_when_their_parent_does(number: int) -> None:
     with command(workers=2) as served:
-        workers: set[int] = set()
-        until_blocking(lambda: workers.update(served.processes()) or len(workers) == 2)
+        workers = served.processes(2)
         served.stop(number)
         until_blocking(lambda: not any(map(is_alive, workers)))
         with pytest.raises(httpx.ConnectError):
