@@ -11,7 +11,8 @@ import pytest
 from tests.support.backends import BACKENDS
 from tests.support.needs import missing, why_not
 from tests.support.netns import Rig, rig
-from tests.support.watch import Watch
+from zc_anyio import Ring
+from zc_anyio.testing import nothing_left
 
 DRIVERS = ["io_uring", "msg_zerocopy", "copy"]
 # The copy driver is done with a buffer as soon as the socket has taken it, so it never holds one.
@@ -50,11 +51,10 @@ def descriptors_of_the_process() -> None:
 
 
 @pytest.fixture(autouse=True)
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """After each test: no ring open, nothing under way, no descriptor left."""
-    watching = Watch(monkeypatch)
-    yield watching
-    watching.check()
+def rings() -> Iterator[list[Ring]]:
+    """The rings that a test has opened: after it, all are closed, with nothing held or open."""
+    with nothing_left() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -2,17 +2,10 @@
 
 from ._base.errors import DriverUnavailable
 from ._base.reports import GroupStatistics, Notification, RingStatistics, SendFailure
-from ._connecting.connect import (
-    as_trio_stream,
-    connect_tcp,
-    connect_unix,
-    create_connected_udp_socket,
-    create_tcp_listener,
-    create_udp_socket,
-    create_unix_listener,
-    wrap_listener,
-    wrap_stream,
-)
+from ._connecting.connect import connect_tcp, connect_unix
+from ._connecting.listen import create_tcp_listener, create_unix_listener
+from ._connecting.udp import create_connected_udp_socket, create_udp_socket
+from ._connecting.wrap import as_trio_stream, wrap_listener, wrap_stream
 from ._ring.capabilities import Capabilities
 from ._ring.contexts import Generation
 from ._ring.opening import Driver, current_ring, open_ring

@@ -12,9 +12,10 @@ import pytest
 
 from tests.support.commands import cli
 from tests.support.needs import missing, why_not
-from tests.support.peers import MORE_THAN_FITS, SMALL_BUFFER, listener, reset
+from tests.support.peers import MORE_THAN_FITS, SMALL_BUFFER, listener
 from tests.support.waiting import LIMIT
 from zc_anyio._doctor import measure as _measure
+from zc_anyio.testing import reset
 
 WAYS = [(64 << 10, "never"), (64 << 10, "always"), (1 << 20, "never"), (1 << 20, "always")]
 

@@ -13,8 +13,9 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.support.peers import Reader, at_end, parked_pair, reset, tcp_pair, wrap
+from tests.support.peers import Reader, at_end, parked_pair, tcp_pair, wrap
 from tests.support.waiting import LIMIT, until, until_parked
+from zc_anyio.testing import reset
 
 MIB = 1 << 20
 

@@ -19,12 +19,11 @@ from tests.support.peers import (
     parked_pair,
     receive_exactly,
     receive_to_end,
-    reset,
     tcp_pair,
     wrap,
 )
 from tests.support.waiting import until, until_held, until_idle, until_parked
-from tests.support.watch import descriptors
+from zc_anyio.testing import open_descriptors, reset
 
 MIB = 1 << 20
 # Promised for peers that read nothing at all.
@@ -73,7 +72,7 @@ async def cancelled(
     buffers = [make(size) for _ in range(count)]
     with tcp_pair(stalled=True) if point == "held" else parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver, drain_timeout=1) as ring:
-            before = len(descriptors())
+            before = len(open_descriptors())
             body = Body()
             async with anyio.create_task_group() as tg:
                 stay = point not in ("leaving", "window")
@@ -93,7 +92,7 @@ async def cancelled(
             with anyio.fail_after(BOUND):
                 await until_idle(ring)
             # The ring's duplicate of the socket goes a little after its last send.
-            await until(lambda: len(descriptors()) <= before)
+            await until(lambda: len(open_descriptors()) <= before)
 
 
 POINTS = ["at once", "parked", "held", "leaving", "window"]

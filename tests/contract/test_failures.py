@@ -17,11 +17,11 @@ from tests.support.peers import (
     at_end,
     parked_pair,
     receive_exactly,
-    reset,
     tcp_pair,
     wrap,
 )
 from tests.support.waiting import until, until_held, until_idle, until_parked
+from zc_anyio.testing import reset
 
 MIB = 1 << 20
 GONE = {errno.ECONNRESET, errno.EPIPE}

@@ -21,7 +21,7 @@ FLOORS = [
     {"_native"},
     {"_ring"},
     {"_sending"},
-    {"_receiving", "_doctor", "lowlevel"},
+    {"_receiving", "_doctor", "lowlevel", "testing"},
     {"_outputs"},
     {"streams", "datagrams"},
     {"listeners"},

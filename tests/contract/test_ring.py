@@ -31,9 +31,9 @@ from tests.support.waiting import (
     until_idle,
     until_parked,
 )
-from tests.support.watch import Watch, descriptors
 from zc_anyio._native.lib import AGAIN
 from zc_anyio._ring.reaper import RETRY_SECONDS
+from zc_anyio.testing import open_descriptors
 
 MIB = 1 << 20
 
@@ -97,18 +97,18 @@ async def test_the_ambient_ring_of_a_context_that_outlives_it(driver: Any) -> No
 
 
 @pytest.mark.anyio
-async def test_a_group_with_no_ring_opens_one(watch: Watch) -> None:
+async def test_a_group_with_no_ring_opens_one(rings: list[zc_anyio.Ring]) -> None:
     with tcp_pair() as (client, peer):
         async with zc_anyio.send_group() as group:
             await group.send(client, b"data")
-            assert zc_anyio.current_ring() is watch.rings[-1]
+            assert zc_anyio.current_ring() is rings[-1]
         assert zc_anyio.current_ring() is None
-        assert "closed" in repr(watch.rings[-1])
+        assert "closed" in repr(rings[-1])
         assert receive_exactly(peer, 4) == b"data"
 
 
 @pytest.mark.anyio
-async def test_a_group_that_outlives_its_ring(driver: Any, watch: Watch) -> None:
+async def test_a_group_that_outlives_its_ring(driver: Any, rings: list[zc_anyio.Ring]) -> None:
     data = bytearray(1000)
     with tcp_pair() as (client, peer):
         with pytest.raises(RuntimeError, match="the ring was closed"):
@@ -122,7 +122,7 @@ async def test_a_group_that_outlives_its_ring(driver: Any, watch: Watch) -> None
         # Draining has sent it; its generation was nobody's to flush.
         assert receive_exactly(peer, 1000) == bytes(1000)
         assert ring.statistics().queued == ring.statistics().held == 0
-        watch.rings.clear()
+        rings.clear()
         del group
         data.append(1)
 
@@ -209,11 +209,11 @@ async def test_a_completion_queue_that_overflows(holding_driver: Any) -> None:
     data = [bytearray(200_000) for _ in range(30)]
     with ExitStack() as stack:
         pairs = [stack.enter_context(tcp_pair(stalled=True)) for _ in data]
-        before = descriptors()
+        before = open_descriptors()
         async with zc_anyio.open_ring(driver=holding_driver, entries=1) as ring:
             (number,) = (
                 n
-                for n, what in descriptors().items()
+                for n, what in open_descriptors().items()
                 if what == "anon_inode:[io_uring]" and n not in before
             )
             async with zc_anyio.send_group() as group:
@@ -283,7 +283,7 @@ async def test_an_exception_in_the_body_of_a_ring(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_many_rings_one_after_the_other(driver: Any, watch: Watch) -> None:
+async def test_many_rings_one_after_the_other(driver: Any, rings: list[zc_anyio.Ring]) -> None:
     with tcp_pair() as (client, peer):
         for number in range(50):
             async with zc_anyio.open_ring(driver=driver):

@@ -20,8 +20,9 @@ from tests.features.receivers import Collector
 from tests.support.backends import one_backend
 from tests.support.needs import missing, why_not
 from tests.support.netns import RECEIVER, SINK, Rig, rig
-from tests.support.peers import LARGE_BUFFER, Reader, receive_exactly, reset, tcp_pair
+from tests.support.peers import LARGE_BUFFER, Reader, receive_exactly, tcp_pair
 from tests.support.waiting import LIMIT, until, until_held, until_idle
+from zc_anyio.testing import reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

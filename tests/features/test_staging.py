@@ -14,15 +14,9 @@ from anyio.abc import SocketStream
 import zc_anyio
 from tests.support.backends import TRIO, one_backend
 from tests.support.netns import Rig
-from tests.support.peers import (
-    Reader,
-    parked_pair,
-    receive_exactly,
-    reset,
-    tcp_pair,
-    wrap,
-)
+from tests.support.peers import Reader, parked_pair, receive_exactly, tcp_pair, wrap
 from tests.support.waiting import LIMIT, until, until_held, until_idle, until_parked
+from zc_anyio.testing import reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

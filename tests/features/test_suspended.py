@@ -17,9 +17,10 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.support.peers import receive_exactly, receive_to_end, reset, tcp_pair, wrap
+from tests.support.peers import receive_exactly, receive_to_end, tcp_pair, wrap
 from tests.support.waiting import until
 from zc_anyio._ring.reaper import TICK_SECONDS
+from zc_anyio.testing import reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

@@ -33,9 +33,10 @@ from tests.native.model_state import (
     STAGED,
     STREAM,
 )
-from tests.support.peers import parked_pair, reset, tcp_pair
+from tests.support.peers import parked_pair, tcp_pair
 from tests.support.waiting import LIMIT
 from zc_anyio._native._zc import ffi, lib
+from zc_anyio.testing import reset
 
 THRESHOLD = 1000
 # Of so many bytes it is always known whether they go zero-copy.

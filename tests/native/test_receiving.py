@@ -15,8 +15,9 @@ import pytest
 from tests.conftest import usable
 from tests.native.receiving import POLL, RECEIVE, Receiver, Receiving
 from tests.support.needs import missing
-from tests.support.peers import reset, tcp_pair
+from tests.support.peers import tcp_pair
 from zc_anyio._native._zc import ffi, lib
+from zc_anyio.testing import reset
 
 # receive.c
 SHARED, HELD_BYTES, BULK_BYTES, KEPT_BYTES = 32 * (64 << 10), 256 << 10, 16384, 4 << 10

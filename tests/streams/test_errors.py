@@ -15,9 +15,9 @@ from anyio.abc import SocketAttribute
 import zc_anyio
 from tests.streams.pairs import clog, connected, facing, outcome, settle
 from tests.support.backends import one_backend
-from tests.support.peers import at_end, listener, receive_exactly, receive_to_end, reset
+from tests.support.peers import at_end, listener, receive_exactly, receive_to_end
 from tests.support.waiting import LIMIT, until
-from tests.support.watch import descriptors
+from zc_anyio.testing import open_descriptors, reset
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "unix"])
 Stream = zc_anyio.ZeroCopySocketStream
@@ -316,7 +316,7 @@ async def test_what_was_never_closed_warns_and_is_closed(driver: Any) -> None:
 
 
 def sockets() -> int:
-    return sum(what.startswith("socket:") for what in descriptors().values())
+    return sum(what.startswith("socket:") for what in open_descriptors().values())
 
 
 @pytest.mark.anyio

@@ -20,9 +20,10 @@ import trustme
 import zc_anyio
 from tests.streams.pairs import connected
 from tests.streams.web_servers import own_server
-from tests.support.peers import SMALL_BUFFER, listener, receive_exactly, reset
+from tests.support.peers import SMALL_BUFFER, listener, receive_exactly
 from tests.support.waiting import LIMIT, until, until_held
 from zc_anyio.httpcore import RingBackend, httpx_transport
+from zc_anyio.testing import reset
 
 SOON = 0.05
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

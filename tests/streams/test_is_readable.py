@@ -9,8 +9,9 @@ import pytest
 
 import zc_anyio
 from tests.streams.pairs import connected, facing
-from tests.support.peers import reset, tcp_pair, wrap
+from tests.support.peers import tcp_pair, wrap
 from tests.support.waiting import until
+from zc_anyio.testing import reset
 
 
 @pytest.mark.anyio

@@ -15,7 +15,7 @@ from tests.support.backends import one_backend
 from tests.support.commands import ROOT
 from tests.support.needs import missing, why_not
 from tests.support.waiting import until
-from tests.support.watch import descriptors
+from zc_anyio.testing import open_descriptors
 
 AT_ONCE = 100
 
@@ -64,12 +64,12 @@ async def connect_and_close(driver: Any, connections: int) -> None:
             serving.start_soon(listener.serve, echo)
             await use(port, 1)
             await until(lambda: is_empty(ring))
-            before = len(descriptors())
+            before = len(open_descriptors())
             async with anyio.create_task_group() as clients:
                 for _ in range(AT_ONCE):
                     clients.start_soon(use, port, connections // AT_ONCE)
             await until(lambda: is_empty(ring))
-            assert len(descriptors()) == before
+            assert len(open_descriptors()) == before
             assert ring.statistics().sends == 2 * (connections + 1)
             serving.cancel_scope.cancel()
 

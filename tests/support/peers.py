@@ -1,14 +1,13 @@
 """The other end of a connection: plain sockets, read by threads or by child processes.
 
 A peer that never reads is a socket that nothing is done with; one that closes, ``socket.close()``;
-one that resets, :func:`reset`.
+one that resets, :func:`zc_anyio.testing.reset`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import anyio
 from anyio.abc import SocketStream
 
 from tests.support.waiting import LIMIT
+from zc_anyio import testing
 
 # More than a sending socket may hold, whatever it was set to: the limit is net.ipv4.tcp_wmem's.
 MORE_THAN_FITS = 24 << 20
@@ -46,21 +46,15 @@ def tcp_pair(
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Connect two sockets over loopback: the sending one, and its peer.
 
-    :param stalled: the peer takes next to nothing until it reads, while the sending socket takes
-        a few megabytes: a send is taken at once, and held until the peer reads.
+    :param stalled: as :func:`zc_anyio.testing.silent_pair`.
     """
-    if stalled:
-        send_buffer = send_buffer or LARGE_BUFFER
-        receive_buffer = receive_buffer or SMALL_BUFFER
-    with listener(receive_buffer=receive_buffer) as server, socket.socket() as client:
-        if send_buffer is not None:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        client.connect(server.getsockname())
-        client.setblocking(False)
-        peer, _ = server.accept()
-        peer.settimeout(LIMIT)
-        with peer:
-            yield client, peer
+    pair = (
+        testing.silent_pair()
+        if stalled
+        else testing.tcp_pair(send_buffer=send_buffer, receive_buffer=receive_buffer)
+    )
+    with pair as made:
+        yield made
 
 
 @contextmanager
@@ -73,12 +67,6 @@ def parked_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 async def wrap(sock: socket.socket) -> SocketStream:
     """Make an anyio stream of a connected socket; it belongs to the stream from now on."""
     return await SocketStream.from_socket(sock)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close a socket so that its peer sees a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:

@@ -14,16 +14,9 @@ import trio
 import trio.testing
 
 import zc_anyio
-from tests.support.peers import (
-    Reader,
-    at_end,
-    listener,
-    parked_pair,
-    receive_exactly,
-    reset,
-    tcp_pair,
-)
+from tests.support.peers import Reader, at_end, listener, parked_pair, receive_exactly, tcp_pair
 from tests.support.waiting import until, until_held, until_parked
+from zc_anyio.testing import reset
 
 MIB = 1 << 20
 
