@@ -21,7 +21,7 @@ import sniffio
 from anyio.abc import ByteStream, Listener, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSListener
 
-from .._connecting.connect import create_tcp_listener, create_unix_listener
+from .._connecting.listen import create_tcp_listener, create_unix_listener
 from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
 from .connection import Application, Connection, Site, TrustedProxies
