@@ -130,12 +130,10 @@ class ZeroCopySocketStream(SocketStream):
     def send_nowait(self, parts: Sequence[bytes]) -> None:
         """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
 
-        :raises TypeError: a part is not ``bytes``.
-        :raises anyio.WouldBlock: they do not fit into the window.
+        :raises anyio.WouldBlock: they do not fit into the window (``TypeError``: are no ``bytes``).
         """
-        for part in parts:
-            if type(part) is not bytes:
-                raise TypeError("parts must be bytes")
+        if not {bytes}.issuperset(map(type, parts)):
+            raise TypeError("parts must be bytes")
         if self._sending.taken:
             raise self._sending.busy()
         if self._eof_sent:
