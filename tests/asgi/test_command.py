@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,21 @@ def test_workers_share_the_port_and_one_that_dies_is_replaced() -> None:
         assert re.search(r"Worker \[\d+\] ended with status -9\.", error)
         assert served.stop() == 0
         assert not any(map(is_alive, before | after))
+
+
+def test_a_worker_that_has_answered_enough_is_replaced() -> None:
+    with command("--limit-max-requests=3", workers=2) as served:
+        found = set()
+
+        def asked() -> bool:
+            # Both may be starting at the same time.
+            with suppress(httpx.ConnectError):
+                found.add(served.ask()["process"])
+            return len(found) > 4
+
+        until_blocking(asked, "other processes answer")
+        assert served.stop() == 0
+        assert all("Maximum request limit" in line for line in served.errors())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])

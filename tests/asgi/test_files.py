@@ -121,6 +121,18 @@ async def test_a_file_that_is_not_there_is_the_applications_error(
 
 
 @one_backend
+async def test_a_file_that_has_grown_is_sent_as_long_as_it_was_said_to_be(folder: Path) -> None:
+    content = (folder / "small.txt").read_bytes()
+    for length, expected in ((1000, 200), (len(content), 200), (len(content) + 1, 500)):
+        headers = [(b"content-length", b"%d" % length)]
+        async with serving(sends(folder / "small.txt", headers=headers)) as rig:
+            answer = await rig.get("/file")
+            assert status(answer) == expected
+            if expected == 200:
+                assert body(answer) == content[:length]
+
+
+@one_backend
 async def test_a_file_that_is_truncated_meanwhile_resets_the_connection(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ from anyio.streams.tls import TLSStream
 from .._ring.ring import Ring
 from .exchange import Exchange, Message
 from .http1 import Address, Refusal, Request, refusal_bytes
-from .peer import ClientDisconnectedError, Limits, Peer, tls_extension
+from .peer import ClientDisconnectedError, Limits, Peer, is_disconnect, tls_extension
 from .websocket import WebSocket
 
 __all__ = ["Application", "Connection", "Scope", "Site", "TrustedProxies"]
@@ -346,10 +346,3 @@ def is_same(now: contextvars.Context, before: contextvars.Context) -> bool:
     except Exception:
         # Values that cannot be compared are not the same ones.
         return False
-
-
-def is_disconnect(error: BaseException) -> bool:
-    """Whether an error, or all that a task group has gathered, is that the client is gone."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(is_disconnect, error.exceptions))
-    return isinstance(error, ClientDisconnectedError)

@@ -63,7 +63,7 @@ class Exchange:
         self._continue = request.expects_continue
         self._body_ended = request.length == 0
         self._body_told = False
-        # The lines of a head that waits for the first part of its body.
+        # A head that waits for the first part of its body.
         self._head: list[bytes] | None = None
         self._dated = self._named = False
         # What the answer still owes of its Content-Length.
@@ -202,7 +202,6 @@ class Exchange:
             return b""
         lines = self._head
         if self._bodiless:
-            # What an answer to GET would have, as far as that is known.
             if size and not more and self._left is None and self.request.method == "HEAD":
                 lines.append(b"content-length: %d" % size)
         elif self._left is None:
@@ -228,7 +227,6 @@ class Exchange:
         return head
 
     def _count(self, size: int, *, more: bool) -> None:
-        """Check the length of a body against what was said before."""
         if self._left is not None and not self._bodiless:
             self._left -= size
             if self._left < 0 or (self._left and not more):
@@ -265,12 +263,11 @@ class Exchange:
             before, after = head + b"%x\r\n" % count, b"\r\n"
         if self._chunked and not more and self._trailers is None:
             after += b"0\r\n\r\n"
-        if self._bodiless or not count:
-            if head:
-                await self._peer.send([head])
-        else:
+        if count and not self._bodiless:
             await self._peer.send_file(before, fd, offset, count)
-        if after and not self._bodiless:
+        elif head:
+            await self._peer.send([head])
+        if after:
             await self._peer.send([after])
         if not more and (self._trailers is None or not self._chunked):
             self._finish()
@@ -291,8 +288,11 @@ class Exchange:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise RuntimeError(f"{path} is no regular file")
-            await self._send_file(fd, 0, status.st_size, more=False)
+                raise RuntimeError(f"{path} is no file")
+            # A file that has grown since its size was told is sent as it was.
+            size = status.st_size
+            count = size if self._left is None else min(size, self._left)
+            await self._send_file(fd, 0, count, more=False)
         finally:
             os.close(fd)
 

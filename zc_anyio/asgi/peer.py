@@ -22,7 +22,14 @@ from .._sending.groups import send_group
 from ..streams import ZeroCopySocketStream
 from .http1 import Address, RequestParser
 
-__all__ = ["GONE", "ClientDisconnectedError", "Limits", "Peer", "tls_extension"]
+__all__ = [
+    "GONE",
+    "ClientDisconnectedError",
+    "Limits",
+    "Peer",
+    "is_disconnect",
+    "tls_extension",
+]
 
 RECEIVE = 64 << 10
 # What is not larger is joined and sent by one system call; from there on parts are gathered as they
@@ -46,6 +53,13 @@ GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 class ClientDisconnectedError(OSError):
     """What ``send`` raises in an application when its client is gone."""
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether an error, or all that a task group has gathered, is that the client is gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_disconnect, error.exceptions))
+    return isinstance(error, ClientDisconnectedError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

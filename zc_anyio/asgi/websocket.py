@@ -19,7 +19,7 @@ from wsproto.utilities import generate_accept_token
 
 from .exchange import Message
 from .http1 import Refusal, Request, check_name, join_lines, refusal_bytes, status_line
-from .peer import ClientDisconnectedError, Peer
+from .peer import ClientDisconnectedError, Peer, is_disconnect
 
 __all__ = ["WebSocket", "websocket_frame"]
 
@@ -93,7 +93,7 @@ class WebSocket:
             try:
                 await app(scope, self.receive, self.send)
             except Exception as exc:
-                if not isinstance(exc, ClientDisconnectedError):
+                if not is_disconnect(exc):
                     log.exception("Exception in ASGI application")
                 code = CloseReason.INTERNAL_ERROR
             tasks.cancel_scope.cancel()

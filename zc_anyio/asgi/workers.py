@@ -155,7 +155,8 @@ class Supervisor:
             del self._workers[worker]
             lived = time.monotonic() - began
             self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE_SECONDS else 0
-            log.error("Worker [%d] ended with status %d.", worker.pid, worker.returncode)
+            level = logging.ERROR if worker.returncode else logging.INFO
+            log.log(level, "Worker [%d] ended with status %d.", worker.pid, worker.returncode)
             if self._reload is not None:
                 # Its author is about to change it.
                 continue
