@@ -13,8 +13,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from starlette.requests import Request
 
-from tests.asgi.applications import LARGE, Application, respond
+from tests.asgi.applications import LARGE, Application, read_body, respond
 from tests.asgi.rig import (
     CLOSE,
     GET,
@@ -169,6 +170,44 @@ async def test_a_client_that_goes_away_is_told_as_disconnect() -> None:
 
         await rig.client(run)
         await until(lambda: app.told == ["http.disconnect"])
+
+
+async def test_starlette_can_ask_whether_a_client_is_there(driver: str) -> None:
+    seen: list[bool] = []
+
+    async def asks(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        assert await request.body() == b"abc"
+        seen.append(await request.is_disconnected())
+        app.began.set()
+        with anyio.fail_after(LIMIT):
+            while not await request.is_disconnected():
+                await anyio.sleep(0.01)
+        seen.append(await request.is_disconnected())
+
+    app = Application(asks=asks)
+    async with serving(app, driver=driver) as rig:
+
+        def run(sock: socket.socket) -> None:
+            sock.sendall(POST % (b"/asks", 3, b"") + b"abc")
+            anyio.from_thread.run(app.began.wait)
+
+        await rig.client(run)
+        await until(lambda: len(seen) == 2)
+    assert seen == [False, True]
+
+
+async def test_a_cancelled_receive_has_taken_nothing() -> None:
+    async def looks(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        for _ in range(3):
+            with anyio.CancelScope() as scope_:
+                scope_.cancel()
+                await receive()
+        await respond(send, await read_body(receive))
+
+    async with serving(Application(looks=looks)) as rig:
+        answer = await rig.ask(POST % (b"/looks", 3, CLOSE) + b"abc")
+        assert body(answer) == b"abc"
 
 
 async def test_receive_tells_the_end_of_the_answer_as_well() -> None:

@@ -76,12 +76,14 @@ class Exchange:
     # --- receive ---
 
     async def receive(self) -> Message:
-        """The application's ``receive``."""
+        # No checkpoint here: applications that only want to know call this in a cancelled scope.
         if self.complete or self._gone:
-            await checkpoint()
             return DISCONNECT
         if not self._body_told:
             return await self._receive_body()
+        if self._peer.has_ended():
+            self._gone = True
+            return DISCONNECT
         try:
             with anyio.CancelScope() as self._waiting:
                 while not self._peer.parser.events:
@@ -100,6 +102,8 @@ class Exchange:
             self._continue = False
             if not self.begun:
                 await peer.send([CONTINUE])
+        if events:
+            await checkpoint()
         parts: list[bytes] = []
         while True:
             while events and isinstance(part := events[0], bytes):
@@ -110,7 +114,6 @@ class Exchange:
                 self._body_ended = True
             if parts or self._body_ended:
                 self._body_told = self._body_ended
-                await checkpoint()
                 more = not self._body_ended
                 return {"type": "http.request", "body": b"".join(parts), "more_body": more}
             seconds = peer.limits.body_seconds

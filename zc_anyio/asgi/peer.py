@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 import ssl
 import time
@@ -150,6 +151,13 @@ class Peer:
         """Let a wait for bytes end, now or when it begins; what has arrived is received before."""
         with suppress(OSError):  # it is gone
             self._raw.shutdown(socket.SHUT_RD)
+
+    def has_ended(self) -> bool:
+        """Whether the peer has closed, its half at least; bytes may be unread."""
+        poll = select.poll()
+        poll.register(self._raw, select.POLLRDHUP)
+        # Notifications of MSG_ZEROCOPY are told as an error.
+        return any(events & ~select.POLLERR for _, events in poll.poll(0))
 
     def has_unread(self) -> bool:
         """Whether the peer has sent something that nobody has received."""
