@@ -8,7 +8,7 @@ from tests.asgi.applications import Application
 from tests.asgi.rig import CLOSE, GET, serving, status
 from tests.support.backends import one_backend
 from zc_anyio.asgi import Limits
-from zc_anyio.asgi.http1 import Refusal, Request, RequestParser
+from zc_anyio.asgi._http1 import Refusal, Request, RequestParser
 
 pytestmark = pytest.mark.anyio
 

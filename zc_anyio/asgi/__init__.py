@@ -14,13 +14,13 @@ try:
 except ImportError as _missing:
     raise ImportError("zc_anyio.asgi needs more: pip install 'zc_anyio[asgi]'") from _missing
 
-from .lifespan import LifespanError
-from .peer import ClientDisconnectedError, Limits
-from .server import serve
-from .websocket import websocket_frame
+from ._lifespan import LifespanError
+from ._peer import ClientDisconnectedError, Limits
+from ._server import serve
+from ._websocket import websocket_frame
 
 if TYPE_CHECKING:
-    from .files import FileResponse
+    from ._files import FileResponse
 
 __all__ = [
     "ClientDisconnectedError",
@@ -35,7 +35,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Only this needs Starlette.
     if name == "FileResponse":
-        from .files import FileResponse
+        from ._files import FileResponse
 
         return FileResponse
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,11 +19,11 @@ import anyio
 
 import zc_anyio
 
-from .connection import Application
-from .lifespan import LifespanError
-from .peer import Limits
-from .server import serve
-from .workers import Supervisor, end_with_parent, find_place, take_orders
+from ._connection import Application
+from ._lifespan import LifespanError
+from ._peer import Limits
+from ._server import serve
+from ._workers import Supervisor, end_with_parent, find_place, take_orders
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
@@ -35,7 +35,7 @@ LEVELS = ("critical", "error", "warning", "info", "debug")
 # As uvicorn has it.
 STARTUP_FAILED = 3
 
-log = logging.getLogger("zc_anyio.asgi")
+log: logging.Logger = logging.getLogger("zc_anyio.asgi")
 
 
 def main() -> None:
@@ -161,7 +161,7 @@ def _seconds(text: str) -> float:
 
 
 def _proxies(text: str) -> str:
-    from .connection import TrustedProxies
+    from ._connection import TrustedProxies
 
     try:
         TrustedProxies(text)

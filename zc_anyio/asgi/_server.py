@@ -24,9 +24,9 @@ from anyio.streams.tls import TLSListener
 from .._connecting.listen import create_tcp_listener, create_unix_listener
 from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
-from .connection import Application, Connection, Site, TrustedProxies
-from .lifespan import running
-from .peer import Limits
+from ._connection import Application, Connection, Site, TrustedProxies
+from ._lifespan import running
+from ._peer import Limits
 
 __all__ = ["serve"]
 

@@ -17,9 +17,9 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
-from .exchange import Message
-from .http1 import Refusal, Request, check_name, join_lines, refusal_bytes, status_line
-from .peer import ClientDisconnectedError, Peer, is_disconnect
+from ._exchange import Message
+from ._http1 import Refusal, Request, check_name, join_lines, refusal_bytes, status_line
+from ._peer import ClientDisconnectedError, Peer, is_disconnect
 
 __all__ = ["WebSocket", "websocket_frame"]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .http1 import (
+from ._http1 import (
     SERVER,
     Refusal,
     Request,
@@ -21,7 +21,7 @@ from .http1 import (
     refusal_bytes,
     status_line,
 )
-from .peer import ClientDisconnectedError, Peer
+from ._peer import ClientDisconnectedError, Peer
 
 __all__ = ["Exchange", "Message"]
 

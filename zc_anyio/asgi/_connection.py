@@ -15,10 +15,10 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from .._ring.ring import Ring
-from .exchange import Exchange, Message
-from .http1 import Address, Refusal, Request, refusal_bytes
-from .peer import ClientDisconnectedError, Limits, Peer, is_disconnect, tls_extension
-from .websocket import WebSocket
+from ._exchange import Exchange, Message
+from ._http1 import Address, Refusal, Request, refusal_bytes
+from ._peer import ClientDisconnectedError, Limits, Peer, is_disconnect, tls_extension
+from ._websocket import WebSocket
 
 __all__ = ["Application", "Connection", "Scope", "Site", "TrustedProxies"]
 

@@ -21,7 +21,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from .._ring.ring import Ring
 from .._sending.groups import send_group
 from ..streams import ZeroCopySocketStream
-from .http1 import Address, RequestParser
+from ._http1 import Address, RequestParser
 
 __all__ = [
     "GONE",

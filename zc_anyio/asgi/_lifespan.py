@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import anyio
 
-from .connection import Application
-from .exchange import Message
+from ._connection import Application
+from ._exchange import Message
 
 __all__ = ["LifespanError", "running"]
 
