@@ -67,6 +67,15 @@ static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
     return true;
 }
 
+/* So many more bytes of a send are taken: moves on to the first that is not. */
+static void advance(struct zc_send *send, size_t taken)
+{
+    send->done += taken;
+    send->offset += taken;
+    while (send->at < send->buffers && send->offset >= send->iov[send->at].iov_len)
+        send->offset -= send->iov[send->at++].iov_len;
+}
+
 static void stream_result(struct zc_core *core, struct zc_req *req, int32_t result)
 {
     struct zc_sock *sock = req->sock;
@@ -82,7 +91,7 @@ static void stream_result(struct zc_core *core, struct zc_req *req, int32_t resu
         size_t left = send->size - send->done;
         size_t part = taken < left ? taken : left;
         taken -= part;
-        send->done += part;
+        advance(send, part);
         req->touched += part > 0;
         send->gen->ctx->stats.bytes_sent += part;
         if (!req->zero_copy && part)
@@ -155,7 +164,7 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
         if (req->touched)
             learn(req->sock, req->copied);
         /* What was pinned is not any more, so there is room for the next. */
-        if (req->touched && !zc_is_registered(req->covered[0]))
+        if (req->touched && !req->covered[0]->registered)
             core->zero_copy_denied = 0;
         if (req->result_seen)
             request_ends(core, req);

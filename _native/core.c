@@ -48,11 +48,15 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     core->owner = pthread_self();
     core->alloc_budget = -1;
     core->most_pinned = GATHER_BYTES_MOST;
+    core->turn_bytes = SIZE_MAX;
+    core->turn_requests = UINT32_MAX;
     link_init(&core->events);
     link_init(&core->ready);
     link_init(&core->cancels);
     link_init(&core->broken);
     link_init(&core->lingering);
+    link_init(&core->watched);
+    link_init(&core->lost);
     link_init(&core->contexts);
     link_init(&core->sockets);
     link_init(&core->requests);

@@ -72,8 +72,10 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
     if (queued < 0 && taken)
         /* Memory is out, in the middle of what the caller takes for one send. */
         zc_sock_break(core, sock, ENOMEM, false);
-    else if (taken)
-        container(sock->sends.prev, struct zc_send, sock_link)->copied = true;
+    else if (taken) {
+        struct zc_send *rest = container(sock->sends.prev, struct zc_send, sock_link);
+        rest->copied = rest->continues = true;
+    }
     return queued;
 }
 

@@ -114,7 +114,11 @@ static void reap(struct zc_ring *ring)
     struct epoll_event events[REAP_BATCH];
     int count;
     do {
-        count = epoll_wait(ring->own_fd, events, REAP_BATCH, 0);
+        if (!ring->reaps_left)
+            return;
+        count = epoll_wait(ring->own_fd, events, (int)within(ring->reaps_left, 1, REAP_BATCH), 0);
+        if (count > 0)
+            ring->reaps_left -= (uint32_t)count;
         for (int i = 0; i < count; i++) {
             struct zc_sock *sock = events[i].data.ptr;
             /* A UNIX socket takes MSG_ERRQUEUE for an ordinary receive. */
@@ -191,6 +195,7 @@ const struct zc_driver zc_msg_zerocopy_driver = {
     .reap = reap,
     .attach = attach_zero_copy,
     .detach = detach,
+    .tells_by_socket = true,
 };
 
 /* Nothing is held: a buffer is the caller's again when its bytes were accepted. */

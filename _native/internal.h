@@ -55,8 +55,8 @@ struct ready_event {
     uint64_t id;
 };
 
-/* One buffer of a send may be any size; one request is cut here, so that int results hold. */
-#define REQUEST_MAX_BYTES ((size_t)1 << 30)
+/* What the kernel takes as one registered buffer. */
+#define REGION_MAX_BYTES ((size_t)1 << 30)
 /*
  * Gathering stops at a share of the window, but not below the one nor beyond the other: a request is
  * held as a whole, so one as large as the window would leave the network idle until its release.
@@ -80,6 +80,12 @@ struct ready_event {
 #define TURN_SENDS 4096u
 /* After so many the caller looks at the clock: others may have waited for long enough. */
 #define LOOK_SENDS 256u
+/*
+ * Pages of 4 KiB that a datagram may touch and be zero-copied: MAX_SKB_FRAGS of the kernel, which
+ * answers EMSGSIZE to more.
+ */
+#define DATAGRAM_PAGES 17u
+#define PAGE_BYTES ((uintptr_t)4096)
 /* A datagram socket with a full buffer parks its requests: this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
 /* This share of the window is a batch: a generation that has it is flushed by itself. */
@@ -95,10 +101,28 @@ struct ready_event {
 #define COPY_REQUESTS 32u
 #define COPY_REQUESTS_MOST 4096u
 /*
+ * What one turn submits at most, so that others of the event loop get theirs within milliseconds:
+ * over loopback a small send costs some 5 us of it, and a MiB that is copied 500.
+ */
+#define TURN_REQUESTS 128u
+#define TURN_SUBMITS_BYTES ((size_t)4 << 20)
+/*
  * After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again,
  * unless a notification makes room before that.
  */
 #define DENIED_REQUESTS 64u
+
+/* Registered buffers of a ring; a pool is one or a few of them. */
+#define MAX_REGIONS 256u
+/* In place of the index of a region. */
+#define NO_REGION UINT32_MAX
+/* Staging memory, whether it is registered or not. */
+#define STAGE_REGION (MAX_REGIONS + 1u)
+
+struct zc_region {
+    const char *memory;
+    size_t size; /* 0: the index is free */
+};
 
 struct zc_stage {
     char *memory; /* NULL: nothing is staged */
@@ -113,16 +137,24 @@ struct zc_core {
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
     struct link broken;  /* struct zc_sock: shut down or reset it */
     struct link lingering; /* struct zc_sock: idle, but not for `linger` yet; the longest first */
+    struct link watched;   /* struct zc_sock: the program may close it without a word */
+    struct link lost;      /* of those: it is looked for by which other descriptor it has them */
+    uint32_t watched_count; /* on both */
+    bool ticking;          /* that a tick is wanted was told */
     uint64_t now, linger;  /* ticks; 0: idle sockets are told of at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
     uint32_t *sequences; /* of each slot: the upper half of user_data */
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
+    struct zc_region regions[MAX_REGIONS];
+    uint32_t regions_used; /* none is in use from this index on */
     size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
+    size_t turn_bytes;         /* that this turn may still submit... */
+    uint32_t turn_requests;    /* ...in so many requests */
     pthread_t owner; /* the thread that may send... */
     bool disowned;   /* ...but not in a forked child */
     int64_t alloc_budget; /* for tests: how many allocations may still succeed; -1 is no limit */
@@ -135,6 +167,7 @@ struct zc_ctx {
     uint64_t id, next_generation;
     int policy;
     bool by_hand; /* generations do not roll */
+    bool may_reset; /* what it holds may have to be reset, though nobody can change it */
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
     size_t alone; /* bytes below which what needs no queue is copied */
@@ -172,12 +205,17 @@ struct zc_send {
     uint32_t refs, flags;
     uint32_t count; /* sends of the program that this is: a staged run is many */
     size_t size, done, weight;
+    uint32_t at;   /* the first buffer with bytes left to take... */
+    size_t offset; /* ...and where they begin in it */
+    uint32_t region; /* of which it is one piece, or NO_REGION */
     uint64_t ctx_id, ticket; /* for the result event */
     char *slab;              /* of a staged run */
     struct sockaddr_storage *to; /* of a datagram with an address */
     socklen_t to_size;
     int error;
     bool queue_ref, copied, force_copy, cancelled, retired;
+    bool registered; /* a part of it is */
+    bool continues;  /* its first bytes go on with a send of the program that began before it */
     uint32_t buffers;
     struct iovec one;
     struct iovec *iov; /* &one, or an allocation */
@@ -200,7 +238,7 @@ struct zc_req {
 
 struct zc_sock {
     struct link link; /* core->sockets */
-    struct link ready_link, broken_link, work_link, linger_link;
+    struct link ready_link, broken_link, work_link, linger_link, watch_link;
     uint64_t idle_since;
     struct event idle_event;
     struct link sends;    /* struct zc_send, in the order of the calls, until retired */
@@ -208,11 +246,14 @@ struct zc_sock {
     struct zc_send *head; /* the first send with bytes left to submit; NULL: none */
     uint64_t id;
     int fd, kind, error;
+    int program_fd; /* by which the program has it, where it does not tell when it closes that */
     uint32_t in_flight; /* requests without a result */
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset, suspended;
+    bool sent_to; /* since it was looked at last */
+    bool closed, ended; /* by the program; and the connection was ended after that */
     uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;
@@ -232,16 +273,13 @@ static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t 
     return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
-/* Whether the kernel has the memory of a send already: a pool's, or staging. */
-static inline bool zc_is_registered(const struct zc_send *send)
-{
-    return send->slab || send->flags & ZC_SEND_REGISTERED;
-}
-
 /* core.c */
 void *zc_alloc(struct zc_core *core, size_t size);
 void zc_release(struct zc_core *core, void *memory);
 void zc_tell(struct zc_core *core, struct event *event, int kind);
+
+/* regions.c */
+uint32_t zc_region_of(const struct zc_core *core, const struct iovec *iov);
 
 /* txctx.c */
 struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx);
@@ -280,6 +318,8 @@ void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, bool registered);
+void zc_begin_turn(struct zc_core *core);
+bool zc_turn_is_spent(const struct zc_core *core);
 struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);

@@ -29,7 +29,7 @@ bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
     return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
-                                                  zc_is_registered(send));
+                                                  send->region != NO_REGION);
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
@@ -66,39 +66,34 @@ struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data)
     return core->slots[slot];
 }
 
-/* Appends what is left of a send to a request's vector; false when the request is full. */
-static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_buffers)
+/* Whether both are one piece of the same registered memory, or of staging memory, and neighbours. */
+static bool touch(const struct zc_send *before, const struct zc_send *send)
 {
-    size_t skip = send->done;
-    for (uint32_t i = 0; i < send->buffers; i++) {
-        const struct iovec *iov = &send->iov[i];
-        if (skip >= iov->iov_len && (skip || iov->iov_len)) {
-            skip -= iov->iov_len;
-            continue;
-        }
-        if (req->bytes == REQUEST_MAX_BYTES)
+    return before->region != NO_REGION && before->region == send->region &&
+           (char *)before->iov[0].iov_base + before->iov[0].iov_len == send->iov[0].iov_base;
+}
+
+/*
+ * Appends what is left of a send to a request, up to `most` bytes of it; false when there is no more
+ * room.  Runs whose slabs touch, and neighbours of a pool, go out as one piece.
+ */
+static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_buffers, size_t most)
+{
+    bool touches = req->sends && touch(req->covered[req->sends - 1], send);
+    size_t skip = send->offset;
+    for (uint32_t i = send->at; i < send->buffers; i++, skip = 0) {
+        size_t left = send->iov[i].iov_len - skip, size = within(left, 0, most);
+        if (touches) /* it is one piece, and the piece before it is the last of the request */
+            req->iov[req->buffers - 1].iov_len += size;
+        else if (req->buffers < max_buffers)
+            req->iov[req->buffers++] = (struct iovec){
+                .iov_base = (char *)send->iov[i].iov_base + skip, .iov_len = size};
+        else
             return false;
-        size_t size = iov->iov_len - skip;
-        if (size > REQUEST_MAX_BYTES - req->bytes)
-            size = REQUEST_MAX_BYTES - req->bytes;
-        struct iovec *last = req->buffers ? &req->iov[req->buffers - 1] : NULL;
-        if (zc_is_registered(send) && last &&
-            (char *)last->iov_base + last->iov_len == (char *)iov->iov_base + skip) {
-            /* Runs whose slabs touch, and neighbours of a pool, go out as one piece. */
-            last->iov_len += size;
-            req->bytes += size;
-            return size == iov->iov_len - skip;
-        }
-        if (req->buffers == max_buffers)
+        req->bytes += size;
+        most -= size;
+        if (size < left || (!most && i + 1 < send->buffers))
             return false;
-        if (size || send->size == 0) {
-            req->iov[req->buffers].iov_base = (char *)iov->iov_base + skip;
-            req->iov[req->buffers++].iov_len = size;
-            req->bytes += size;
-        }
-        if (size < iov->iov_len - skip)
-            return false;
-        skip = 0;
     }
     return true;
 }
@@ -109,16 +104,25 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
  */
 static bool may_follow(const struct zc_send *before, const struct zc_send *send, bool zero_copy)
 {
-    if (!zero_copy || (!zc_is_registered(before) && !zc_is_registered(send)))
-        return true;
-    return zc_is_registered(before) && zc_is_registered(send) && before->buffers == 1 &&
-           send->buffers == 1 && !before->slab == !send->slab &&
-           (char *)before->one.iov_base + before->one.iov_len == send->one.iov_base;
+    return !zero_copy || (!before->registered && !send->registered) || touch(before, send);
+}
+
+/* From here on requests are built until the turn has had its share. */
+void zc_begin_turn(struct zc_core *core)
+{
+    core->turn_bytes = TURN_SUBMITS_BYTES;
+    core->turn_requests = TURN_REQUESTS;
+}
+
+/* Whether the turn has had its share; nothing is built until the next begins. */
+bool zc_turn_is_spent(const struct zc_core *core)
+{
+    return !core->turn_requests || !core->turn_bytes;
 }
 
 /*
- * Builds the next request of any socket, or returns NULL: nothing is ready, or memory or slots are
- * out (the socket then stays ready for the next turn).
+ * Builds the next request of any socket, or returns NULL: nothing is ready, the turn has had its
+ * share, or memory or slots are out (the socket then stays ready for the next turn).
  */
 struct zc_req *zc_build_request(struct zc_core *core)
 {
@@ -126,16 +130,21 @@ struct zc_req *zc_build_request(struct zc_core *core)
         core->waiting_bytes = core->waiting_sends = 0;
         return NULL;
     }
+    if (zc_turn_is_spent(core)) {
+        /* The rest has a turn soon; what is queued until then asks for none of its own. */
+        core->waiting_bytes = core->waiting_sends = 0;
+        return NULL;
+    }
     struct zc_sock *sock = container(core->ready.next, struct zc_sock, ready_link);
     struct zc_send *send = sock->head;
     bool zero_copy = wants_zero_copy(core, send);
     size_t most = batch_bytes(send->gen->ctx, GATHER_BYTES,
-                              zc_is_registered(send) ? GATHER_BYTES_MOST : core->most_pinned);
+                              send->region != NO_REGION ? GATHER_BYTES_MOST : core->most_pinned);
     size_t bytes = send->size - send->done;
-    uint32_t buffers = send->buffers;
+    uint32_t buffers = send->buffers - send->at;
     if (sock->kind == ZC_STREAM)
         for (struct zc_send *before = send, *s = zc_sock_next_send(sock, send);
-             s && bytes < most && buffers < GATHER_BUFFERS &&
+             s && bytes < most && s->size <= most && buffers < GATHER_BUFFERS &&
              may_follow(before, s, zero_copy) && wants_zero_copy(core, s) == zero_copy;
              before = s, s = zc_sock_next_send(sock, s)) {
             bytes += s->size;
@@ -159,12 +168,14 @@ struct zc_req *zc_build_request(struct zc_core *core)
     link_append(&core->requests, &req->link);
     link_append(&sock->requests, &req->sock_link);
     for (bool whole = true; whole && send; send = zc_sock_next_send(sock, send)) {
-        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= most ||
+        if (req->sends && (sock->kind == ZC_DATAGRAM || req->bytes >= most || send->size > most ||
                            !may_follow(req->covered[req->sends - 1], send, zero_copy) ||
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
         size_t before = req->bytes;
-        whole = gather(req, send, buffers);
+        /* A stream's large send leaves in pieces: what a request covers is pinned as a whole. */
+        whole = gather(req, send, buffers,
+                       sock->kind == ZC_STREAM && !req->sends ? most : SIZE_MAX);
         if (req->sends && req->bytes == before)
             break; /* nothing of it fits: it is not held by this request */
         send->refs++;
@@ -178,6 +189,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
         req->msg.msg_namelen = req->covered[0]->to_size;
     }
     core->stats.requests++;
+    core->turn_requests--;
+    core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
     if (core->zero_copy_denied)
         core->zero_copy_denied--;
     if (sock->copy_left && !zero_copy)

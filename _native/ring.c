@@ -10,6 +10,8 @@
 
 /* A turn ends here even if more is ready: the event loop has others to serve. */
 #define TURN_ROUNDS 8
+/* And after so many completions; of those that MSG_ZEROCOPY tells as a range, after so many sockets. */
+#define TURN_REAPS 2048u
 
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info)
 {
@@ -68,8 +70,7 @@ int zc_ring_close(zc_ring *ring)
     struct zc_stats stats;
     zc_core_stats(ring->core, &stats);
     for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
-        if (!container(l, struct zc_sock, link)->suspended)
-            close(container(l, struct zc_sock, link)->fd);
+        zc_close_duplicate(ring, container(l, struct zc_sock, link));
     if (ring->driver->close)
         ring->driver->close(ring);
     if (ring->own_fd >= 0)
@@ -99,38 +100,28 @@ uint64_t zc_ring_submits(const zc_ring *ring)
  */
 int zc_ring_register(zc_ring *ring, char *memory, size_t size)
 {
-    if (!ring || !memory || size == 0 || size > REQUEST_MAX_BYTES)
+    if (!ring)
         return -EINVAL;
     if (!ring->driver->set_region)
         return -EOPNOTSUPP;
-    uint32_t index = 0;
-    while (index < MAX_REGIONS && ring->regions[index].size)
-        index++;
-    if (index == MAX_REGIONS)
-        return -ENOBUFS;
-    struct zc_region region = {.memory = memory, .size = size};
-    int err = ring->driver->set_region(ring, index, &region);
-    if (err < 0)
+    int index = zc_core_add_region(ring->core, memory, size);
+    if (index < 0)
+        return index;
+    int err = ring->driver->set_region(ring, (uint32_t)index, memory, size);
+    if (err < 0) {
+        zc_core_drop_region(ring->core, memory);
         return err;
-    ring->regions[index] = region;
-    if (index >= ring->regions_used)
-        ring->regions_used = index + 1;
-    return (int)index;
+    }
+    return index;
 }
 
 /* Requests that read from it keep it pinned until their notification. */
 int zc_ring_unregister(zc_ring *ring, char *memory)
 {
-    static const struct zc_region none;
-    if (!ring || !memory)
+    if (!ring)
         return -EINVAL;
-    for (uint32_t i = 0; i < ring->regions_used; i++) {
-        if (ring->regions[i].memory != memory || !ring->regions[i].size)
-            continue;
-        ring->regions[i] = none;
-        return ring->driver->set_region(ring, i, &none);
-    }
-    return -ENOENT;
+    int index = zc_core_drop_region(ring->core, memory);
+    return index < 0 ? index : ring->driver->set_region(ring, (uint32_t)index, NULL, 0);
 }
 
 /* Gives the ring staging memory.  Returns 1 if it is registered, 0 if it is not, or could not be. */
@@ -152,16 +143,17 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
 }
 
 /*
- * connect(AF_UNSPEC) drops the connection's queue, which gives held buffers back at once; shutdown
- * makes the kernel refuse whatever anybody sends after a hole in the bytes.  Both may fail when the
- * connection is gone already, which is as good.
+ * Disconnecting gives held buffers back at once; shutdown makes the kernel refuse whatever anybody
+ * sends after a hole in the bytes.
  */
 static void deal_with_broken(struct zc_ring *ring)
 {
-    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     int fd, reset;
     while (zc_next_broken(ring->core, &fd, &reset) > 0)
-        (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
+        if (reset)
+            zc_disconnect(fd);
+        else
+            shutdown(fd, SHUT_WR);
 }
 
 static void add_event(int64_t *events, int *count, int kind)
@@ -173,14 +165,16 @@ static void add_event(int64_t *events, int *count, int kind)
 
 /*
  * Reaps, submits, and writes what there is to tell.  Returns the number of events; the last may be
- * ZC_EV_LATER, and ZC_EV_AGAIN: something is ready that no completion will announce, so take another
- * turn soon.
+ * ZC_EV_LATER, and ZC_EV_AGAIN or ZC_EV_MORE: no completion will announce what is left, so take
+ * another turn.
  */
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
 {
     int taken = 0;
     if (!ring || !events || max_events < 3)
         return -EINVAL;
+    zc_begin_turn(ring->core);
+    ring->reaps_left = TURN_REAPS;
     for (int round = 0; round < TURN_ROUNDS; round++) {
         ring->driver->reap(ring);
         deal_with_broken(ring);
@@ -188,14 +182,19 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
         /* What a passing error leaves behind stays in the queue for the next turn. */
         if (taken < 0 && taken != -EAGAIN && taken != -EBUSY && taken != -EINTR)
             return taken;
-        if (taken <= 0)
+        if (taken <= 0 || zc_turn_is_spent(ring->core) || !ring->reaps_left)
             break;
     }
     int count = zc_events(ring->core, events, max_events - 2);
-    if (!link_alone(&ring->core->lingering))
+    if (!ring->core->ticking && (!link_alone(&ring->core->lingering) || ring->core->watched_count)) {
+        ring->core->ticking = true;
         add_event(events, &count, ZC_EV_LATER);
-    if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels) ||
-        !link_alone(&ring->receiver_work))
+    }
+    bool spent = zc_turn_is_spent(ring->core);
+    if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||
+        !link_alone(&ring->core->cancels) || !link_alone(&ring->receiver_work))
         add_event(events, &count, ZC_EV_AGAIN);
+    else if (spent || !ring->reaps_left || !link_alone(&ring->core->events))
+        add_event(events, &count, ZC_EV_MORE);
     return count;
 }

@@ -24,24 +24,16 @@
 
 struct zc_ring;
 
-/* Memory that the kernel has pinned and mapped once, instead of at each send. */
-struct zc_region {
-    char *memory;
-    size_t size; /* 0: the index is free */
-};
-
 struct zc_driver {
     int (*submit)(struct zc_ring *ring); /* how many requests went out, or -errno */
     void (*reap)(struct zc_ring *ring);
     int (*attach)(struct zc_ring *ring, struct zc_sock *sock); /* or NULL */
     void (*detach)(struct zc_ring *ring, int fd);              /* or NULL */
-    /* Puts a region into the driver's table, or takes it out (size 0); or NULL: it has none. */
-    int (*set_region)(struct zc_ring *ring, uint32_t index, const struct zc_region *region);
+    /* Puts memory into the driver's table, or takes it out (size 0); or NULL: it has none. */
+    int (*set_region)(struct zc_ring *ring, uint32_t index, const char *memory, size_t size);
     void (*close)(struct zc_ring *ring);                       /* or NULL */
+    bool tells_by_socket; /* notifications are read from the socket */
 };
-
-/* Registered buffers of a ring; a pool is one or a few of them. */
-#define MAX_REGIONS 256u
 
 struct zc_ring {
     struct zc_core *core;
@@ -50,9 +42,9 @@ struct zc_ring {
     struct zc_ring_info info;
     int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
     uint64_t submits;
-    struct zc_region regions[MAX_REGIONS];
-    uint32_t regions_used; /* none is in use from this index on */
+    uint32_t reaps_left; /* completions that this turn may still take */
     bool has_buffer_table;
+    int scan_next, scan_end; /* descriptors of the process that are looked at, see closed.c */
     char *stage_memory;
     size_t stage_size;
     /* Of receivers, see receive.c. */
@@ -70,6 +62,10 @@ extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_d
 void zc_rx_submit(struct zc_ring *ring);
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);
 void zc_rx_close(struct zc_ring *ring);
+
+/* closed.c */
+bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
+void zc_disconnect(int fd);
 
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
 int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);

@@ -23,6 +23,7 @@ struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_
     send->sock = sock;
     send->ctx_id = ctx->id;
     send->buffers = (uint32_t)buffers;
+    send->region = NO_REGION;
     send->state = SEND_QUEUED;
     send->refs = 1;
     send->queue_ref = true;
@@ -42,6 +43,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
     link_append(&sock->sends, &send->sock_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    sock->sent_to = true;
     if (!sock->head)
         sock->head = send;
     zc_sock_make_ready(core, sock);
@@ -92,6 +94,38 @@ bool zc_window_full(struct zc_ctx *ctx, size_t size)
     return true;
 }
 
+/*
+ * Takes over the parts of a send: without the empty ones, and neighbours in one region as one part.
+ * `send->buffers` says for how many there is room, and then how many there are.
+ */
+static void take_parts(struct zc_core *core, struct zc_send *send, const char *const *data,
+                       const size_t *sizes, size_t count)
+{
+    uint32_t used = 0, last_region = NO_REGION;
+    size_t pages = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!sizes[i])
+            continue;
+        struct iovec part = {.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
+        struct iovec *last = used ? &send->iov[used - 1] : NULL;
+        uint32_t region = core->regions_used ? zc_region_of(core, &part) : NO_REGION;
+        uintptr_t start = (uintptr_t)data[i];
+        pages += (start + sizes[i] - 1) / PAGE_BYTES - start / PAGE_BYTES + 1;
+        send->registered |= region != NO_REGION;
+        if (last && region != NO_REGION && region == last_region &&
+            (char *)last->iov_base + last->iov_len == part.iov_base)
+            last->iov_len += part.iov_len;
+        else
+            send->iov[used++] = part;
+        last_region = region;
+    }
+    if (!used) /* of a datagram */
+        send->iov[used++] = (struct iovec){.iov_base = (void *)(uintptr_t)data[0]};
+    send->buffers = used;
+    send->region = used == 1 ? last_region : NO_REGION;
+    send->force_copy = send->sock->kind == ZC_DATAGRAM && pages > DATAGRAM_PAGES;
+}
+
 static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                        const char *const *data, const size_t *sizes, size_t count, size_t total,
                        uint32_t flags)
@@ -99,10 +133,7 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
     struct zc_send *send = zc_send_new(core, ctx, sock, count);
     if (!send)
         return -ENOMEM;
-    for (size_t i = 0; i < count; i++) {
-        send->iov[i].iov_base = (void *)(uintptr_t)data[i];
-        send->iov[i].iov_len = sizes[i];
-    }
+    take_parts(core, send, data, sizes, count);
     send->flags = flags;
     zc_send_enqueue(core, send);
     zc_send_grow(core, send, total, 1);

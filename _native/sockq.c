@@ -24,11 +24,34 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     link_init(&sock->work_link);
     link_init(&sock->idle_event.link);
     link_init(&sock->linger_link);
+    link_init(&sock->watch_link);
+    sock->program_fd = -1;
     link_init(&sock->sends);
     link_init(&sock->requests);
     link_append(&core->sockets, &sock->link);
     core->stats.sockets++;
     return sock;
+}
+
+static void unwatch(struct zc_core *core, struct zc_sock *sock)
+{
+    core->watched_count -= !link_alone(&sock->watch_link);
+    link_remove(&sock->watch_link);
+}
+
+/* The program has the socket by this descriptor, and closes it without a word; -1: it tells. */
+int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    unwatch(core, sock);
+    sock->program_fd = program_fd;
+    if (program_fd < 0)
+        return 0;
+    sock->closed = false;
+    link_append(&core->watched, &sock->watch_link);
+    core->watched_count++;
+    return 0;
 }
 
 /*
@@ -45,6 +68,7 @@ int zc_sock_suspend(zc_core *core, zc_sock *sock)
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    unwatch(core, sock);
     if (!sock->suspended)
         core->stats.sockets--;
     sock->suspended = true;
@@ -57,7 +81,7 @@ int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
     if (!core || !sock || !sock->suspended)
         return -EINVAL;
     sock->fd = fd;
-    sock->suspended = false;
+    sock->suspended = sock->closed = sock->ended = false;
     core->stats.sockets++;
     return 0;
 }
@@ -154,6 +178,7 @@ int zc_core_advance(zc_core *core, uint64_t now)
     if (!core)
         return -EINVAL;
     core->now = now;
+    core->ticking = false;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
         if (now - sock->idle_since < core->linger)
@@ -336,7 +361,11 @@ int zc_core_reset(zc_core *core, int error)
     return 0;
 }
 
-/* Deals with the cancelled sends of a socket that are queued or in flight. */
+/*
+ * Deals with the cancelled sends of a socket that are queued or in flight.  A send of the program
+ * that has begun is whole, or its stream is broken: also where it stands in two units here, of which
+ * the first has left, or has been handed over directly.
+ */
 void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
 {
     sock->sweep = false;
@@ -349,17 +378,23 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
                     link_append(&core->cancels, &req->cancel_link);
             }
     }
+    enum { GONE, STAYS, WAITS, DROPPED } before = GONE;
     for (struct zc_send *send = sock->head, *next; send; send = next) {
         next = zc_sock_next_send(sock, send);
-        if (!send->cancelled || send->state != SEND_QUEUED)
+        if (!send->cancelled || send->state != SEND_QUEUED) {
+            before = send->state == SEND_IN_FLIGHT ? WAITS : STAYS;
             continue;
-        if (send->done) {
+        }
+        if (send->continues && before == WAITS)
+            continue; /* the result of what it goes on with decides */
+        if (send->done || (send->continues && before != DROPPED)) {
             zc_sock_break(core, sock, ECANCELED, false);
             return;
         }
         if (sock->head == send)
             sock->head = next;
         zc_send_fail(core, send, ECANCELED);
+        before = DROPPED;
     }
     if (!sock->head)
         link_remove(&sock->ready_link);

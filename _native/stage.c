@@ -92,6 +92,9 @@ int64_t zc_stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *
         sock->slabs++;
         rest->slab = slab;
         rest->one.iov_base = slab;
+        rest->region = STAGE_REGION;
+        rest->registered = true;
+        rest->continues = first > 0;
         if (first) {
             memcpy((char *)run->one.iov_base + run->one.iov_len, data, first);
             zc_send_grow(core, run, first, 0);

@@ -33,10 +33,11 @@ static void reap(struct zc_ring *ring)
     }
     struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned count;
-    /* Until it is empty: one run of deferred task work may leave some, and signals no more of it. */
-    do {
+    /* Until it is empty, or the turn has had its share: one run of deferred task work may leave some, and signals no more of it. */
+    while (ring->reaps_left) {
         /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
-        count = io_uring_peek_batch_cqe(&ring->uring, cqes, REAP_BATCH);
+        count = io_uring_peek_batch_cqe(&ring->uring, cqes,
+                                        (unsigned)within(ring->reaps_left, 0, REAP_BATCH));
         for (unsigned i = 0; i < count; i++)
             if (cqes[i]->user_data == NOBODY)
                 continue;
@@ -45,19 +46,10 @@ static void reap(struct zc_ring *ring)
             else
                 zc_complete(ring->core, cqes[i]->user_data, cqes[i]->res, neutral_flags(cqes[i]));
         io_uring_cq_advance(&ring->uring, count);
-    } while (count);
-}
-
-/* The registered buffer that a vector lies in whole, or -1. */
-static int find_region(const struct zc_ring *ring, const struct iovec *iov)
-{
-    const char *start = iov->iov_base;
-    for (uint32_t i = 0; i < ring->regions_used; i++) {
-        const struct zc_region *region = &ring->regions[i];
-        if (start >= region->memory && start < region->memory + region->size)
-            return iov->iov_len <= (size_t)(region->memory + region->size - start) ? (int)i : -1;
+        ring->reaps_left -= count;
+        if (!count)
+            return;
     }
-    return -1;
 }
 
 static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_req *req)
@@ -68,8 +60,9 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
     int fd = req->sock->fd;
     if (req->buffers == 1 && req->zero_copy && !req->msg.msg_name) {
         io_uring_prep_send_zc(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags, usage);
-        int region = find_region(ring, &req->iov[0]);
-        if (region >= 0) {
+        /* As it is now: a pool may have been closed since the send was queued. */
+        uint32_t region = zc_region_of(ring->core, &req->iov[0]);
+        if (region != NO_REGION) {
             sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
             sqe->buf_index = (uint16_t)region;
             ring->core->stats.registered++;
@@ -139,9 +132,9 @@ static int submit(struct zc_ring *ring)
     return taken < 0 ? taken : total;
 }
 
-static int set_region(struct zc_ring *ring, uint32_t index, const struct zc_region *region)
+static int set_region(struct zc_ring *ring, uint32_t index, const char *memory, size_t size)
 {
-    struct iovec iov = {.iov_base = region->memory, .iov_len = region->size};
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)memory, .iov_len = size};
     __u64 tag = 0;
     if (!ring->has_buffer_table) {
         int err = io_uring_register_buffers_sparse(&ring->uring, MAX_REGIONS);

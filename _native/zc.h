@@ -18,7 +18,6 @@
 #define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
-#define ZC_SEND_REGISTERED 16 /* lies in registered memory */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
@@ -46,13 +45,14 @@
 #define ZC_EV_FAILED 2      /* a = context, b = socket, c = errno: one send of that context failed */
 #define ZC_EV_WINDOW 3      /* a = context: a send that was refused with EAGAIN fits now */
 #define ZC_EV_IDLE 4        /* a = socket: nothing of it is queued, in flight or held */
-#define ZC_EV_AGAIN 5       /* something is ready that no completion will announce: take a turn soon */
+#define ZC_EV_AGAIN 5       /* something is ready that could not be submitted: take a turn in a while */
+#define ZC_EV_MORE 9        /* the turn has had its share, and there is more: take one when others had theirs */
 
 /* What carries the sends of a ring. */
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
-#define ZC_EV_LATER 8       /* sockets are idle, but that is not told yet: take a turn in a while */
+#define ZC_EV_LATER 8       /* sockets are idle or may be closed unnoticed: a tick is wanted in a while */
 #define ZC_EV_READY 7       /* a = receiver: look what can be taken */
 #define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 
@@ -108,6 +108,8 @@ int zc_core_linger(zc_core *core, uint32_t ticks);
 int zc_core_advance(zc_core *core, uint64_t now);
 int zc_core_stage(zc_core *core, char *memory, size_t size);
 int zc_core_lockable(zc_core *core, size_t bytes);
+int zc_core_add_region(zc_core *core, const char *memory, size_t size);
+int zc_core_drop_region(zc_core *core, const char *memory);
 void zc_core_stats(const zc_core *core, struct zc_stats *out);
 void zc_core_alloc_budget(zc_core *core, int64_t allocations);
 int zc_events(zc_core *core, int64_t *out, int max_events);
@@ -116,6 +118,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
                    int policy, size_t threshold);
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
+int zc_ctx_may_reset(zc_ctx *ctx, int may_reset);
 uint64_t zc_ctx_generations(const zc_ctx *ctx);
 int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
@@ -129,6 +132,7 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
 int zc_sock_suspend(zc_core *core, zc_sock *sock);
 int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
+int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
@@ -190,6 +194,7 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
 int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
 
 /* --- memory.c --- */
 

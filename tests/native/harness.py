@@ -34,6 +34,9 @@ class Queue:
         self.staging = ffi.new("char[]", slabs * STAGE_SLAB)
         assert lib.zc_core_stage(self.core, self.staging, slabs * STAGE_SLAB) == 0
 
+    def register(self, memory: Any, size: int) -> None:
+        assert lib.zc_core_add_region(self.core, memory, size) >= 0
+
     def readable(self, view: Any) -> bytes:
         """What the kernel would read for a request."""
         addresses, sizes = ffi.new("uint64_t[1024]"), ffi.new("uint64_t[1024]")

@@ -25,7 +25,6 @@ from tests.native.model_state import (
     MORE,
     NEVER,
     NOTIF,
-    REGISTERED,
     REGISTERED_ZERO_COPY,
     RETRIED,
     STREAM,
@@ -36,8 +35,11 @@ from tests.native.model_state import (
 )
 
 
-def registered(send: Send) -> bool:
-    return send.slab is not None or bool(send.flags & REGISTERED)
+def touch(before: Send, send: Send) -> bool:
+    """Whether both are one piece of one region, or runs, and neighbours."""
+    runs = before.slab is not None and send.slab is not None
+    same = before.region is not None and before.region == send.region
+    return (runs or same) and sum(before.pieces[0]) == send.pieces[0][0]
 
 
 class Model(Queues):
@@ -48,7 +50,7 @@ class Model(Queues):
         if not sock.can_zero_copy or send.force_copy or self.denied or ctx.policy == NEVER:
             return False
         least = ctx.threshold
-        if registered(send):
+        if send.region is not None or send.slab is not None:
             least = min(least, REGISTERED_ZERO_COPY)
         return ctx.policy == ALWAYS or (send.size >= least and not sock.copy_left)
 
@@ -65,13 +67,14 @@ class Model(Queues):
         req = Req(sock, [], [], self.wants_zero_copy(sock.queue[0]))
         most = sock.queue[0].gen.ctx.batch(GATHER_BYTES, GATHER_BYTES_MOST)
         for send in sock.queue:
-            full = req.bytes >= most or len(req.sends) == GATHER_BUFFERS
+            full = req.bytes >= most or len(req.sends) == GATHER_BUFFERS or send.size > most
             other = self.wants_zero_copy(send) != req.zero_copy
             alone = sock.kind == DATAGRAM or not self.may_follow(req, send)
-            if req.sends and (alone or full or other or not self.gather(req, send)):
+            if req.sends and (alone or full or other or not self.gather(req, send, send.size)):
                 break
             if not req.sends:
-                self.gather(req, send)
+                # Of one large send a request takes a part.
+                self.gather(req, send, most if sock.kind == STREAM else send.size)
             req.sends.append(send)
             if sum(size for _, size in req.pieces) < sum(s.size - s.done for s in req.sends):
                 break  # only a part of it fitted
@@ -92,19 +95,15 @@ class Model(Queues):
         if not req.sends or not req.zero_copy:
             return True
         before = req.sends[-1]
-        if registered(before) or registered(send):
-            both = registered(before) and registered(send)
-            kinds = (before.slab is None) == (send.slab is None)
-            single = len(before.pieces) == len(send.pieces) == 1
-            return both and kinds and single and sum(before.pieces[0]) == send.pieces[0][0]
-        return True
+        return not (before.registered or send.registered) or touch(before, send)
 
-    def gather(self, req: Req, send: Send) -> bool:
-        """Adds what is left of a send and fits; false if nothing of it fits."""
-        pieces = cut(send.pieces, send.done, send.size) if send.size else send.pieces
+    def gather(self, req: Req, send: Send, most: int) -> bool:
+        """Adds what is left of a send and fits, up to `most` bytes; false if nothing of it fits."""
+        stop = min(send.size, send.done + most)
+        pieces = cut(send.pieces, send.done, stop) if send.size else send.pieces
         taken = False
         for piece in pieces:
-            if registered(send) and req.pieces and sum(req.pieces[-1]) == piece[0]:
+            if req.sends and touch(req.sends[-1], send):
                 # Runs whose slabs touch, and neighbours of a pool, go out as one piece.
                 req.pieces[-1] = (req.pieces[-1][0], req.pieces[-1][1] + piece[1])
             elif len(req.pieces) < GATHER_BUFFERS or send.sock.kind == DATAGRAM:
@@ -129,7 +128,7 @@ class Model(Queues):
             req.notif_seen, req.copied = True, bool(flags & COPIED)
             if req.touched:
                 self.learn(req.sock, req.copied)
-                if not registered(req.sends[0]):
+                if not req.sends[0].registered:
                     self.denied = 0
         else:
             req.result_seen, req.expects_notif = True, bool(flags & MORE)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.native.model_state import (
     DATAGRAM,
+    DATAGRAM_PAGES,
     FAILED,
     FLUSH,
     IDLE,
@@ -45,10 +46,14 @@ COUNTED += ["generations_released"]
 
 
 class Queues:
-    def __init__(self, memory: Sequence[int], max_requests: int, slabs: int, base: int) -> None:
-        self.memory, self.max_requests = memory, max_requests
+    def __init__(
+        self, memory: Sequence[int], address: int, max_requests: int, slabs: int, base: int
+    ) -> None:
+        self.memory, self.address, self.max_requests = memory, address, max_requests
         # Staging memory is `slabs` slabs of `memory`, from `base` on.
         self.slabs, self.base = slabs, base
+        # Offsets of registered memory, by index.
+        self.regions: list[range] = []
         self.contexts: list[Ctx] = []
         self.sockets: list[Sock] = []
         self.requests: list[Req] = []
@@ -255,7 +260,11 @@ class Queues:
         if not self.allocate(1 + (len(pieces) > 1) + (ctx.open is None)):
             return -errno.ENOMEM
         content = b"".join(self.read(piece) for piece in pieces)
-        send = Send(self.open_gen(ctx), sock, pieces, weight, flags, content)
+        parts, regions = self.parts(pieces)
+        send = Send(self.open_gen(ctx), sock, parts, weight, flags, content)
+        send.registered = any(region is not None for region in regions)
+        send.region = regions[-1] if len(parts) == 1 else None
+        send.force_copy = sock.kind == DATAGRAM and sum(map(self.pages, pieces)) > DATAGRAM_PAGES
         self.join(send)
         self.grow(send, len(content), weight, 1)
         send.ticket = ctx.totals["sends"]
@@ -263,6 +272,32 @@ class Queues:
         # Of a broadcast the bytes count once.
         self.waiting_bytes -= len(content) - weight
         return sent
+
+    def region_of(self, piece: Piece) -> int | None:
+        """The registered memory that a piece lies in whole."""
+        for index, region in enumerate(self.regions):
+            if piece[0] in region:
+                return index if sum(piece) <= region.stop else None
+        return None
+
+    def pages(self, piece: Piece) -> int:
+        """How many pages of 4 KiB a piece touches."""
+        start = self.address + piece[0]
+        return len(range(start // 4096, -(-(start + piece[1]) // 4096))) if piece[1] else 0
+
+    def parts(self, pieces: list[Piece]) -> tuple[list[Piece], list[int | None]]:
+        """The parts that are not empty, neighbours in one region as one; and each one's region."""
+        parts: list[Piece] = []
+        regions: list[int | None] = []
+        for piece in [piece for piece in pieces if piece[1]] or pieces[:1]:
+            region = self.region_of(piece) if piece[1] else None
+            together = parts and region is not None and regions[-1] == region
+            if together and sum(parts[-1]) == piece[0]:
+                parts[-1] = (parts[-1][0], parts[-1][1] + piece[1])
+            else:
+                parts.append(piece)
+                regions.append(region)
+        return parts, regions
 
     def read(self, piece: Piece) -> bytes:
         return bytes(self.memory[piece[0] : sum(piece)])
@@ -318,7 +353,9 @@ class Queues:
             self.write(run, (offset, first), 0 if rest else 1)
         if rest:
             start = (self.base + free[0] * STAGE_SLAB, 0)
+            first_part = run if first else None
             run = Send(self.open_gen(ctx), sock, [start], 0, 0, b"", slab=free[0], count=0)
+            run.registered, run.begun_in = True, first_part
             self.join(run)
             self.write(run, (offset + first, rest), 1)
         assert run
@@ -340,11 +377,19 @@ class Queues:
             if any(send.cancelled for send in req.sends):
                 self.cancels.add(req)
         for send in list(sock.queue):
-            if send.cancelled and not send.flying:
-                if send.done:
-                    self.break_sock(sock, errno.ECANCELED)
-                    return
-                self.fail_send(send, errno.ECANCELED)
+            if not send.cancelled or send.flying:
+                continue
+            begun_in, undecided = send.begun_in, False
+            while begun_in and begun_in.owed and not begun_in.error:
+                # Its beginning is in flight, or depends on something that is.
+                undecided |= begun_in.flying
+                begun_in = begun_in.begun_in
+            if undecided:
+                continue
+            if send.done or (send.begun_in and send.begun_in.done):
+                self.break_sock(sock, errno.ECANCELED)
+                return
+            self.fail_send(send, errno.ECANCELED)
 
     def break_sock(self, sock: Sock, error: int, reset: bool = False) -> None:
         if not sock.error or (reset and not sock.reset):

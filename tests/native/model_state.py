@@ -10,14 +10,14 @@ STREAM, DATAGRAM = 0, 1
 MORE, NOTIF, COPIED = 1, 2, 4
 RELEASED, FAILED, WINDOW, IDLE, RESULT = 1, 2, 3, 4, 6
 TURN, KICK, STAGED, SENT_SHIFT = 1, 2, 4, 3
-MUTABLE, UNSTAGED, REPORT, FLUSH, REGISTERED = 1, 2, 4, 8, 16
+MUTABLE, UNSTAGED, REPORT, FLUSH = 1, 2, 4, 8
 AUTO, ALWAYS, NEVER = 0, 1, 2
 
 GATHER_BYTES, GATHER_BYTES_MOST, GATHER_BUFFERS = 1 << 20, 4 << 20, 128
 REGISTERED_ZERO_COPY = 16 << 10
 TURN_BYTES, TURN_BYTES_MOST, TURN_BYTES_STAGED = 256 << 10, 4 << 20, 512 << 10
 TURN_SENDS, LOOK_SENDS = 4096, 256
-DATAGRAMS_IN_FLIGHT = 64
+DATAGRAMS_IN_FLIGHT, DATAGRAM_PAGES = 64, 17
 WINDOW_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
 STAGE_SLAB, STAGE_SHARE = 64 << 10, 16
@@ -50,6 +50,9 @@ class Send:
     flags: int
     content: bytes  # what its bytes were when it was called
     slab: int | None = None  # of a staged run
+    region: int | None = None  # of registered memory, of which it is one piece
+    registered: bool = False  # a part of it lies in registered memory
+    begun_in: Send | None = None  # the unit before it has the beginning of its first bytes' send
     count: int = 1  # sends of the program that this is: a staged run is many
     ticket: int = 0
     done: int = 0

@@ -27,7 +27,6 @@ from tests.native.model_state import (
     MUTABLE,
     NEVER,
     NOTIF,
-    REGISTERED,
     REPORT,
     STAGE_SLAB,
     STREAM,
@@ -45,6 +44,9 @@ MEMORY = ffi.new("char[]", len(CONTENT) + 20 * STAGE_SLAB)
 VIEW = memoryview(ffi.buffer(MEMORY)).cast("B")
 VIEW[: len(CONTENT)] = CONTENT
 BASE = int(ffi.cast("uintptr_t", MEMORY))
+# Registered memory among the content, as pools have it: two that touch, one apart.
+REGIONS = [range(1000, 5000), range(5000, 9000), range(400_000, 800_000)]
+EDGES = [980, 1000, 1001, 2000, 4990, 5000, 8990, 9000, 20_000, 399_990, 400_000, 799_990]
 
 FATAL = [errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE, errno.EBADF]
 DENIED = [errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP]
@@ -61,10 +63,15 @@ vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6)
     lambda size, count: [size] * count, st.integers(1, 3), st.sampled_from([100, 127, 128, 300])
 )
 flags = st.sampled_from(
-    [0] * 6
-    + [MUTABLE] * 6
-    + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE]
-    + [REGISTERED | UNSTAGED] * 3
+    [0] * 6 + [MUTABLE] * 6 + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE] + [UNSTAGED] * 3
+)
+# Parts that lie at edges of registered memory, each behind the one before it or elsewhere.
+neighbours = st.lists(
+    st.tuples(
+        st.sampled_from([None, None, *EDGES]), st.sampled_from([0, 1, 5, 10, 20, 1000, 3000])
+    ),
+    min_size=1,
+    max_size=7,
 )
 # What breaks sockets is rare: a broken one takes part in nothing more.
 disturbances = st.sampled_from(["told"] * 5 + ["fail", "reset", "reset mutable"])
@@ -97,6 +104,7 @@ class Accounting(RuleBasedStateMachine):
         window=contexts["window"],
         threshold=st.sampled_from([60, 60, 400, 1 << 17]),
         linger=st.sampled_from([0, 0, 1, 10]),
+        regions=st.sampled_from([True, True, False]),
     )
     def start(
         self,
@@ -106,12 +114,17 @@ class Accounting(RuleBasedStateMachine):
         window: int,
         threshold: int,
         linger: int,
+        regions: bool,
     ) -> None:
         self.core = lib.zc_core_new(first_sequence, max_requests)
-        self.model = Model(VIEW, max_requests, slabs, len(CONTENT))
+        self.model = Model(VIEW, BASE, max_requests, slabs, len(CONTENT))
         if slabs:
             staging = (MEMORY + len(CONTENT), slabs * STAGE_SLAB)
             assert lib.zc_core_stage(self.core, *staging) == 0
+        for index, region in enumerate(REGIONS if regions else []):
+            memory = (MEMORY + region.start, len(region))
+            assert lib.zc_core_add_region(self.core, *memory) == index
+            self.model.regions.append(region)
         self.ctxs: dict[Ctx, Any] = {}
         self.socks: dict[Sock, Any] = {}
         self.ids = 1 << 40
@@ -119,6 +132,8 @@ class Accounting(RuleBasedStateMachine):
         self.vectors: dict[Req, list[Piece]] = {}
         self.contents: dict[Req, bytes] = {}
         self.taken: dict[Sock, list[bytes]] = {}
+        # What the program has sent, as it called it.
+        self.messages: dict[Sock, list[bytes]] = {}
         self.asked: list[Req] = []  # cancellations that the driver was asked for
         self.set_linger(linger)
         self.new_context(0, 1 << 24, AUTO if slabs else ALWAYS, threshold, False, False)
@@ -171,7 +186,7 @@ class Accounting(RuleBasedStateMachine):
         # Its descriptor is only handed through; here it is made of the id, so as to be recognized.
         self.socks[sock] = lib.zc_sock_new(self.core, sock.id, sock.id & 0xFFFF, kind, zero_copy)
         self.model.sockets.append(sock)
-        self.taken[sock] = []
+        self.taken[sock], self.messages[sock] = [], []
 
     @precondition(lambda self: len(self.model.contexts) > 1 and len(self.model.sockets) > 1)
     @rule(n=pick, of=st.booleans())
@@ -188,7 +203,7 @@ class Accounting(RuleBasedStateMachine):
             assert lib.zc_sock_free(self.core, self.socks[sock]) == expected
             if not expected:
                 self.check_bytes(sock)
-                del self.socks[sock], self.taken[sock]
+                del self.socks[sock], self.taken[sock], self.messages[sock]
 
     @rule(n=pick, how=disturbances)
     def disturb(self, n: int, how: str) -> None:
@@ -246,6 +261,7 @@ class Accounting(RuleBasedStateMachine):
         self.set_budget(-1)
         assert sent == expected
         if sent >= 0:
+            self.messages[sock].append(b"".join(map(self.model.read, pieces)))
             assert lib.zc_ctx_ticket(self.ctxs[ctx]) == ctx.totals["sends"]
 
     @rule(c=pick, s=pick, lengths=some_sizes, f=flags, b=budgets, take=taken)
@@ -264,6 +280,22 @@ class Accounting(RuleBasedStateMachine):
         self.send_pieces(self.ctx(c), self.target(s), pieces, f)
         self.submit(take, 0)
 
+    @rule(c=pick, s=pick, parts=neighbours, f=flags, b=budgets, take=taken)
+    def send_neighbours(
+        self, c: int, s: int, parts: list[tuple[int | None, int]], f: int, b: int, take: int
+    ) -> None:
+        """Parts of registered memory and others, as one send or one after another."""
+        pieces: list[Piece] = []
+        for start, size in parts:
+            pieces.append((sum(pieces[-1]) if start is None and pieces else start or 1000, size))
+        self.set_budget(b)
+        if s % 4:
+            self.send_pieces(self.ctx(c), self.target(s), pieces, f)
+        else:
+            for piece in pieces:
+                self.send_pieces(self.ctx(c), self.target(s), [piece], f)
+        self.submit(take, 0)
+
     @rule(c=pick, chosen=st.lists(pick, min_size=1, max_size=5), size=sizes, f=flags, b=budgets)
     def broadcast(self, c: int, chosen: list[int], size: int, f: int, b: int) -> None:
         self.set_budget(b)
@@ -276,6 +308,9 @@ class Accounting(RuleBasedStateMachine):
         self.set_budget(-1)
         if expected_errors:
             assert list(errors) == expected_errors
+        for sock, error in zip(socks, expected_errors, strict=False):
+            if not error:
+                self.messages[sock].append(self.model.read((offset, size)))
 
     @rule(n=pick, even_empty=st.booleans(), budget=budgets)
     def flush(self, n: int, even_empty: bool, budget: int) -> None:
@@ -439,6 +474,16 @@ class Accounting(RuleBasedStateMachine):
         if sock.kind == STREAM:
             expected = b"".join(send.content[: send.done] for send in sock.accepted)
             assert b"".join(self.taken[sock]) == expected
+            if not sock.error:
+                self.check_messages(sock)
+
+    def check_messages(self, sock: Sock) -> None:
+        """A stream that is whole has brought messages of the program, and no part of one."""
+        taken, ends = b"".join(self.taken[sock]), {0}
+        for message in self.messages[sock]:
+            # Each has arrived behind those before it, or was taken back.
+            ends |= {end + len(message) for end in ends if taken.startswith(message, end)}
+        assert len(taken) in ends
 
     def finish(self) -> None:
         for n in range(len(self.model.contexts)):

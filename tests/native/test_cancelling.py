@@ -6,11 +6,15 @@ import errno
 
 import pytest
 
-from tests.native.harness import SOCK, Queue, failed, idle
+from tests.native.harness import SOCK, Queue, failed, idle, send_bytes
 from tests.native.model_state import (
+    ALWAYS,
+    AUTO,
     DATAGRAM,
     FAILED,
     MUTABLE,
+    STAGE_SLAB,
+    STAGED,
 )
 from zc_anyio._native._zc import lib
 
@@ -178,3 +182,54 @@ def test_the_end_of_a_ring_resets_what_is_under_way(q: Queue) -> None:
     q.notify(held)
     assert q.stats("failed") == 4
     q.finish()
+
+
+# --- sends of the program that stand in two units here
+
+
+def split(queues: list[Queue], policy: int) -> Queue:
+    """A send of 10 bytes, of which the first 3 fill a run and the others begin the next one."""
+    queues.append(q := Queue(threshold=1 << 17, policy=policy))
+    q.stage(2)
+    send_bytes(q, b"a" * 10_000)
+    for _ in range(5):
+        send_bytes(q, b"b" * 10_000)
+    send_bytes(q, b"c" * (STAGE_SLAB - 60_000 - 3))
+    assert send_bytes(q, b"0123456789") & STAGED
+    return q
+
+
+@pytest.mark.parametrize(
+    ("taken", "broken"),
+    [(0, False), (1, True), (STAGE_SLAB, True), (STAGE_SLAB + 3, True), (STAGE_SLAB + 7, False)],
+)
+def test_a_staged_send_that_was_split_is_whole_or_its_stream_is_broken(
+    queues: list[Queue], taken: int, broken: bool
+) -> None:
+    q = split(queues, ALWAYS)
+    view = q.take()
+    assert (view.sends, view.bytes) == (2, STAGE_SLAB + 7)
+    q.result(view, taken or -errno.EAGAIN, 0)
+    assert lib.zc_ctx_cancel(q.core, q.ctx) == 0
+    assert lib.zc_sock_error(q.sock) == (errno.ECANCELED if broken else 0)
+    assert bool(q.broken()) == broken
+    assert q.take() is None
+
+
+@pytest.mark.parametrize(
+    ("result", "broken"), [(-errno.ECANCELED, False), (1, True), (STAGE_SLAB, True)]
+)
+def test_the_result_of_its_beginning_decides_about_the_rest_of_a_split_send(
+    queues: list[Queue], result: int, broken: bool
+) -> None:
+    # The full run goes zero-copy, the next one does not: so they are in two requests.
+    q = split(queues, AUTO)
+    view = q.take()
+    assert (view.sends, view.bytes, view.zero_copy) == (1, STAGE_SLAB, 1)
+    assert lib.zc_ctx_cancel(q.core, q.ctx) == 0
+    assert (lib.zc_sock_error(q.sock), q.stats("queued")) == (0, 1)
+    q.result(view, result, 0)
+    assert lib.zc_sock_error(q.sock) == (errno.ECANCELED if broken else 0)
+    assert q.take() is None
+    assert (q.stats("queued"), q.stats("in_flight")) == (0, 0)
+    assert (send_bytes(q, b"next") < 0) == broken

@@ -33,7 +33,7 @@ from tests.native.model_state import (
     STAGED,
     STREAM,
 )
-from tests.support.peers import parked_pair, tcp_pair
+from tests.support.peers import parked_pair, receive_to_end, tcp_pair
 from tests.support.waiting import LIMIT
 from zc_anyio._native._zc import ffi, lib
 from zc_anyio.testing import reset
@@ -256,6 +256,19 @@ def test_what_is_not_taken_is_queued_behind_its_beginning(made: list[Direct]) ->
         assert ring.read(peer, len(data) + 6) == data + b"behind"
         assert ring.ctx_stats("bytes_sent") == ring.stats("bytes_sent") == (len(data) + 6,)
         assert ring.stats("sends", "copied") == (2, 2)
+
+
+def test_taking_back_what_was_not_taken_breaks_the_stream(made: list[Direct]) -> None:
+    with parked_pair() as (client, peer):
+        made.append(ring := Direct(client, policy=NEVER))
+        ring.send(bytes(8 << 20))
+        assert ring.stats("queued") == (1,)
+        assert lib.zc_ctx_cancel(ring.core, ring.ctx) == 0
+        assert lib.zc_sock_error(ring.sock) == errno.ECANCELED
+        assert ring.send(b"behind the hole") == -errno.EPIPE
+        (taken,) = ring.stats("bytes_sent")
+        ring.turn()
+        assert receive_to_end(peer) == bytes(taken)
 
 
 def test_nothing_waits_for_a_blocking_socket(made: list[Direct]) -> None:

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.native.harness import CTX, SOCK, Queue, failed
+from tests.native.harness import CTX, MEMORY, SOCK, Queue, failed
 from tests.native.model_state import (
     ALWAYS,
     COPIED,
@@ -17,7 +17,6 @@ from tests.native.model_state import (
     DENIED_REQUESTS,
     FAILED,
     MORE,
-    REGISTERED,
     STREAM,
 )
 from zc_anyio._native._zc import lib
@@ -78,16 +77,18 @@ def test_without_memory_all_is_sent_plainly_for_a_while(
 
 
 @pytest.mark.parametrize(
-    ("flags", "taken", "again"),
-    [(0, 10, True), (REGISTERED, 10, False), (0, -errno.ENOMEM, False)],
+    ("registered", "taken", "again"),
+    [(False, 10, True), (True, 10, False), (False, -errno.ENOMEM, False)],
     ids=["pinned", "registered", "refused"],
 )
 def test_a_notification_of_what_was_pinned_makes_room(
-    queues: list[Queue], flags: int, taken: int, again: bool
+    queues: list[Queue], registered: bool, taken: int, again: bool
 ) -> None:
     queues.append(q := Queue(DATAGRAM))
-    for each in (flags, 0):
-        q.send(10, flags=each)
+    if registered:
+        q.register(MEMORY, 20)
+    for start in (0, 20):
+        lib.zc_send(q.core, q.ctx, q.sock, MEMORY + start, 10, 0)
     held, denied = q.take(), q.take()
     q.result(held, taken)
     q.result(denied, -errno.ENOMEM, 0)

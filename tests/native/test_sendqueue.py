@@ -13,7 +13,6 @@ from tests.native.model_state import (
     GATHER_BUFFERS,
     GATHER_BYTES,
     GATHER_BYTES_MOST,
-    REGISTERED,
     REGISTERED_ZERO_COPY,
 )
 from zc_anyio._native._zc import ffi, lib
@@ -142,24 +141,27 @@ def test_gathering_stops_at_a_share_of_the_window(
     [(1 << 10, GATHER_BYTES), (16 << 20, 2 << 20), (1 << 40, GATHER_BYTES_MOST)],
     ids=["least", "share", "most"],
 )
-@pytest.mark.parametrize("flags", [0, REGISTERED], ids=["pinned", "registered"])
+@pytest.mark.parametrize("registered", [False, True], ids=["pinned", "registered"])
 def test_gathering_stops_at_a_share_of_what_may_be_pinned(
-    q: Queue, lockable: int, most: int, flags: int
+    q: Queue, lockable: int, most: int, registered: bool
 ) -> None:
     assert lib.zc_core_lockable(q.core, lockable) == 0
     memory = ffi.new("char[]", 1)  # never read, so it may be said to be larger
+    if registered:
+        q.register(memory, 2 * GATHER_BYTES_MOST)
     for start in range(0, GATHER_BYTES_MOST + 1, GATHER_BYTES):
-        lib.zc_send(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, flags)
+        lib.zc_send(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, 0)
     view = q.take()
-    assert view.bytes == (GATHER_BYTES_MOST if flags else most)
+    assert view.bytes == (GATHER_BYTES_MOST if registered else most)
     q.result(view, view.bytes, 0)
     q.finish()
 
 
 def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
     memory = ffi.new("char[]", 5 << 10)
-    for start, flags in ((0, REGISTERED), (1, REGISTERED), (3, REGISTERED), (4, 0)):
-        lib.zc_send(q.core, q.ctx, q.sock, memory + (start << 10), 1 << 10, flags)
+    q.register(memory, 4 << 10)
+    for start in (0, 1, 3, 4):
+        lib.zc_send(q.core, q.ctx, q.sock, memory + (start << 10), 1 << 10, 0)
     seen = []
     while view := q.take():
         seen.append((view.bytes, view.buffers, view.sends))
@@ -171,8 +173,9 @@ def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
 def test_registered_memory_is_zero_copied_from_a_smaller_size(queues: list[Queue]) -> None:
     queues.append(q := Queue(threshold=1 << 20))
     seen = []
+    q.register(MEMORY, REGISTERED_ZERO_COPY)
     for size in (REGISTERED_ZERO_COPY - 1, REGISTERED_ZERO_COPY):
-        q.send(size, flags=REGISTERED)
+        q.send(size)
         view = q.take()
         seen.append(view.zero_copy)
         q.result(view, size, 0)
@@ -182,12 +185,14 @@ def test_registered_memory_is_zero_copied_from_a_smaller_size(queues: list[Queue
 
 def test_a_large_send_is_cut(q: Queue) -> None:
     # The accounting reads no buffer, so this one need not be as large as it says.
-    q.send(3 << 30, 5)
-    for size in (1 << 30, 1 << 30, 1 << 30, 5):
-        view = q.take()
-        assert (view.bytes, view.buffers, view.sends) == (size, 1, 1)
-        q.result(view, size, 0)
-    assert q.stats("zero_copied") == 1
+    q.send(3 * GATHER_BYTES_MOST, 5)
+    q.send(7)
+    seen = []
+    while view := q.take():
+        seen.append((view.bytes, view.buffers, view.sends))
+        q.result(view, view.bytes, 0)
+    assert seen == [(GATHER_BYTES_MOST, 1, 1)] * 3 + [(12, 2, 2)]
+    assert q.stats("zero_copied") == 2
     q.finish()
 
 
@@ -252,3 +257,61 @@ def test_a_range_tells_of_copying_and_waits_for_results(udp: Queue) -> None:
     assert udp.stats("held") == 1
     udp.notify(unanswered)
     udp.finish()
+
+
+# Two regions that touch, with other memory on both sides: (start, size) in KiB.
+REGIONS = [(1, 4), (5, 4)]
+PARTS = {
+    "three neighbours": [(1, 1), (2, 1), (3, 1)],
+    "neighbours, then elsewhere": [(1, 1), (2, 1), (4, 1), (12, 1)],
+    "elsewhere, then neighbours": [(12, 1), (1, 1), (2, 1), (3, 1)],
+    "across two regions": [(3, 1), (4, 1), (5, 1), (6, 1)],
+    "a part that goes beyond its region": [(8, 2), (10, 1)],
+    "a part that begins before its region": [(0, 2), (2, 1)],
+    "out of a region and back": [(1, 1), (0, 1), (1, 1), (2, 1)],
+    "empty ones between": [(1, 1), (9, 0), (2, 1), (0, 0), (3, 1)],
+}
+
+
+@pytest.mark.parametrize("short", [0, 1, 700, 1024, 1500, 2048, 2500])
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_parts_of_any_memory_leave_whole_and_in_order(
+    q: Queue, parts: list[tuple[int, int]], short: int
+) -> None:
+    memory = ffi.new("char[]", 13 << 10)
+    content = b"".join(bytes([65 + kib]) * 1024 for kib in range(13))
+    ffi.buffer(memory)[:] = content
+    for start, size in REGIONS:
+        q.register(memory + (start << 10), size << 10)
+    data, sizes = [memory + (start << 10) for start, _ in parts], [n << 10 for _, n in parts]
+    expected = b"".join(content[start << 10 : (start + n) << 10] for start, n in parts)
+    taken = b""
+    for _ in range(2):
+        assert lib.zc_sendv(q.core, q.ctx, q.sock, data, sizes, len(parts), 0) >= 0
+        lib.zc_send(q.core, q.ctx, q.sock, memory + (12 << 10), 1024, 0)
+        expected_here = expected + content[12 << 10 :]
+        got = b""
+        while view := q.take():
+            got += q.readable(view)[: short or view.bytes]
+            q.result(view, min(short or view.bytes, view.bytes), 0)
+        assert got == expected_here
+        taken += got
+    assert q.stats("bytes_sent") == len(taken)
+    q.finish()
+
+
+def test_a_piece_is_registered_only_if_it_lies_in_one_region(q: Queue) -> None:
+    memory = ffi.new("char[]", 10 << 10)
+    q.register(memory, 4 << 10)
+    q.register(memory + (4 << 10), 4 << 10)
+    # What touches leaves as one piece, but not across an edge.
+    for start, size in ((3, 1), (4, 1), (5, 1), (7, 2), (9, 1)):
+        lib.zc_send(q.core, q.ctx, q.sock, memory + (start << 10), size << 10, 0)
+    seen = []
+    while view := q.take():
+        seen.append((view.bytes >> 10, view.buffers, view.sends))
+        q.result(view, view.bytes, 0)
+    assert seen == [(1, 1, 1), (2, 1, 2), (3, 2, 2)]
+    assert lib.zc_core_drop_region(q.core, memory) == 0
+    assert lib.zc_core_drop_region(q.core, memory) == -errno.ENOENT
+    q.finish()

@@ -23,6 +23,7 @@ __all__ = [
     "FAILED",
     "IDLE",
     "LATER",
+    "MORE",
     "NO_ADDRESS",
     "PAGES_ORDINARY",
     "PAGES_RESERVED",
@@ -35,7 +36,6 @@ __all__ = [
     "RX_RECEIVE",
     "SEND_FLUSH",
     "SEND_MUTABLE",
-    "SEND_REGISTERED",
     "SEND_UNSTAGED",
     "SENT_FLAGS",
     "SENT_KICK",
@@ -81,10 +81,10 @@ RESULT: Final = _constant("ZC_EV_RESULT")
 READY: Final = _constant("ZC_EV_READY")
 LATER: Final = _constant("ZC_EV_LATER")
 AGAIN: Final = _constant("ZC_EV_AGAIN")
+MORE: Final = _constant("ZC_EV_MORE")
 SEND_MUTABLE: Final = _constant("ZC_SEND_MUTABLE")
 SEND_UNSTAGED: Final = _constant("ZC_SEND_UNSTAGED")
 SEND_FLUSH: Final = _constant("ZC_SEND_FLUSH")
-SEND_REGISTERED: Final = _constant("ZC_SEND_REGISTERED")
 PAGES_ORDINARY: Final = _constant("ZC_PAGES_ORDINARY")
 PAGES_TRANSPARENT: Final = _constant("ZC_PAGES_TRANSPARENT")
 PAGES_RESERVED: Final = _constant("ZC_PAGES_RESERVED")

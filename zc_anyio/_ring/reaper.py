@@ -20,12 +20,13 @@ from .._native.lib import (
     FAILED,
     IDLE,
     LATER,
+    MORE,
     READY,
     RELEASED,
     RESULT,
     WINDOW,
 )
-from .._native.ring import EVENTS_A_TURN, NativeRing
+from .._native.ring import NativeRing
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
@@ -34,8 +35,11 @@ RETRY_SECONDS = 0.001
 # An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
 # costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A
 # busy event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
+# In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
+# A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
+CLOSING_SECONDS = 60
 
 
 class ContextSink(Protocol):
@@ -58,6 +62,7 @@ class SocketSink(Protocol):
 
     def on_socket_failed(self, socket: int, error: int, /) -> None: ...
     def on_socket_idle(self, socket: int, /) -> None: ...
+    def on_socket_ended(self, socket: int, /) -> None: ...
 
 
 class ReceiverSink(Protocol):
@@ -82,6 +87,9 @@ class Reaper:
         self._wake = loop.new_waiter()
         # A turn was asked for, and none was taken since.
         self._due = False
+        # The last turn has left something that the next one can take at once; or that only time
+        # can bring.
+        self.more = self._again = False
         self._call_soon = loop.call_soon
         self._called = False
         # A sender has yielded since that most likely has more; and that was waited for.
@@ -92,6 +100,8 @@ class Reaper:
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
         self._stopping = False
+        # The ring ends: what is still held after a while is to be reset.
+        self.draining = False
         self.stopped: BaseException | None = None
 
     def add(self, context: ContextSink) -> int:
@@ -130,37 +140,37 @@ class Reaper:
         self._receivers.clear()
 
     def turn(self) -> None:
-        """Reap, submit and dispatch until nothing is left to tell."""
-        self._due = False
+        """Reap, submit and dispatch as much as one turn may; what is left has another one soon."""
+        self._due = self.more = self._again = False
         contexts = self._contexts
-        count = EVENTS_A_TURN
-        while count >= EVENTS_A_TURN - 2:
-            count, events = self._native.turn()
-            # Dispatching may drop the last reference to a buffer, and so run anything, even
-            # another turn: `events` is a copy.
-            fields = iter(events)
-            for kind, a, b, c in zip(fields, fields, fields, fields, strict=True):
-                if kind == RELEASED:
-                    contexts[a].on_released(b)
-                elif kind == IDLE:
-                    self._sockets.on_socket_idle(a)
-                elif kind == READY:
-                    # It may have been freed by what was told before this.
-                    if (receiver := self._receivers.get(a)) is not None:
-                        receiver.on_ready()
-                elif kind == WINDOW:
-                    contexts[a].on_window()
-                elif kind == FAILED:
-                    contexts[a].on_failed(b, c)
-                    self._sockets.on_socket_failed(b, c)
-                elif kind == RESULT:
-                    contexts[a].on_result(b, c)
-                elif kind == AGAIN:
-                    # The submitter's, which pauses between its turns if that does not help.
-                    self._due = True
-                    self._loop.wake(self._wake)
-                elif kind == LATER:
-                    self._linger.set()
+        # Dispatching may drop the last reference to a buffer, and so run anything, even another
+        # turn: what is told is a copy.
+        fields = iter(self._native.turn())
+        for kind, a, b, c in zip(fields, fields, fields, fields, strict=True):
+            if kind == RELEASED:
+                contexts[a].on_released(b)
+            elif kind == IDLE:
+                self._sockets.on_socket_idle(a)
+            elif kind == READY:
+                # It may have been freed by what was told before this.
+                if (receiver := self._receivers.get(a)) is not None:
+                    receiver.on_ready()
+            elif kind == WINDOW:
+                contexts[a].on_window()
+            elif kind == FAILED:
+                contexts[a].on_failed(b, c)
+                self._sockets.on_socket_failed(b, c)
+            elif kind == RESULT:
+                contexts[a].on_result(b, c)
+            elif kind == MORE:
+                self.more = True
+                self.submit_soon()
+            elif kind == AGAIN:
+                # The submitter's, which pauses between its turns if that does not help.
+                self._due = self._again = True
+                self._loop.wake(self._wake)
+            elif kind == LATER:
+                self._linger.set()
         self._tell_turned()
 
     def _tell_turned(self) -> None:
@@ -254,14 +264,14 @@ class Reaper:
                         raise self._raised
                     if self._due and not self._stopping:
                         self.turn()
-                        if self._due:
+                        if self._again:
                             await anyio.sleep(RETRY_SECONDS)
             except Exception as exc:
                 self._fail(exc)
                 raise
 
     async def run_lingering(self) -> None:
-        """Tick while sockets are idle, so that they are given up."""
+        """Tick while sockets are attached, so that idle and closed ones are given up."""
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -271,6 +281,8 @@ class Reaper:
                     await anyio.sleep(TICK_SECONDS)
                     if not self._stopping:
                         self._native.tick()
+                        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
+                            self._sockets.on_socket_ended(ident)
                         self.turn()
             except Exception as exc:
                 self._fail(exc)

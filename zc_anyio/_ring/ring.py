@@ -211,6 +211,7 @@ class Ring:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
         self._receives = False
+        self._reaper.draining = True
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():
@@ -228,8 +229,9 @@ class Ring:
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
+        again = await self._reaper.wait_anyway(lambda: not self._reaper.more, RESET_SECONDS)
         self._sockets.detach_suspended()
-        return cancelled
+        return cancelled or again
 
     def _close(self) -> None:
         if self.is_foreign():

@@ -11,7 +11,6 @@ import anyio
 from .._base.errors import os_error
 from .._base.reports import SendFailure
 from .._native.lib import (
-    SEND_REGISTERED,
     SEND_UNSTAGED,
     SENT_FLAGS,
     SENT_KICK,
@@ -25,14 +24,16 @@ from .._native.lib import (
 )
 from .._ring.contexts import Context, Lease
 from .._ring.ring import Ring, ZeroCopy
-from .._ring.sockets import AttachedSocket
+from .._ring.sockets import AttachedSocket, KnownSocket
 from .buffers import Buffer, Data, exporter_of, pin
 
 __all__ = ["Queueing"]
 
 # Of a pool's buffer: the pool gives it to nobody before its release, so nothing has to wait for it;
 # staging it would lose that it is registered.
-POOL_FLAGS = SEND_UNSTAGED | SEND_REGISTERED
+POOL_FLAGS = SEND_UNSTAGED
+# After so many targets of a broadcast the clock is looked at.
+LOOK_TARGETS = 64
 
 
 class Queueing:
@@ -200,18 +201,51 @@ class Queueing:
         self._queued(sent, references)
         return True
 
-    def _queue_broadcast(self, targets: list[object], data: Buffer) -> bool:
+    async def _attach_all(self, targets: list[object]) -> list[tuple[object, KnownSocket]]:
+        """Attach what is not, and let others run meanwhile; with each its probe, to ask it again.
+
+        What is closed or broken is reported, and left out.
+        """
+        found: list[tuple[object, KnownSocket]] = []
+        for number, stream in enumerate(targets, 1):
+            known = self._streams.get(stream)
+            if known is None or not known[0].connected:
+                try:
+                    self._ring._sockets.attach(stream)
+                except anyio.BrokenResourceError as exc:
+                    cause = exc.__cause__
+                    self._fail(
+                        stream, cause if isinstance(cause, OSError) else os_error(errno.EPIPE)
+                    )
+                    continue
+                except anyio.ClosedResourceError:
+                    self._fail_closed(stream)
+                    continue
+                known = self._streams[stream]
+            found.append((stream, known))
+            if number % LOOK_TARGETS == 0 and self._ring.yield_is_due():
+                await self._ring.let_others_run()
+        return found
+
+    def _fail_closed(self, stream: object) -> None:
+        self._fail(stream, os_error(errno.EBADF, "the stream is closed"))
+
+    def _queue_broadcast(
+        self,
+        targets: list[tuple[object, KnownSocket]],
+        pinned: Any,
+        size: int,
+        flags: int,
+        reference: object,
+    ) -> bool:
+        """Queue on all of them in one step, so that every peer gets broadcasts in one order."""
         self._check()
-        pinned, size, flags, reference = self._pin(data)
         sockets: list[AttachedSocket] = []
-        for stream in targets:
-            try:
-                sockets.append(self._ring._sockets.attach(stream))
-            except anyio.BrokenResourceError as exc:
-                cause = exc.__cause__
-                self._fail(stream, cause if isinstance(cause, OSError) else os_error(errno.EPIPE))
-            except anyio.ClosedResourceError:
-                self._fail(stream, os_error(errno.EBADF, "the stream is closed"))
+        for stream, (socket, probe, expected, _) in targets:
+            if probe() == expected:
+                sockets.append(socket)
+            else:
+                self._fail_closed(stream)
         if not sockets or not size:
             return True
         sent, errors = broadcast(

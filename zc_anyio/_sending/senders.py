@@ -125,15 +125,22 @@ class Sender(Queueing):
 
         Raises what :meth:`send` raises for wrong input, then with nothing queued.
         """
+        self._check()
+        pinned = self._pin(data)
         targets = list(streams)
-        while not self._queue_broadcast(targets, data):
+        while True:
+            with self._ring._sockets.none_given_up():
+                found = await self._attach_all(targets)
+                if self._queue_broadcast(found, *pinned):
+                    break
             await self._wait_window()
         if self._yield_is_due:
             await self._yield()
 
     def flush(self) -> Generation:
-        """End the open generation and push out what is queued.
+        """End the open generation and push out what is queued, as much of it as one turn may.
 
+        The rest follows when the event loop comes round.
         With nothing sent since the last flush this ends an empty generation, which is released at
         once.
 
