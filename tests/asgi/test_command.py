@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,16 @@ class Command:
 
 @contextmanager
 def command(
-    *arguments: str, workers: int = 1, app: str = APP, folder: Path = ROOT, port: str = "0"
+    *arguments: str,
+    workers: int = 1,
+    app: str = APP,
+    folder: Path = ROOT,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Command]:
     """Run the command, wait until all workers listen; kill what is left at the end."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-W", "error", "-m", "zc_anyio.asgi", app, f"--port={port}"),
+            *(sys.executable, "-W", "error", "-m", "zc_anyio.asgi", app, "--port=0"),
             *(*arguments, f"--workers={workers}"),
         ],
         cwd=folder,
@@ -91,6 +95,7 @@ def command(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     assert process.stdout is not None
     started = Command(process)
@@ -211,14 +216,37 @@ def test_tls(tmp_path: Path) -> None:
         assert json.loads(done.output)["scheme"] == "https"
 
 
-def test_a_unix_socket_for_several_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unix_socket(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "socket"
-    with command(f"--uds={path}", workers=2) as served:
-        found = set()
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
-            found.add(client.get("http://a/").json()["process"])
-        assert found
-        assert served.stop() == 0
+    for _ in range(2):
+        with command(f"--uds={path}", workers=workers) as served:
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+                assert client.get("http://a/").json()["client"] is None
+            assert served.stop() == 0
+            assert not path.exists()
+        # One that was left behind is replaced.
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+
+
+def test_a_descriptor_for_several_workers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with command(
+            f"--fd={listening.fileno()}", workers=2, pass_fds=(listening.fileno(),)
+        ) as served:
+            assert served.urls[0] == f"http://127.0.0.1:{listening.getsockname()[1]}"
+            assert served.processes(2)
+            assert served.stop() == 0
+
+
+def test_what_is_missing_is_told_and_what_is_not_needed_is_not_imported() -> None:
+    script = "import sys; sys.modules['httptools'] = None; import zc_anyio.asgi"
+    done = run(sys.executable, "-c", script)
+    assert done.errors.splitlines()[-1].endswith("pip install 'zc_anyio[asgi]'")
+    script = "import sys, zc_anyio.asgi; print(*sys.modules)"
+    found = set(run(sys.executable, "-c", script).output.split())
+    assert not {"starlette", "trio", "uvloop", "watchfiles"} & found
 
 
 # --- workers ---

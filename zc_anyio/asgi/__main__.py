@@ -64,6 +64,8 @@ def main() -> None:
         sys.exit(STARTUP_FAILED)
     except OSError as exc:
         _give_up(f"{_where(options)}: {exc}")
+    if options.uds is not None:
+        Path(options.uds).unlink(missing_ok=True)
 
 
 # --- options ---
@@ -112,13 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit-body", type=_some, metavar="BYTES", help="of a request's body; then 413")
     add("--timeout-keep-alive", type=_seconds, default=5.0, metavar="S", help="(%(default)s)")
     add("--timeout-head", type=_seconds, default=10.0, metavar="S", help="(%(default)s)")
-    add(
-        "--timeout-stall",
-        type=_seconds,
-        default=60.0,
-        metavar="S",
-        help="for a client that takes nothing (%(default)s)",
-    )
+    add("--timeout-stall", type=_seconds, default=60.0, metavar="S", help="(%(default)s)")
     add("--timeout-graceful-shutdown", type=_seconds, default=math.inf, metavar="S")
     add("--tls-cert", metavar="FILE", help="certificate chain in PEM")
     add("--tls-key", metavar="FILE", help="its key, if that is not in the same file")
@@ -295,7 +291,10 @@ def _supervise(options: argparse.Namespace) -> int:
         _give_up(f"{_where(options)}: {exc}")
     with sock:
         folder = Path.cwd() if options.reload else None
-        return Supervisor(sys.argv[1:], options.workers, place, reload=folder).run()
+        status = Supervisor(sys.argv[1:], options.workers, place, reload=folder).run()
+    if options.uds is not None:
+        Path(options.uds).unlink(missing_ok=True)
+    return status
 
 
 def _where(options: argparse.Namespace) -> str:
