@@ -149,6 +149,9 @@ async def test_a_file_that_is_truncated_meanwhile_resets_the_connection(
 
         path.write_bytes(bytes(64 << 20))
         await rig.client(run, receive_buffer=4096)
+    # Told in one line, and not as an error of the application.
+    assert failures(caplog) == [f"{path} was truncated while it was sent"]
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_a_client_that_stalls_in_a_file_holds_nothing(folder: Path, driver: str) -> None:

@@ -164,8 +164,7 @@ class Exchange:
             else:
                 raise RuntimeError(f"{kind} is no message of a response")
         except ClientDisconnectedError:
-            self._gone = self.complete = True
-            self.keep_alive = False
+            self._gone = self.complete = self.broken = True
             raise
 
     def _start(self, message: Message) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
 import os
 import select
@@ -11,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -32,6 +35,8 @@ __all__ = [
     "tls_extension",
 ]
 
+log = logging.getLogger("zc_anyio.asgi")
+
 RECEIVE = 64 << 10
 # What is not larger is joined and sent by one system call; from there on parts are gathered as they
 # lie.
@@ -41,6 +46,8 @@ JOINED_AT_MOST = 64 << 10
 READ_AT_MOST = 128 << 10
 # Bytes of a file that may be under way to one peer: pages of the page cache.
 FILE_WINDOW = 8 << 20
+# What reading a file that has become shorter meanwhile fails with, here and in the kernel.
+TRUNCATED = (errno.EIO, errno.EFAULT)
 # TLS encrypts all that it is given before it sends any of it.
 TLS_PIECE = 256 << 10
 # What a peer still sends when it was answered early is read for so long, and so much of it: a
@@ -196,8 +203,8 @@ class Peer:
     async def send_file(self, before: bytes, fd: int, offset: int, count: int) -> None:
         """Send a part of a file, behind some bytes; returns when the descriptor may be closed.
 
-        :raises ClientDisconnectedError: the peer is gone.
-        :raises OSError: the file was truncated meanwhile.
+        :raises ClientDisconnectedError: the peer is gone, or the file was truncated meanwhile: then
+            the connection cannot go on either.
         """
         if count <= READ_AT_MOST and (data := _read_cached(fd, offset, count)) is not None:
             await self.send([before + data])
@@ -207,13 +214,17 @@ class Peer:
         if self._own is None:
             await self._send_read(fd, offset, count)
             return
+        error: BaseException | None = None
         try:
             async with send_group(ring=self.ring, window=FILE_WINDOW, on_error="collect") as group:
                 await group.send_file(self._own, fd, offset=offset, count=count)
-        except GONE as exc:
-            raise ClientDisconnectedError("the client is gone") from exc
-        for failure in group.failures:
-            raise ClientDisconnectedError("the client is gone") from failure.error
+            error = group.failures[0].error if group.failures else None
+        except (*GONE, OSError, ValueError) as exc:
+            error = exc.__cause__ or exc
+        if error is not None:
+            if isinstance(error, ValueError) or getattr(error, "errno", 0) in TRUNCATED:
+                _tell_truncated(fd)
+            raise ClientDisconnectedError("the connection has failed") from error
 
     async def _send_read(self, fd: int, offset: int, count: int) -> None:
         end = offset + count
@@ -221,7 +232,8 @@ class Peer:
             size = min(TLS_PIECE, end - offset)
             data = await anyio.to_thread.run_sync(os.pread, fd, size, offset)
             if not data:
-                raise OSError("the file was truncated while it was sent")
+                _tell_truncated(fd)
+                raise ClientDisconnectedError("the connection cannot go on")
             await self.send([data])
             offset += len(data)
 
@@ -248,6 +260,10 @@ class Peer:
         with suppress(OSError, ValueError):  # it is closed
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await anyio.aclose_forcefully(self.stream)
+
+
+def _tell_truncated(fd: int) -> None:
+    log.error("%s was truncated while it was sent", Path(f"/proc/self/fd/{fd}").readlink())
 
 
 def _read_cached(fd: int, offset: int, count: int) -> bytearray | None:
