@@ -10,7 +10,7 @@ import pytest
 
 from tests.examples.pages import ROOT, Example, examples, leads_somewhere, links, programs
 
-PAGES = ["README.md", "docs/streams.md"]
+PAGES = ["README.md", "docs/streams.md", "docs/asgi.md"]
 LINKED = [*PAGES, "docs/design.md", "docs/performance.md"]
 EXAMPLES = [
     pytest.param(example, backend, id=f"{page}-{number}-{backend}")
