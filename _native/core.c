@@ -55,6 +55,8 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     link_init(&core->cancels);
     link_init(&core->broken);
     link_init(&core->lingering);
+    link_init(&core->watched);
+    link_init(&core->lost);
     link_init(&core->contexts);
     link_init(&core->sockets);
     link_init(&core->requests);

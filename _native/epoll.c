@@ -195,6 +195,7 @@ const struct zc_driver zc_msg_zerocopy_driver = {
     .reap = reap,
     .attach = attach_zero_copy,
     .detach = detach,
+    .tells_by_socket = true,
 };
 
 /* Nothing is held: a buffer is the caller's again when its bytes were accepted. */

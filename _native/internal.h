@@ -137,6 +137,10 @@ struct zc_core {
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
     struct link broken;  /* struct zc_sock: shut down or reset it */
     struct link lingering; /* struct zc_sock: idle, but not for `linger` yet; the longest first */
+    struct link watched;   /* struct zc_sock: the program may close it without a word */
+    struct link lost;      /* of those: it is looked for by which other descriptor it has them */
+    uint32_t watched_count; /* on both */
+    bool ticking;          /* that a tick is wanted was told */
     uint64_t now, linger;  /* ticks; 0: idle sockets are told of at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
@@ -163,6 +167,7 @@ struct zc_ctx {
     uint64_t id, next_generation;
     int policy;
     bool by_hand; /* generations do not roll */
+    bool may_reset; /* what it holds may have to be reset, though nobody can change it */
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
     size_t alone; /* bytes below which what needs no queue is copied */
@@ -233,7 +238,7 @@ struct zc_req {
 
 struct zc_sock {
     struct link link; /* core->sockets */
-    struct link ready_link, broken_link, work_link, linger_link;
+    struct link ready_link, broken_link, work_link, linger_link, watch_link;
     uint64_t idle_since;
     struct event idle_event;
     struct link sends;    /* struct zc_send, in the order of the calls, until retired */
@@ -241,11 +246,14 @@ struct zc_sock {
     struct zc_send *head; /* the first send with bytes left to submit; NULL: none */
     uint64_t id;
     int fd, kind, error;
+    int program_fd; /* by which the program has it, where it does not tell when it closes that */
     uint32_t in_flight; /* requests without a result */
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset, suspended;
+    bool sent_to; /* since it was looked at last */
+    bool closed, ended; /* by the program; and the connection was ended after that */
     uint64_t inode;
     /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
     bool blocked, knows_next_id;

@@ -70,8 +70,7 @@ int zc_ring_close(zc_ring *ring)
     struct zc_stats stats;
     zc_core_stats(ring->core, &stats);
     for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
-        if (!container(l, struct zc_sock, link)->suspended)
-            close(container(l, struct zc_sock, link)->fd);
+        zc_close_duplicate(ring, container(l, struct zc_sock, link));
     if (ring->driver->close)
         ring->driver->close(ring);
     if (ring->own_fd >= 0)
@@ -144,16 +143,17 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
 }
 
 /*
- * connect(AF_UNSPEC) drops the connection's queue, which gives held buffers back at once; shutdown
- * makes the kernel refuse whatever anybody sends after a hole in the bytes.  Both may fail when the
- * connection is gone already, which is as good.
+ * Disconnecting gives held buffers back at once; shutdown makes the kernel refuse whatever anybody
+ * sends after a hole in the bytes.
  */
 static void deal_with_broken(struct zc_ring *ring)
 {
-    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     int fd, reset;
     while (zc_next_broken(ring->core, &fd, &reset) > 0)
-        (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
+        if (reset)
+            zc_disconnect(fd);
+        else
+            shutdown(fd, SHUT_WR);
 }
 
 static void add_event(int64_t *events, int *count, int kind)
@@ -186,8 +186,10 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
             break;
     }
     int count = zc_events(ring->core, events, max_events - 2);
-    if (!link_alone(&ring->core->lingering))
+    if (!ring->core->ticking && (!link_alone(&ring->core->lingering) || ring->core->watched_count)) {
+        ring->core->ticking = true;
         add_event(events, &count, ZC_EV_LATER);
+    }
     bool spent = zc_turn_is_spent(ring->core);
     if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||
         !link_alone(&ring->core->cancels) || !link_alone(&ring->receiver_work))

@@ -32,6 +32,7 @@ struct zc_driver {
     /* Puts memory into the driver's table, or takes it out (size 0); or NULL: it has none. */
     int (*set_region)(struct zc_ring *ring, uint32_t index, const char *memory, size_t size);
     void (*close)(struct zc_ring *ring);                       /* or NULL */
+    bool tells_by_socket; /* notifications are read from the socket */
 };
 
 struct zc_ring {
@@ -43,6 +44,7 @@ struct zc_ring {
     uint64_t submits;
     uint32_t reaps_left; /* completions that this turn may still take */
     bool has_buffer_table;
+    int scan_next, scan_end; /* descriptors of the process that are looked at, see closed.c */
     char *stage_memory;
     size_t stage_size;
     /* Of receivers, see receive.c. */
@@ -60,6 +62,10 @@ extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_d
 void zc_rx_submit(struct zc_ring *ring);
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);
 void zc_rx_close(struct zc_ring *ring);
+
+/* closed.c */
+bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
+void zc_disconnect(int fd);
 
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
 int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);

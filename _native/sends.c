@@ -43,6 +43,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
     link_append(&sock->sends, &send->sock_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    sock->sent_to = true;
     if (!sock->head)
         sock->head = send;
     zc_sock_make_ready(core, sock);

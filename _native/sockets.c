@@ -111,6 +111,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
         errno = -err;
         return NULL;
     }
+    zc_sock_watch(ring->core, sock, fd);
     /* Idle until something is queued: a send that is refused must not leave its socket attached. */
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return sock;
@@ -130,7 +131,8 @@ void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
 
 /*
  * Gives up the duplicate of a socket, and keeps what is known of it: resuming costs a fraction of
- * attaching.  Refused like zc_sock_suspend.
+ * attaching.  Returns 1 if the program has the socket by the number it had, 0 if it has closed that
+ * or would have told; refused like zc_sock_suspend.
  */
 int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
 {
@@ -139,12 +141,7 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
     int err = zc_sock_suspend(ring->core, sock);
     if (err < 0)
         return err;
-    if (ring->driver->detach)
-        ring->driver->detach(ring, sock->fd);
-    /* Whatever it answers, the descriptor is closed. */
-    close(sock->fd);
-    sock->fd = -1;
-    return 0;
+    return zc_close_duplicate(ring, sock);
 }
 
 /*
@@ -172,8 +169,10 @@ int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
     if (err < 0) {
         zc_sock_suspend(ring->core, sock);
         close(own);
+        sock->fd = -1;
         return err;
     }
+    zc_sock_watch(ring->core, sock, fd);
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return 0;
 }

@@ -24,11 +24,34 @@ zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_
     link_init(&sock->work_link);
     link_init(&sock->idle_event.link);
     link_init(&sock->linger_link);
+    link_init(&sock->watch_link);
+    sock->program_fd = -1;
     link_init(&sock->sends);
     link_init(&sock->requests);
     link_append(&core->sockets, &sock->link);
     core->stats.sockets++;
     return sock;
+}
+
+static void unwatch(struct zc_core *core, struct zc_sock *sock)
+{
+    core->watched_count -= !link_alone(&sock->watch_link);
+    link_remove(&sock->watch_link);
+}
+
+/* The program has the socket by this descriptor, and closes it without a word; -1: it tells. */
+int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    unwatch(core, sock);
+    sock->program_fd = program_fd;
+    if (program_fd < 0)
+        return 0;
+    sock->closed = false;
+    link_append(&core->watched, &sock->watch_link);
+    core->watched_count++;
+    return 0;
 }
 
 /*
@@ -45,6 +68,7 @@ int zc_sock_suspend(zc_core *core, zc_sock *sock)
     link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
+    unwatch(core, sock);
     if (!sock->suspended)
         core->stats.sockets--;
     sock->suspended = true;
@@ -57,7 +81,7 @@ int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
     if (!core || !sock || !sock->suspended)
         return -EINVAL;
     sock->fd = fd;
-    sock->suspended = false;
+    sock->suspended = sock->closed = sock->ended = false;
     core->stats.sockets++;
     return 0;
 }
@@ -154,6 +178,7 @@ int zc_core_advance(zc_core *core, uint64_t now)
     if (!core)
         return -EINVAL;
     core->now = now;
+    core->ticking = false;
     while (!link_alone(&core->lingering)) {
         struct zc_sock *sock = container(core->lingering.next, struct zc_sock, linger_link);
         if (now - sock->idle_since < core->linger)

@@ -113,6 +113,15 @@ int zc_ctx_until_taken(zc_ctx *ctx)
     return 0;
 }
 
+/* What is held of it may have to be reset, by a time limit, though nobody can change it. */
+int zc_ctx_may_reset(zc_ctx *ctx, int may_reset)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->may_reset = may_reset;
+    return 0;
+}
+
 /*
  * What can be handed over at once, with nothing of its socket queued, is copied below this size: it
  * costs less than a notification of its own.

@@ -52,7 +52,7 @@
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
-#define ZC_EV_LATER 8       /* sockets are idle, but that is not told yet: take a turn in a while */
+#define ZC_EV_LATER 8       /* sockets are idle or may be closed unnoticed: a tick is wanted in a while */
 #define ZC_EV_READY 7       /* a = receiver: look what can be taken */
 #define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 
@@ -118,6 +118,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
                    int policy, size_t threshold);
 int zc_ctx_by_hand(zc_ctx *ctx);
 int zc_ctx_until_taken(zc_ctx *ctx);
+int zc_ctx_may_reset(zc_ctx *ctx, int may_reset);
 uint64_t zc_ctx_generations(const zc_ctx *ctx);
 int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
 uint64_t zc_ctx_ticket(const zc_ctx *ctx);
@@ -131,6 +132,7 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
 int zc_sock_suspend(zc_core *core, zc_sock *sock);
 int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
+int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);
 int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
@@ -192,6 +194,7 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
 int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
 
 /* --- memory.c --- */
 

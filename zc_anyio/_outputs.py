@@ -13,6 +13,7 @@ import anyio
 from ._base.errors import os_error
 from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
 from ._receiving.receiver import Receiver
+from ._ring.reaper import CLOSING_SECONDS
 from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
 from ._sending.buffers import Buffer
@@ -29,9 +30,6 @@ COPIED_AT_MOST = 64 << 10
 # A send that leaves alone, and so has a turn and a notification of its own, is copied below so many
 # thresholds: measured, see docs/design.md.
 ALONE_THRESHOLDS = 16
-
-# A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
-CLOSING_SECONDS = 60
 
 
 class Output(Sender):

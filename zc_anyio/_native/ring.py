@@ -12,6 +12,8 @@ from .lib import POLICIES, SocketInfo, check, ffi, lib
 __all__ = ["NativeRing"]
 
 EVENTS_A_TURN = 512
+# Sockets that one look finds to have ended.
+ENDED_MOST = 2048
 
 
 class NativeRing:
@@ -49,6 +51,7 @@ class NativeRing:
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._stats: Any = ffi.new("struct zc_stats *")
         self._ticks = 0
+        self._ended: Any = ffi.new("uint64_t[]", ENDED_MOST)
 
     def turn(self) -> list[int]:
         """Reap and submit what one turn may; return four integers for each event.
@@ -105,6 +108,10 @@ class NativeRing:
         """A handle that the native part refuses."""
         return ffi.NULL
 
+    def may_reset(self, handle: Any, *, yes: bool) -> None:
+        """Tell whether even what cannot change may have to be had back by a reset."""
+        check(lib.zc_ctx_may_reset(handle, yes))
+
     def by_hand(self, handle: Any) -> None:
         """Have the generations of a context end only when they are flushed."""
         check(lib.zc_ctx_by_hand(handle))
@@ -125,6 +132,24 @@ class NativeRing:
         """Count a tick, and have it told in the next turn which sockets have been idle for long."""
         self._ticks += 1
         check(lib.zc_core_advance(self.core, self._ticks))
+
+    def look(self, closing_seconds: float, *, keep: bool) -> list[int]:
+        """Look which sockets the program has closed; return those whose connections have ended.
+
+        What is queued goes out before that.
+
+        :param closing_seconds: a peer that takes nothing for so long loses its connection.
+        :param keep: keep all duplicates, so that everything can be reset.
+        """
+        count = check(
+            lib.zc_ring_look(self.ring, int(closing_seconds * 1000), keep, self._ended, ENDED_MOST)
+        )
+        ended: list[int] = ffi.unpack(self._ended, count)
+        return ended
+
+    def watch(self, handle: Any, fd: int) -> None:
+        """Look from now on whether the program still has a socket as ``fd``; -1: it will tell."""
+        check(lib.zc_sock_watch(self.core, handle, fd))
 
     def orphan(self) -> None:
         """Touch the ring no more: in a forked child its memory is not there."""
@@ -183,10 +208,13 @@ class NativeRing:
         lib.zc_sock_learned(handle, out)
         return out
 
-    def suspend(self, handle: Any) -> bool:
-        """Close the duplicate of a socket; ``False`` if it is not idle, and nothing was done."""
+    def suspend(self, handle: Any) -> bool | None:
+        """Close the duplicate of a socket; ``None`` if it is not idle, and nothing was done.
+
+        Returns whether the program still has the socket by the descriptor that is known.
+        """
         result: int = lib.zc_ring_suspend(self.ring, handle)
-        return result != -errno.EBUSY and check(result) == 0
+        return None if result == -errno.EBUSY else check(result) > 0
 
     def resume(self, handle: Any, fd: int) -> int:
         """Duplicate a descriptor of a suspended socket; return 0 or an errno.

@@ -113,7 +113,7 @@ class Context:
         self._released_early: set[int] = set()
         self._waiting: dict[int, Event] = {}
         self._results: dict[int, _Result] = {}
-        self._orphaned = False
+        self._orphaned = self._may_reset = False
         self._channel: MemoryObjectSendStream[Notification] | None = None
         self._receiver: MemoryObjectReceiveStream[Notification] | None = None
 
@@ -239,6 +239,11 @@ class Context:
         """Reset every connection that still holds a send of this context."""
         self._native.reset(self.handle, error, only_mutable=only_mutable)
 
+    def may_reset(self) -> None:
+        """Have connections stay such that they can be reset, until :meth:`close`."""
+        self._may_reset = True
+        self._native.may_reset(self.handle, yes=True)
+
     def take_no_more(self) -> None:
         """Have further sends refused."""
         self.open_handle = self._native.no_handle
@@ -255,6 +260,8 @@ class Context:
         if self.handle == self._native.no_handle:
             return
         self._orphaned = True
+        if self._may_reset:
+            self._native.may_reset(self.handle, yes=False)
         if self.window_opened is not None:
             self.window_opened.set()
         self._free_if_released()

@@ -73,7 +73,8 @@ async def open_ring(
     :param staging: bytes of that memory, 0 for none.
     :param entries: requests that one submission can carry, 1 to 32768 (the kernel may take fewer).
     :param drain_timeout: seconds that the end of the scope waits for what is under way, cancelled
-        or not.  What is still held then is reset, so that its buffers come back.
+        or not.  What is still held then is reset, so that its buffers come back; but for what
+        an io_uring holds of a connection that the program has closed, which stays in memory.
     :raises DriverUnavailable: the driver cannot run here, with the reason.
     :raises ValueError: an argument is out of its range.
     """

@@ -35,8 +35,11 @@ RETRY_SECONDS = 0.001
 # An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
 # costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A
 # busy event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
+# In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
+# A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
+CLOSING_SECONDS = 60
 
 
 class ContextSink(Protocol):
@@ -59,6 +62,7 @@ class SocketSink(Protocol):
 
     def on_socket_failed(self, socket: int, error: int, /) -> None: ...
     def on_socket_idle(self, socket: int, /) -> None: ...
+    def on_socket_ended(self, socket: int, /) -> None: ...
 
 
 class ReceiverSink(Protocol):
@@ -96,6 +100,8 @@ class Reaper:
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
         self._stopping = False
+        # The ring ends: what is still held after a while is to be reset.
+        self.draining = False
         self.stopped: BaseException | None = None
 
     def add(self, context: ContextSink) -> int:
@@ -265,7 +271,7 @@ class Reaper:
                 raise
 
     async def run_lingering(self) -> None:
-        """Tick while sockets are idle, so that they are given up."""
+        """Tick while sockets are attached, so that idle and closed ones are given up."""
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -275,6 +281,8 @@ class Reaper:
                     await anyio.sleep(TICK_SECONDS)
                     if not self._stopping:
                         self._native.tick()
+                        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
+                            self._sockets.on_socket_ended(ident)
                         self.turn()
             except Exception as exc:
                 self._fail(exc)

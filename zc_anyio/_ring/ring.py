@@ -211,6 +211,7 @@ class Ring:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
         self._receives = False
+        self._reaper.draining = True
         self._reaper.turn()
         cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
         if self._busy():

@@ -3,8 +3,9 @@
 A socket is attached by a duplicate of its descriptor, from the first send until nothing of it is
 queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
 closed and reused.  It is given up when idle because it keeps the connection open: without that, a
-program that closes its stream would never make the peer see the end of it.  What is known of the
-socket is kept then, and it is *suspended*: with the next send it is resumed, which costs a fraction
+program that closes its stream would never make the peer see the end of it; where something is held
+for long, the reaper has it looked for what the program has closed.  What is known of an idle socket
+is kept, and it is *suspended*: with the next send it is resumed, which costs a fraction
 of finding out again what it is.
 
 This library's own streams say when they are closed, so they are kept attached until then.
@@ -47,11 +48,11 @@ class AttachedSocket:
         "connected",
         "datagram",
         "detached",
+        "ended",
         "handle",
         "ident",
         "inode",
         "keeper",
-        "let_go",
         "others",
         "stream",
         "suspended",
@@ -69,8 +70,8 @@ class AttachedSocket:
         # By which it was attached since it was idle, and by which others.
         self.stream: object = None
         self.others: tuple[object, ...] = ()
-        # Its stream was closed: it is not to be suspended.
-        self.let_go = False
+        # The program has closed it, and there is no sending to it any more.
+        self.ended = False
         # The stream that keeps it attached, for as long as that is open.
         self.keeper: weakref.ref[object] | None = None
 
@@ -157,6 +158,7 @@ class SocketTable:
         fd = sock.fileno()
         info = socket_info(fd)
         attached = self._find(fd, info) or self._attach_new(fd, info)
+        self._native.watch(attached.handle, -1)
         # Of a stream that was reset before, a send tells that.
         attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
@@ -172,7 +174,6 @@ class SocketTable:
         :return: whether it is so now.
         """
         attached.keeper = None
-        attached.let_go = True
         self._known.pop(name, None)
         attached.add(name)
         self.by_stream[name] = attached, _has_no_socket, 0, -1
@@ -200,6 +201,8 @@ class SocketTable:
             attached = self._attach_new(fd, info)
             # If the send is refused after all, that turn tells that the socket is idle.
             self.turn_soon()
+        elif attached.keeper is None:
+            self._native.watch(attached.handle, fd)
         attached.add(stream)
         self.by_stream[stream] = known = attached, probe, expected, fd
         is_itself = getattr(probe, "__self__", None) is stream
@@ -218,6 +221,7 @@ class SocketTable:
         probe = probe or stream.fileno
         if (
             attached.detached
+            or attached.ended
             or probe() != expected
             or (attached.suspended and not self._resume(attached, fd))
         ):
@@ -306,12 +310,13 @@ class SocketTable:
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
         if attached.keeper is None:
-            if not self._native.suspend(attached.handle):
+            is_open = self._native.suspend(attached.handle)
+            if is_open is None:
                 # What was told before this has queued another send.
                 return
             attached.suspended = True
             self._suspended[ident] = attached
-            if error or attached.let_go:
+            if error or not is_open:
                 self._detach(attached)
             elif len(self._suspended) > SUSPENDED_MOST:
                 self._detach(next(iter(self._suspended.values())))
@@ -319,6 +324,15 @@ class SocketTable:
         for stream in attached.others:
             self.by_stream.pop(stream, None)
         attached.stream, attached.others = None, ()
+
+    def on_socket_ended(self, ident: int) -> None:
+        """The program has closed the socket, and its connection has ended but for what is held."""
+        attached = self._by_ident[ident]
+        attached.ended = True
+        self._forget_inode(attached)
+        # A failure is still reported for the stream.
+        for stream in (attached.stream, *attached.others):
+            self.by_stream.pop(stream, None)
 
     def detach_suspended(self) -> None:
         """Forget the sockets that are suspended: the ring ends."""
@@ -330,8 +344,13 @@ class SocketTable:
         _remember(_learned, attached.inode, self._native.learned(attached.handle))
         self._native.detach(attached.handle)
         attached.detached = True
-        del self._suspended[attached.ident]
-        del self._by_inode[attached.inode], self._by_ident[attached.ident]
+        del self._suspended[attached.ident], self._by_ident[attached.ident]
+        self._forget_inode(attached)
+
+    def _forget_inode(self, attached: AttachedSocket) -> None:
+        # It may be another's by now, or have been forgotten when the connection ended.
+        if self._by_inode.get(attached.inode) is attached:
+            del self._by_inode[attached.inode]
 
     def _remember_broken(self, attached: AttachedSocket, error: int) -> None:
         if attached.inode not in self._broken:

@@ -57,6 +57,8 @@ class SendGroup(Sender):
             ring = await self._stack.enter_async_context(open_ring())
         ring.check_loop()
         self._start(ring, tag=self.tag, window=self._window, zero_copy=self._zero_copy)
+        if self._release_timeout is not None:
+            self._context.may_reset()
         return self
 
     async def __aexit__(
