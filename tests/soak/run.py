@@ -29,7 +29,6 @@ ROUND_SECONDS = 2.0
 REST_SECONDS = 10.0
 WARM_UP = 1 / 4  # of the time
 LEAST_ROUNDS = 3  # after the warm-up, however long they take
-KNOWN_SOCKETS = 32
 UNDER_WAY = ("queued", "in_flight", "held")
 
 
@@ -83,7 +82,7 @@ async def soak(seconds: float, driver: Any, seed: str, folder: Path) -> dict[str
     :raises SoakError: something grew, stayed, or arrived wrong.
     """
     # What is known of sockets is kept, of the latest: here of so few that they come in the warm-up.
-    socket_table.SUSPENDED_MOST = socket_table.SOCKETS_REMEMBERED = KNOWN_SOCKETS
+    socket_table.SUSPENDED_MOST = socket_table.SOCKETS_REMEMBERED = samples.KNOWN_SOCKETS
     done: dict[str, int] = {}
     taken: list[samples.Sample] = []
     file = folder / "frames"

@@ -84,8 +84,8 @@ def test_what_breathes_has_not_grown() -> None:
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("memory", 1 << 20), ("maps", 4), ("objects", 500)]
-    + [(name, 1) for name in QUIET if name not in ("memory", "maps", "objects", "types")],
+    [("memory", 1 << 20), ("maps", 4), ("objects", 500), ("own", 9), ("allocations", 9)]
+    + [(name, 1) for name in ("descriptors", "contexts", "sockets", "receivers")],
 )
 def test_what_grows_is_found(name: str, step: int) -> None:
     found = growth(samples(**{name: step}))
