@@ -169,7 +169,9 @@ def test_a_datagram_to_an_address(q: Queue) -> None:
     assert q.stats("allocations") == before
     lib.zc_core_alloc_budget(q.core, -1)
     assert send_to(udp, 16) == KICK
+    before = q.stats("allocations")
     assert send_to(udp, 128) == 0, "as large as an address can be"
+    assert q.stats("allocations") == before + 3, "the send, its vector and its address"
     for view in (q.take(), q.take()):
         assert (view.bytes, view.buffers) == (30, 2)
         q.result(view, 30)
