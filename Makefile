@@ -117,7 +117,7 @@ fuzz-keep: build/fuzz/.corpus
 	@cd build/fuzz && ./accounting -merge=1 -max_len=1024 kept corpus
 	@tar --sort=name --mtime=@0 --owner=0 --group=0 -C build/fuzz/kept -cJf tests/fuzz/corpus.tar.xz .
 
-mutants: build/mutants/.built $(VENV)/.mutants ## Change the code in small ways, and list what no test notices
+mutants: build/mutants/.built $(VENV)/.mutants build/fuzz/accounting ## Change the code in small ways, and list what no test notices
 	@cd build/mutants && PYTHONPATH=$(CURDIR)/build/mutants \
 		$(CURDIR)/$(BIN)/python -m tests.mutants.native --seconds $(SECONDS)
 	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run --max-children $(JOBS); \
