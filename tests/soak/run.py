@@ -120,6 +120,7 @@ async def soak(seconds: float, driver: Any, seed: str, folder: Path) -> dict[str
         raise SoakError("the peer: " + "; ".join(seen["faults"]))
     if grown := samples.growth(taken[warm:]):
         raise SoakError("\n".join(grown))
+    apart = max((len(taken) - warm) // 10, 1)
     ends = statistics.zero_copied + statistics.copied + statistics.staged + statistics.failed
     if statistics.sends != ends:
         raise SoakError(f"{statistics.sends} sends, and {ends} ends of sends: {statistics}")
@@ -130,7 +131,7 @@ async def soak(seconds: float, driver: Any, seed: str, folder: Path) -> dict[str
         "peer": seen["counts"],
         "sends": statistics.sends,
         "MiB sent": statistics.bytes_sent >> 20,
-        "memory MiB": [round(sample.memory / (1 << 20), 1) for sample in (taken[warm], taken[-1])],
+        "memory MiB": [round(sample.memory / (1 << 20), 1) for sample in taken[warm::apart]],
         "descriptors": [taken[warm].descriptors, taken[-1].descriptors],
     }
 
