@@ -39,7 +39,7 @@ RETRY_SECONDS = 0.001
 # In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
-# So often it is looked whether the program has closed sockets of its own.  Not more often: who waits
+# So often it is looked whether the program has closed sockets of its own.  No more often: who waits
 # until all tasks are blocked, as tests on trio do, has to find them so in between.
 LOOK_SECONDS = 0.03
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
