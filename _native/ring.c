@@ -58,6 +58,19 @@ fail:
 }
 
 /*
+ * connect(AF_UNSPEC) drops the connection's queue, which gives held buffers back at once; shutdown
+ * makes the kernel refuse whatever anybody sends after a hole in the bytes.  Both may fail when the
+ * connection is gone already, which is as good.
+ */
+static void deal_with_broken(struct zc_ring *ring)
+{
+    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    int fd, reset;
+    while (zc_next_broken(ring->core, &fd, &reset) > 0)
+        (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
+}
+
+/*
  * Whatever is still held can never be learned of after this: drain first.  ENOTEMPTY says that a
  * send was not retired, and that the buffers must stay where they are for ever.
  */
@@ -67,6 +80,7 @@ int zc_ring_close(zc_ring *ring)
         return -EINVAL;
     struct zc_stats stats;
     zc_core_stats(ring->core, &stats);
+    deal_with_broken(ring);
     for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
         if (!container(l, struct zc_sock, link)->suspended)
             close(container(l, struct zc_sock, link)->fd);
@@ -151,19 +165,6 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
     return registered && zc_ring_register(ring, memory, size) >= 0;
 }
 
-/*
- * connect(AF_UNSPEC) drops the connection's queue, which gives held buffers back at once; shutdown
- * makes the kernel refuse whatever anybody sends after a hole in the bytes.  Both may fail when the
- * connection is gone already, which is as good.
- */
-static void deal_with_broken(struct zc_ring *ring)
-{
-    static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-    int fd, reset;
-    while (zc_next_broken(ring->core, &fd, &reset) > 0)
-        (void)(reset ? connect(fd, &nowhere, sizeof(nowhere)) : shutdown(fd, SHUT_WR));
-}
-
 static void add_event(int64_t *events, int *count, int kind)
 {
     int64_t *event = events + (ptrdiff_t)(*count)++ * ZC_EVENT_FIELDS;
@@ -195,7 +196,7 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
     if (!link_alone(&ring->core->lingering))
         add_event(events, &count, ZC_EV_LATER);
     if (taken < 0 || !link_alone(&ring->core->ready) || !link_alone(&ring->core->cancels) ||
-        !link_alone(&ring->receiver_work))
+        !link_alone(&ring->core->broken) || !link_alone(&ring->receiver_work))
         add_event(events, &count, ZC_EV_AGAIN);
     return count;
 }

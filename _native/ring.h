@@ -50,6 +50,7 @@ struct zc_ring {
     struct zc_ring_info info;
     int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
     uint64_t submits;
+    uint64_t forks; /* that were taken into account, see epoll.c */
     struct zc_region regions[MAX_REGIONS];
     uint32_t regions_used; /* none is in use from this index on */
     bool has_buffer_table;
