@@ -280,17 +280,22 @@ class Reaper:
                     await self._linger.wait()
                     self._linger = Event()
                     await anyio.sleep(self._tick)
-                    if self._stopping:
-                        return
-                    self._native.tick()
-                    if (now := monotonic()) >= look_at:
-                        look_at = now + LOOK_SECONDS / 2
-                        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
-                            self._sockets.on_socket_ended(ident)
-                    self.turn()
+                    if not self._stopping:
+                        self._native.tick()
+                        look_at = self._look(look_at)
+                        self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
+
+    def _look(self, at: float) -> float:
+        """Look which sockets the program has closed, if it is time; return when it is again."""
+        now = monotonic()
+        if now < at:
+            return at
+        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
+            self._sockets.on_socket_ended(ident)
+        return now + LOOK_SECONDS / 2
 
     def stop_soon(self) -> None:
         """Take no more turns in any task."""
