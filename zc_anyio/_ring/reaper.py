@@ -93,7 +93,8 @@ class Reaper:
         self._due = False
         # The last turn has left something that the next one can take at once; or that only time
         # can bring.
-        self.more = self._again = False
+        self.more: bool = False
+        self._again = False
         self._call_soon = loop.call_soon
         self._called = False
         # A sender has yielded since that most likely has more; and that was waited for.
@@ -101,7 +102,7 @@ class Reaper:
         self._raised: Exception | None = None
         self._completions: Readable | None = None
         self._linger = Event()
-        self._tick = TICK_SECONDS
+        self._tick: float = TICK_SECONDS
         self._scopes: list[CancelScope] = []
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
