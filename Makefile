@@ -69,13 +69,14 @@ test: $(VENV)/.peers ## Run all tests (PYTEST_ARGS="-k name" to choose)
 bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance.md, with plots
+bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance*, with plots
 	@$(BIN)/python -m benchmarks.report
 
 # Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback in place of the lab will not do.
 bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
-	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick
+	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick/performance
 	@cp docs/performance.md build/benchmarks/quick
+	@cp docs/performance/details.md build/benchmarks/quick/performance
 	@$(BIN)/python -m benchmarks --quick --results build/benchmarks/quick \
 		$(if $(ZC_ANYIO_REQUIRE_ALL),--place lab)
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
