@@ -132,6 +132,7 @@ class ZeroCopySocketStream(SocketStream):
 
         Cancelled, the call has taken nothing.
 
+        :param max_bytes: bytes at most.
         :raises anyio.EndOfStream: the peer has sent its end.
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
         :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
@@ -158,6 +159,8 @@ class ZeroCopySocketStream(SocketStream):
 
         Cancelled, the call has taken nothing, and written nothing.
 
+        :param buffer: C-contiguous, of at least one byte.
+        :return: how many bytes of it were written, from its beginning on.
         :raises ValueError: the buffer is empty.
 
         Raises what :meth:`receive` raises.
@@ -282,8 +285,9 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
 
         :param message: at least one byte.
         :param fds: descriptors, or file or socket objects; at least one.
+        :raises ValueError: the message or the descriptors are empty.
 
-        Raises what :meth:`send` raises.
+        Raises what :meth:`ZeroCopySocketStream.send` raises.
         """
         if not message:
             raise ValueError("message must not be empty")
@@ -318,9 +322,10 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
 
         :param msglen: bytes of the message at most.
         :param maxfds: descriptors at most; the kernel closes what is more.
+        :return: the message, and the descriptors, which are the caller's to close.
         :raises RuntimeError: something else came with the message; its descriptors are closed.
 
-        Raises what :meth:`receive` raises.
+        Raises what :meth:`ZeroCopySocketStream.receive` raises.
         """
         if msglen < 0:
             raise ValueError("msglen must be a non-negative integer")

@@ -58,6 +58,8 @@ class Ring:
     """A driver with its reaper task; made by :func:`open_ring`.
 
     It belongs to the thread and the event loop that opened it.
+
+    :ivar capabilities: the :class:`Capabilities` that were found.
     """
 
     def __init__(

@@ -198,6 +198,7 @@ class BufferPool:
     def grow(self, count: int) -> None:
         """Add buffers; those that wait in :meth:`acquire` get them first.
 
+        :param count: how many.
         :raises OSError: no memory.
         :raises anyio.ClosedResourceError: the pool is closed.
         """
@@ -264,6 +265,7 @@ class BufferPool:
     def release(self, view: memoryview) -> None:
         """Give back a buffer that was not sent after all.
 
+        :param view: what :meth:`acquire` returned.
         :raises ValueError: it is no buffer of this pool that is out.
         :raises BufferError: it is part of a send that is not released.
         """

@@ -1,0 +1,119 @@
+"""How Sphinx builds the site (`make docs`)."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+import sys
+import urllib.request
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from docutils.nodes import Node
+    from sphinx.application import Sphinx
+
+project = "zc_anyio"
+author = copyright = "the zc_anyio authors"
+version = release = installed_version("zc_anyio")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+exclude_patterns = ["performance/results"]
+html_theme = "furo"
+html_title = f"zc_anyio {version}"
+html_theme_options = {"navigation_with_keys": True}
+html_show_sourcelink = False
+
+# Pages link to each other's headings as on a forge: `page.md#a-heading`.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+nitpicky = True
+
+# Where the names of others are explained.  What was fetched once is used again; what cannot be
+# fetched is left out, and then its names are no links.
+INVENTORIES = {
+    "python": "https://docs.python.org/3/",
+    "anyio": "https://anyio.readthedocs.io/en/stable/",
+    "trio": "https://trio.readthedocs.io/en/stable/",
+}
+FETCHED = Path(__file__).resolve().parents[1] / "build" / "inventories"
+FETCH_SECONDS = 5.0
+
+
+def _fetch(name: str, site: str) -> Path | None:
+    """Return the inventory of a site, or ``None`` if it cannot be had."""
+    file = FETCHED / f"{name}.inv"
+    if not file.exists():
+        try:
+            with urllib.request.urlopen(f"{site}objects.inv", timeout=FETCH_SECONDS) as answer:
+                content = answer.read()
+        except OSError as exc:
+            print(f"the names of {name} are no links: {site} cannot be reached: {exc}")
+            return None
+        FETCHED.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return file
+
+
+_found = {name: _fetch(name, site) for name, site in INVENTORIES.items()}
+intersphinx_mapping = {
+    name: (INVENTORIES[name], str(file)) for name, file in _found.items() if file is not None
+}
+# Sphinx's own roles, and httpcore and httpx, which publish no inventory.
+_others = {"httpcore", "httpx"}
+if _found["python"] is None:
+    _others |= set(sys.stdlib_module_names) | set(dir(builtins))
+_others |= {name for name in ("anyio", "trio") if _found[name] is None}
+nitpick_ignore_regex = [
+    (r"py:.*", rf"({'|'.join(map(re.escape, sorted(_others)))})(\..*)?"),
+    # A protocol for type checkers: an object with a `fileno` method.
+    (r"py:class", r"zc_anyio\._sending\.files\.HasDescriptor"),
+]
+
+PUBLIC = [
+    "zc_anyio",
+    *(f"zc_anyio.{name}" for name in ("httpcore", "lowlevel", "testing")),
+]
+
+
+def _public_names() -> dict[str, str]:
+    """Return under which public name each object is documented, by its own and its last name."""
+    names: dict[str, str] = {}
+    for module in reversed(PUBLIC):
+        for name in importlib.import_module(module).__all__:
+            own = getattr(importlib.import_module(module), name)
+            names[name] = f"{module}.{name}"
+            names[f"{getattr(own, '__module__', module)}.{name}"] = f"{module}.{name}"
+    return names
+
+
+def _resolve_private(app: Sphinx, env: Any, node: Any, content: Node) -> Node | None:
+    """Lead a reference to where an object is defined to where it is documented."""
+    if node.get("refdomain") != "py":
+        return None
+    first, _, member = node["reftarget"], "", ""
+    names = _public_names()
+    if first not in names:
+        first, _, member = first.rpartition(".")
+    if first not in names:
+        return None
+    target = names[first] + (f".{member}" if member else "")
+    domain = env.get_domain("py")
+    for role in (node["reftype"], "obj"):
+        found = domain.resolve_xref(
+            env, node["refdoc"], app.builder, role, target, node, content
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def setup(app: Sphinx) -> None:
+    """Add what the above needs to Sphinx."""
+    app.connect("missing-reference", _resolve_private)
