@@ -20,6 +20,11 @@ PYTEST_ARGS ?=
 TEST_PACKAGES := chromium ffmpeg nginx redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
+# Of `make soak`, the whole run; three backends share it.
+MINUTES ?= 10
+# Of `make fuzz`.
+SECONDS ?= 600
+FUZZ_PACKAGES := clang libclang-rt-dev
 # What `make stream` serves: a test video, unless told otherwise.
 FOLDER ?= build/videos
 TEST_VIDEO := build/videos/test.mp4
@@ -47,7 +52,8 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream chat test bench bench-quick bench-page lint types asan wheel test-versions clean
+.PHONY: help setup demo stream chat test bench bench-quick bench-page lint types asan soak fuzz fuzz-replay \
+	fuzz-keep mutants wheel test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -94,6 +100,29 @@ types: $(VENV)/.lint ## Check types, and that the public interface is typed comp
 
 asan: build/asan/.built ## Run ASAN_TESTS with AddressSanitizer and UndefinedBehaviorSanitizer
 	@cd build/asan && $(ASAN_ENV) $(CURDIR)/$(BIN)/python $(ASAN_PYTEST) $(ASAN_TESTS) $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed ## Work for MINUTES at random, and see that nothing grows (ARGS="--seed ...")
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+# New inputs go into build/fuzz/corpus; `make fuzz-keep` keeps what they reach.
+fuzz: build/fuzz/.corpus ## Fuzz the native accounting for SECONDS
+	@cd build/fuzz && ./accounting -max_total_time=$(SECONDS) -max_len=4096 -timeout=25 \
+		-print_final_stats=1 corpus
+
+fuzz-replay: build/fuzz/.corpus ## Run the kept inputs, and say how many edges they reach
+	@cd build/fuzz && { ./accounting -runs=0 corpus >replay.log 2>&1 || { cat replay.log; exit 1; }; }
+	@grep -E 'INITED|Loaded 1 modules' build/fuzz/replay.log
+
+fuzz-keep: build/fuzz/.corpus
+	@rm -rf build/fuzz/kept && mkdir build/fuzz/kept
+	@cd build/fuzz && ./accounting -merge=1 -max_len=1024 kept corpus
+	@tar --sort=name --mtime=@0 --owner=0 --group=0 -C build/fuzz/kept -cJf tests/fuzz/corpus.tar.xz .
+
+mutants: build/mutants/.built $(VENV)/.mutants build/fuzz/accounting ## Change the code in small ways, and list what no test notices
+	@cd build/mutants && PYTHONPATH=$(CURDIR)/build/mutants \
+		$(CURDIR)/$(BIN)/python -m tests.mutants.native --seconds $(SECONDS)
+	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run --max-children $(JOBS); \
+		$(CURDIR)/$(BIN)/mutmut results
 
 wheel: dist/.built ## Build the wheel into dist/
 
@@ -149,6 +178,24 @@ build/asan/.built: $(VENV)/.installed $(TREE) scripts/copy_project
 	@echo "asan: building a sanitized copy of the project in build/asan"
 	@scripts/copy_project build/asan
 	@cd build/asan && ZC_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# libFuzzer writes a new input beside the others, so the kept ones are unpacked.
+build/fuzz/.corpus: build/fuzz/accounting tests/fuzz/corpus.tar.xz
+	@mkdir -p build/fuzz/corpus && tar -C build/fuzz/corpus -xf tests/fuzz/corpus.tar.xz
+	@touch $@
+
+build/fuzz/accounting: $(VENV)/.created $(NATIVE) $(wildcard tests/fuzz/*.[ch]) scripts/build_fuzz_target
+	@scripts/install_debian_packages "$(PYTHON)" $(FUZZ_PACKAGES)
+	@scripts/build_fuzz_target $(@D)
+
+build/mutants/.built: $(VENV)/.installed $(TREE) scripts/copy_project
+	@scripts/copy_project build/mutants
+	@cd build/mutants && $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.installed pyproject.toml
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,mutants]'
 	@touch $@
 
 # setuptools packs whatever an earlier build left in build/lib*.

@@ -23,8 +23,7 @@
 #define F_DUPFD_QUERY (1024 + 3)
 #endif
 
-/* Each socket is looked at once in so many ticks; no more than so many sockets in one... */
-#define LOOK_TICKS 3u
+/* No more than so many sockets are looked at in one go... */
 #define LOOKS_MOST 1024u
 /* ...nor more than so many descriptors of the process. */
 #define SCANNED_MOST 2048
@@ -200,7 +199,7 @@ static bool end_held(struct zc_ring *ring, struct zc_sock *sock, bool keep)
 }
 
 /*
- * Looks which sockets the program has closed, and ends their connections; to be called once a tick.
+ * Looks which sockets the program has closed, and ends their connections; to be called now and then.
  * A peer that takes nothing for `closing_ms` loses its connection.  With `keep` all descriptors are
  * kept, so that everything can be reset.  Writes the numbers of the sockets that have ended, which
  * are not to be sent to any more, and returns how many: 1024 at most.
@@ -212,8 +211,7 @@ int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, in
     struct zc_core *core = ring->core;
     int ended = 0;
     bool scanning = ring->scan_next > 0;
-    uint32_t looks = (core->watched_count + LOOK_TICKS - 1) / LOOK_TICKS;
-    looks = looks < LOOKS_MOST ? looks : LOOKS_MOST;
+    uint32_t looks = core->watched_count < LOOKS_MOST ? core->watched_count : LOOKS_MOST;
     for (; looks && !link_alone(&core->watched); looks--) {
         struct zc_sock *sock = container(core->watched.next, struct zc_sock, watch_link);
         link_remove(&sock->watch_link);

@@ -189,6 +189,7 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
     if (!ring->core->ticking && (!link_alone(&ring->core->lingering) || ring->core->watched_count)) {
         ring->core->ticking = true;
         add_event(events, &count, ZC_EV_LATER);
+        events[(ptrdiff_t)(count - 1) * ZC_EVENT_FIELDS + 1] = !link_alone(&ring->core->lingering);
     }
     bool spent = zc_turn_is_spent(ring->core);
     if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||

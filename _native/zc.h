@@ -52,7 +52,7 @@
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
-#define ZC_EV_LATER 8       /* sockets are idle or may be closed unnoticed: a tick is wanted in a while */
+#define ZC_EV_LATER 8       /* a tick is wanted: a = 1, sockets are idle; 0, some may be closed unnoticed */
 #define ZC_EV_READY 7       /* a = receiver: look what can be taken */
 #define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from ._base.errors import os_error
+from ._base.loops import uninterrupted
 from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
 from ._receiving.receiver import Receiver
 from ._ring.reaper import CLOSING_SECONDS
@@ -74,6 +75,7 @@ class Output(Sender):
 
     # --- sending ---
 
+    @uninterrupted
     def offer(self, data: Buffer, to: Any = NO_ADDRESS) -> bool:
         """Send or queue a buffer that nobody changes; ``False`` if the window is full.
 
@@ -129,7 +131,7 @@ class Output(Sender):
         _, size, flags, _ = self._pin(data)
         if not flags & SEND_MUTABLE:
             return data
-        return bytes(data) if size <= self._is_small else None
+        return memoryview(data).tobytes() if size <= self._is_small else None
 
     async def send_held(self, stream: object, data: Buffer) -> None:
         """Send a buffer that its owner may change, and wait until the kernel lets go of it.

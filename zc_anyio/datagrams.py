@@ -55,7 +55,7 @@ class _Datagrams:
             await self._ring._loop_calls.checkpoint_before()
             if type(data) is not bytes and not self._closed:
                 # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
-                data = self._output.unchangeable(data) or bytes(data)
+                data = self._output.unchangeable(data) or memoryview(data).tobytes()
             while not self._output.offer(data, address):
                 await self._output.wait_window()
             await self._ring._loop_calls.checkpoint_after()

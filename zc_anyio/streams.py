@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from io import IOBase
 from typing import Any, NoReturn, Self, cast
 
@@ -126,6 +126,23 @@ class ZeroCopySocketStream(SocketStream):
             await self._checkpoint_after()
         finally:
             sending.taken = False
+
+    def send_nowait(self, parts: Sequence[bytes]) -> None:
+        """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
+
+        :raises anyio.WouldBlock: they do not fit into the window (``TypeError``: are no ``bytes``).
+        """
+        if not {bytes}.issuperset(map(type, parts)):
+            raise TypeError("parts must be bytes")
+        if self._sending.taken:
+            raise self._sending.busy()
+        if self._eof_sent:
+            raise anyio.ClosedResourceError("the end of the stream was sent")
+        if len(parts) != 1:
+            self._output.send_nowait(self, parts)
+        elif not self._output.offer(parts[0]):
+            raise anyio.WouldBlock
+        self._waits.sent = True
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.

@@ -26,7 +26,7 @@ FLOORS = [
     {"streams", "datagrams"},
     {"listeners"},
     {"_connecting"},
-    {"httpcore"},
+    {"httpcore", "asgi"},
     {"__main__"},
 ]
 
@@ -115,4 +115,6 @@ def test_importing_does_not_import_optional_packages() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert not {"trio", "uvloop", "numpy", "rich", "cffi", "httpcore"} & set(done.stdout.split())
+    assert not {"trio", "uvloop", "numpy", "rich", "cffi", "httpcore", "httptools"} & set(
+        done.stdout.split()
+    )

@@ -117,6 +117,7 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
         lib.zc_sock_error(null),
         lib.zc_send(core, null, sock, MEMORY, 1, 0),
         lib.zc_broadcast(core, ctx, [sock, null], 2, MEMORY, 1, 0, errors),
+        lib.zc_broadcast(core, ctx, [null, sock], 2, MEMORY, 1, 0, errors),
         lib.zc_broadcast(core, ctx, [sock], 1, MEMORY, 0, 0, errors),
         lib.zc_next_request(core, null),
         lib.zc_next_cancel(core, null),
@@ -152,7 +153,7 @@ def test_memory_that_runs_out_leaves_no_trace(q: Queue) -> None:
 
 
 def test_a_datagram_to_an_address(q: Queue) -> None:
-    udp, address = q.add_sock(DATAGRAM), ffi.new("char[16]")
+    udp, address = q.add_sock(DATAGRAM), ffi.new("char[128]")
 
     def send_to(sock: Any, to_size: int) -> int:
         where, data = (q.core, q.ctx, sock), ([MEMORY, MEMORY], [10, 20], 2, 0)
@@ -168,10 +169,13 @@ def test_a_datagram_to_an_address(q: Queue) -> None:
     assert q.stats("allocations") == before
     lib.zc_core_alloc_budget(q.core, -1)
     assert send_to(udp, 16) == KICK
-    view = q.take()
-    assert (view.bytes, view.buffers) == (30, 2)
-    q.result(view, 30)
-    q.notify(view)
+    before = q.stats("allocations")
+    assert send_to(udp, 128) == 0, "as large as an address can be"
+    assert q.stats("allocations") == before + 3, "the send, its vector and its address"
+    for view in (q.take(), q.take()):
+        assert (view.bytes, view.buffers) == (30, 2)
+        q.result(view, 30)
+        q.notify(view)
     q.finish()
 
 

@@ -9,11 +9,33 @@ import asyncio
 import sys
 import types
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
-__all__ = ["AsyncioLoop", "Loop", "Readable", "TrioLoop", "Waiter", "running_loop"]
+__all__ = [
+    "AsyncioLoop",
+    "Loop",
+    "Readable",
+    "TrioLoop",
+    "Waiter",
+    "running_loop",
+    "uninterrupted",
+]
+
+
+_uninterrupted: list[Callable[..., Any]] = []
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def uninterrupted(function: _Function) -> _Function:
+    """Have Ctrl-C raised behind a function on trio, and not within it or what it calls.
+
+    What is between two of its lines may be the only reference to a buffer that the kernel reads.
+    asyncio cancels the main task instead, and so needs nothing.
+    """
+    _uninterrupted.append(function)
+    return function
 
 
 # What one task awaits and another wakes it by, once.
@@ -100,6 +122,8 @@ class TrioLoop:
         self.wake: Callable[[Any], None] = _TaskWaiter.wake
         self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
+        while _uninterrupted:
+            trio.lowlevel.enable_ki_protection(_uninterrupted.pop())
         self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
 
     def new_waiter(self) -> Waiter:

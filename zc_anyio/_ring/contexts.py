@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from .._base.reports import Notification
 from .._native.ring import NativeRing
+from .leaving import Leaving
 from .reaper import Reaper
 
 __all__ = ["Context", "Generation", "Lease"]
@@ -57,6 +60,10 @@ class Generation:
         await anyio.lowlevel.checkpoint()
         while not self.is_released:
             await self._context.wait_released(self._unreleased)
+
+
+# So long a cancelled scope waits for buffers that its caller can change, then resets connections.
+GRACE_SECONDS = 0.1
 
 
 class Lease(Protocol):
@@ -235,9 +242,32 @@ class Context:
 
     # --- the end ---
 
-    def reset(self, error: int, *, only_mutable: bool = False) -> None:
-        """Reset every connection that still holds a send of this context."""
+    async def take_back(self, leaving: Leaving) -> None:
+        """Take back what was not taken; have released, soon, what the caller can change.
+
+        Buffers that nobody can change are left to the ring, which keeps them referenced.
+        """
+        self.flush(even_empty=False)
+        self._native.cancel(self.handle)
+        self._reaper.turn()
+        await leaving.until(lambda: not self.has_unreleased(only_mutable=True), GRACE_SECONDS)
+        await self.reset(errno.ECANCELED, leaving, only_mutable=True)
+
+    async def reset(self, error: int, leaving: Leaving, *, only_mutable: bool = False) -> None:
+        """Drop the connections that hold on; their buffers come back at once."""
+        if not self.has_unreleased(only_mutable=only_mutable):
+            return
         self._native.reset(self.handle, error, only_mutable=only_mutable)
+        self._reaper.turn()
+        # Not bounded: only a network device that keeps a datagram can make this wait.
+        await leaving.until(lambda: not self.has_unreleased(only_mutable=only_mutable), math.inf)
+        if self.has_unreleased(only_mutable=True) and self._reaper.stopped is None:
+            warnings.warn(
+                "the scope of a buffer that can change was closed while the kernel read it; it "
+                "stays in memory, and cannot be resized, until it is released",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     def may_reset(self) -> None:
         """Have connections stay such that they can be reset, until :meth:`close`."""

@@ -15,6 +15,7 @@ import anyio
 from .._base.errors import DriverUnavailable
 from .._native.ring import NativeRing
 from .capabilities import memlock_limit, of_ring
+from .leaving import Leaving
 from .ring import Ring, ZeroCopy
 
 __all__ = ["DEFAULT_ENTRIES", "Driver", "current_ring", "open_ring", "require_ring"]
@@ -117,7 +118,9 @@ async def open_ring(
                 _ambient.reset(token)
                 try:
                     if not ring.is_foreign():
-                        raised = await ring._drain(drain_timeout) or raised
+                        leaving = Leaving(ring._reaper, raised)
+                        await ring._drain(drain_timeout, leaving)
+                        raised = leaving.raised
                 finally:
                     ring._reaper.stop()
     finally:

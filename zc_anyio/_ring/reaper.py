@@ -9,12 +9,13 @@ queued, and a send that has gathered enough.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 import anyio
 from anyio import CancelScope, Event
 
-from .._base.loops import Loop
+from .._base.loops import Loop, Readable, uninterrupted
 from .._native.lib import (
     AGAIN,
     FAILED,
@@ -38,6 +39,9 @@ RETRY_SECONDS = 0.001
 # In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
+# So often it is looked whether the program has closed sockets of its own.  Not more often: who waits
+# until all tasks are blocked, as tests on trio do, has to find them so in between.
+LOOK_SECONDS = 0.03
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
 CLOSING_SECONDS = 60
 
@@ -95,7 +99,9 @@ class Reaper:
         # A sender has yielded since that most likely has more; and that was waited for.
         self._more_follows = self._put_off = False
         self._raised: Exception | None = None
+        self._completions: Readable | None = None
         self._linger = Event()
+        self._tick = TICK_SECONDS
         self._scopes: list[CancelScope] = []
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
@@ -109,6 +115,11 @@ class Reaper:
         self._next_context += 1
         self._contexts[self._next_context] = context
         return self._next_context
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when completions wait to be taken."""
+        return self._native.wake_fd
 
     @property
     def contexts(self) -> list[ContextSink]:
@@ -139,6 +150,7 @@ class Reaper:
             receiver.on_ring_stopped()
         self._receivers.clear()
 
+    @uninterrupted
     def turn(self) -> None:
         """Reap, submit and dispatch as much as one turn may; what is left has another one soon."""
         self._due = self.more = self._again = False
@@ -170,6 +182,7 @@ class Reaper:
                 self._due = self._again = True
                 self._loop.wake(self._wake)
             elif kind == LATER:
+                self._tick = TICK_SECONDS if a else LOOK_SECONDS
                 self._linger.set()
         self._tell_turned()
 
@@ -214,28 +227,13 @@ class Reaper:
             self._turned = Event()
         await self._turned.wait()
 
-    async def wait_anyway(self, done: Callable[[], bool], seconds: float) -> BaseException | None:
-        """Wait until ``done()``, for ``seconds`` at most, whatever is being cancelled meanwhile.
-
-        asyncio's own ``Task.cancel`` is not held back by a shielded scope.  Such a cancellation is
-        returned, for the caller to raise when buffers are no longer at stake.
-        """
-        cancelled = None
-        deadline = anyio.current_time() + seconds
-        while not done() and self.stopped is None and anyio.current_time() < deadline:
-            try:
-                with CancelScope(deadline=deadline, shield=True):
-                    await self.wait_turn()
-            except anyio.get_cancelled_exc_class() as exc:
-                cancelled = exc
-        return cancelled
-
+    @uninterrupted
     async def run(self) -> None:
         """Take a turn whenever the kernel has completions, until :meth:`stop`.
 
         Shielded: sends are waited for while everything around them is being cancelled.
         """
-        completions = self._loop.readable(self._native.wake_fd)
+        self._completions = completions = self._loop.readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -247,8 +245,9 @@ class Reaper:
                 self._fail(exc)
                 raise
             finally:
-                completions.close()
+                self.stop_polling()
 
+    @uninterrupted
     async def run_submitter(self) -> None:
         """Take a turn once in each turn of the event loop in which something was queued."""
         with CancelScope(shield=True) as scope:
@@ -270,20 +269,25 @@ class Reaper:
                 self._fail(exc)
                 raise
 
+    @uninterrupted
     async def run_lingering(self) -> None:
         """Tick while sockets are attached, so that idle and closed ones are given up."""
+        look_at = 0.0
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
                 while not self._stopping:
                     await self._linger.wait()
                     self._linger = Event()
-                    await anyio.sleep(TICK_SECONDS)
-                    if not self._stopping:
-                        self._native.tick()
+                    await anyio.sleep(self._tick)
+                    if self._stopping:
+                        return
+                    self._native.tick()
+                    if (now := monotonic()) >= look_at:
+                        look_at = now + LOOK_SECONDS / 2
                         for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
                             self._sockets.on_socket_ended(ident)
-                        self.turn()
+                    self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
@@ -297,6 +301,15 @@ class Reaper:
         self.stop_soon()
         for scope in self._scopes:
             scope.cancel()
+
+    def stop_polling(self) -> None:
+        """Have the ring's descriptor, which is about to be closed, polled no more.
+
+        A task group that is itself interrupted may leave the task that polls it behind.
+        """
+        if self._completions is not None:
+            self._completions.close()
+            self._completions = None
 
     def close(self) -> None:
         """The ring is closed: wake whoever waits for a turn."""

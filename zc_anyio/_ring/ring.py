@@ -18,15 +18,13 @@ from .._native.lib import map_address
 from .._native.ring import NativeRing
 from .capabilities import Capabilities
 from .contexts import Context, Lease
+from .leaving import RESET_SECONDS, Leaving
 from .reaper import Reaper
 from .sockets import SocketTable
 
 __all__ = ["Ring", "ZeroCopy"]
 
 ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
-
-# What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
-RESET_SECONDS = 1.0
 
 # A task that never has to wait gives the others a turn this often.
 YIELD_SECONDS = 0.001
@@ -204,36 +202,28 @@ class Ring:
         counters: Any = self._native.statistics()
         return bool(counters.queued or counters.in_flight or counters.held)
 
-    async def _drain(self, seconds: float) -> BaseException | None:
-        """Wait until nothing is under way; after ``seconds`` reset what still holds buffers.
-
-        Returns a cancellation that came meanwhile.
-        """
+    async def _drain(self, seconds: float, leaving: Leaving) -> None:
+        """Wait until nothing is under way; after ``seconds`` reset what still holds buffers."""
         for context in self._reaper.contexts:
             # Streams that are still open have generations that nothing else would end.
             context.flush(even_empty=False)
         self._receives = False
         self._reaper.draining = True
         self._reaper.turn()
-        cancelled = await self._reaper.wait_anyway(lambda: not self._busy(), seconds)
+        await leaving.until(lambda: not self._busy(), seconds)
         if self._busy():
             self._native.reset_all(errno.ECONNABORTED)
             self._reaper.turn()
-            again = await self._reaper.wait_anyway(lambda: not self._busy(), RESET_SECONDS)
-            cancelled = cancelled or again
+            await leaving.until(lambda: not self._busy(), RESET_SECONDS)
         if self._native.stop_receiving():
             self._reaper.turn()
-            again = await self._reaper.wait_anyway(
-                lambda: not self._native.stop_receiving(), RESET_SECONDS
-            )
-            cancelled = cancelled or again
+            await leaving.until(lambda: not self._native.stop_receiving(), RESET_SECONDS)
         self._reaper.stop_receivers()
         # What was learned of sockets is remembered when they are detached.
         self._native.linger(0)
         self._reaper.turn()
-        again = await self._reaper.wait_anyway(lambda: not self._reaper.more, RESET_SECONDS)
+        await leaving.until(lambda: True, RESET_SECONDS)
         self._sockets.detach_suspended()
-        return cancelled or again
 
     def _close(self) -> None:
         if self.is_foreign():
@@ -241,6 +231,7 @@ class Ring:
         self._final = self.statistics()
         self._closed = True
         contexts = self._reaper.contexts
+        self._reaper.stop_polling()
         all_released = self._native.close()
         for context in contexts:
             context.disown()

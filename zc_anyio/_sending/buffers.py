@@ -43,12 +43,13 @@ def pin(data: Buffer) -> tuple[Any, int, int, object]:
     with memoryview(data) as view:
         if not view.c_contiguous:
             raise BufferError("the buffer is not C-contiguous, so it cannot be sent as it lies")
-        size = view.nbytes
         owner = view.obj
     # bytes cannot change, and so neither can a view of them; a read-only view of anything else says
     # nothing about its owner.
     flags = 0 if isinstance(owner, bytes) else SEND_MUTABLE
     pinned = from_buffer("char[]", data)
+    # Of what is pinned: an object may answer each time that it is asked for its buffer.
+    size = len(pinned)
     if type(data) is not memoryview:
         return pinned, size, flags, pinned
     try:

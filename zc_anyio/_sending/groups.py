@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import errno
 import itertools
-import math
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Literal, Self
 
 import anyio
 
+from .._ring.leaving import Leaving
 from .._ring.opening import current_ring, open_ring
 from .._ring.ring import Ring, ZeroCopy
 from .senders import DEFAULT_WINDOW, Sender
 
 __all__ = ["SendGroup", "send_group"]
-
-# A cancelled group waits this long for the buffers that its caller can change, then resets.
-CANCEL_GRACE_SECONDS = 0.1
 
 _tags = itertools.count(1)
 
@@ -96,58 +93,38 @@ class SendGroup(Sender):
             return
         if self._ring._closed:
             raise RuntimeError("the ring was closed while a send group was open on it")
+        leaving = Leaving(self._ring._reaper, exc)
         try:
-            if exc is not None and isinstance(exc, anyio.get_cancelled_exc_class()):
-                await self._abandon()
+            # An end of the program does not wait for peers either.
+            if exc is None or isinstance(exc, Exception):
+                await self._release(leaving)
             else:
-                await self._release()
+                await self._context.take_back(leaving)
         finally:
             self._context.close()
+        if leaving.raised is not None and leaving.raised is not exc:
+            raise leaving.raised
 
-    async def _release(self) -> None:
+    async def _release(self, leaving: Leaving) -> None:
         """Flush and wait for the release; reset what does not come back in time."""
-        self._context.flush(even_empty=False)
+        context, reaper = self._context, self._ring._reaper
+        context.flush(even_empty=False)
         try:
-            if not self._context.is_all_released():
-                self._ring._reaper.turn()
+            if not context.is_all_released():
+                reaper.turn()
             await self._ring._loop_calls.checkpoint()
-            if self._context.is_all_released():
+            if context.is_all_released():
                 return
             with anyio.move_on_after(self._release_timeout):
-                await self._context.wait_all_released()
+                await context.wait_all_released()
                 return
-            await self._reset(errno.ETIMEDOUT, only_mutable=False)
-        except anyio.get_cancelled_exc_class():
-            await self._abandon()
-            raise
-
-    async def _abandon(self) -> None:
-        """Leave in bounded time, with every buffer that the caller can change released.
-
-        Buffers that nobody can change are left to the ring, which keeps them referenced.
-        """
-        self._context.flush(even_empty=False)
-        self._ring._native.cancel(self._context.handle)
-        self._ring._reaper.turn()
-        cancelled = await self._wait_retired(CANCEL_GRACE_SECONDS, only_mutable=True)
-        await self._reset(errno.ECANCELED, only_mutable=True)
-        if cancelled is not None:
-            raise cancelled
-
-    async def _reset(self, error: int, *, only_mutable: bool) -> None:
-        """Drop the connections that hold on; their buffers come back at once."""
-        if self._context.has_unreleased(only_mutable=only_mutable):
-            self._context.reset(error, only_mutable=only_mutable)
-            self._ring._reaper.turn()
-            # Not bounded: only a network device that keeps a datagram can make this wait.
-            cancelled = await self._wait_retired(math.inf, only_mutable=only_mutable)
-            if cancelled is not None:
-                raise cancelled
-
-    async def _wait_retired(self, seconds: float, *, only_mutable: bool) -> BaseException | None:
-        return await self._ring._reaper.wait_anyway(
-            lambda: not self._context.has_unreleased(only_mutable=only_mutable), seconds
-        )
+        except BaseException as exc:
+            if reaper.stopped is not None or self._ring._closed:
+                raise
+            leaving.raised = exc
+            await context.take_back(leaving)
+        else:
+            await context.reset(errno.ETIMEDOUT, leaving)
 
 
 def send_group(

@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio
 
 from .._base.errors import os_error
+from .._base.loops import uninterrupted
 from .._base.reports import SendFailure
 from .._native.lib import (
     SEND_UNSTAGED,
@@ -83,6 +84,7 @@ class Queueing:
 
     # --- queueing ---
 
+    @uninterrupted
     def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
         """The short way of the most common sends; whatever is unusual goes the long way."""
         known = self._streams.get(stream)
@@ -126,6 +128,7 @@ class Queueing:
                 return True
         return self._queue_any(stream, data, flags)
 
+    @uninterrupted
     def _queue_any(self, stream: object, data: Data, flags: int) -> bool:
         self._check()
         if type(data) is bytes:
@@ -145,6 +148,7 @@ class Queueing:
         self._queued(sent, references)
         return True
 
+    @uninterrupted
     def _queue_pinned(
         self,
         stream: object,
@@ -186,6 +190,7 @@ class Queueing:
             references.append(reference)
         return pins, sizes, flags, references
 
+    @uninterrupted
     def _queue_to(self, stream: object, data: Data, address: bytes) -> bool:
         self._check()
         parts = data if isinstance(data, list | tuple) else [cast("Buffer", data)]
@@ -230,6 +235,7 @@ class Queueing:
     def _fail_closed(self, stream: object) -> None:
         self._fail(stream, os_error(errno.EBADF, "the stream is closed"))
 
+    @uninterrupted
     def _queue_broadcast(
         self,
         targets: list[tuple[object, KnownSocket]],

@@ -1,0 +1,60 @@
+"""What ``python -m zc_anyio.asgi`` is given: it tells of the process that serves it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+import zc_anyio
+
+
+async def about(request: Request) -> Response:
+    ring = zc_anyio.current_ring()
+    assert ring is not None
+    return JSONResponse(
+        {
+            "process": os.getpid(),
+            "driver": ring.statistics().driver,
+            "client": request.client.host if request.client else None,
+            "scheme": request.url.scheme,
+            "root_path": request.scope["root_path"],
+        }
+    )
+
+
+async def die(request: Request) -> Response:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise NotImplementedError
+
+
+async def slow(request: Request) -> Response:
+    await anyio.sleep(1.0)
+    return JSONResponse(os.getpid())
+
+
+async def file(request: Request) -> Response:
+    return FileResponse(Path(__file__))
+
+
+app = Starlette(
+    routes=[
+        Route("/", about),
+        Route("/die", die),
+        Route("/slow", slow),
+        Route("/file", file),
+    ]
+)
+number = 7
+
+
+async def fails_to_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})

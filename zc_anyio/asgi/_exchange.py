@@ -1,0 +1,352 @@
+"""A request and its answer, as an ASGI application sees them: ``receive`` and ``send``."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ._http1 import (
+    SERVER,
+    Refusal,
+    Request,
+    check_name,
+    date_line,
+    join_lines,
+    refusal_bytes,
+    status_line,
+)
+from ._peer import ClientDisconnectedError, Peer
+
+__all__ = ["Exchange", "Message"]
+
+Message: TypeAlias = "dict[str, Any]"
+
+DISCONNECT: Message = {"type": "http.disconnect"}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Exchange:
+    """One request, for as long as the application answers it.
+
+    :param closing: tells whether the server wants no further request on this connection.
+    :param completed: is called when the answer has been sent.
+    :ivar status: of the answer, once the application has begun it, or of what is sent in its place.
+    :ivar complete: the answer has been sent, or cannot be any more.
+    :ivar keep_alive: the connection is ready for another request once that has come.
+    :ivar broken: the answer has ended in the middle.
+    :ivar returned: the application has returned.
+    :ivar handed_over: another task goes on with the connection.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        request: Request,
+        *,
+        closing: Callable[[], bool],
+        completed: Callable[[Exchange], object],
+    ) -> None:
+        self.request = request
+        self.status: int | None = None
+        self.complete = self.broken = self.returned = self.handed_over = False
+        self.keep_alive = request.keep_alive
+        self._peer = peer
+        self._closing = closing
+        self._completed = completed
+        self._gone = False
+        self._continue = request.expects_continue
+        self._body_ended = request.length == 0
+        self._body_told = False
+        # A head that waits for the first part of its body.
+        self._head: list[bytes] | None = None
+        self._dated = self._named = False
+        # What the answer still owes of its Content-Length.
+        self._left: int | None = None
+        self._chunked = False
+        self._bodiless = request.method == "HEAD"
+        self._trailers: list[bytes] | None = None
+        self._waiting: anyio.CancelScope | None = None
+
+    # --- receive ---
+
+    async def receive(self) -> Message:
+        # No checkpoint here: applications that only want to know call this in a cancelled scope.
+        if self.complete or self._gone:
+            return DISCONNECT
+        if not self._body_told:
+            return await self._receive_body()
+        if self._peer.has_ended():
+            self._gone = True
+            return DISCONNECT
+        try:
+            with anyio.CancelScope() as self._waiting:
+                while not self._peer.parser.events:
+                    if not await self._peer.read():
+                        self._gone = True
+                        return DISCONNECT
+                # Another request: the peer is there, and waits for the end of this answer.
+                await anyio.sleep_forever()
+        finally:
+            self._waiting = None
+        return DISCONNECT
+
+    async def _receive_body(self) -> Message:
+        peer, events = self._peer, self._peer.parser.events
+        if self._continue:
+            self._continue = False
+            if not self.begun:
+                await peer.send([CONTINUE])
+        if events:
+            await checkpoint()
+        parts: list[bytes] = []
+        while True:
+            while events and isinstance(part := events[0], bytes):
+                parts.append(part)
+                events.popleft()
+            if events and events[0] is None:
+                events.popleft()
+                self._body_ended = True
+            if parts or self._body_ended:
+                self._body_told = self._body_ended
+                more = not self._body_ended
+                return {"type": "http.request", "body": b"".join(parts), "more_body": more}
+            seconds = peer.limits.body_seconds
+            if events or not await peer.read(time.monotonic() + seconds):
+                # What is left in the parser tells why.
+                self._gone = True
+                return DISCONNECT
+
+    def discard_body(self) -> bool:
+        """Drop what has come of a body that the application did not want; whether that is all."""
+        events = self._peer.parser.events
+        while not self._body_ended and events and not isinstance(events[0], Refusal):
+            self._body_ended = events.popleft() is None
+        return self._body_ended
+
+    async def wait_received(self) -> None:
+        """Wait until no task of the application is in :meth:`receive`."""
+        while self._waiting is not None:
+            await checkpoint()
+
+    # --- send ---
+
+    async def send(self, message: Message) -> None:
+        """The application's ``send``.
+
+        :raises ClientDisconnectedError: the client is gone.
+        :raises RuntimeError: the message is not in its place, or the answer is not as long as it
+            was said to be.
+        """
+        kind = message["type"]
+        if self.complete:
+            if self._gone:
+                raise ClientDisconnectedError("the client is gone")
+            return
+        try:
+            if kind == "http.response.start":
+                self._start(message)
+            elif self.status is None:
+                raise RuntimeError(f"{kind} comes before http.response.start")
+            elif kind == "http.response.body":
+                await self._send_body(message.get("body", b""), message.get("more_body", False))
+            elif kind == "http.response.zerocopysend":
+                await self._send_descriptor(message)
+            elif kind == "http.response.pathsend":
+                await self._send_path(message["path"])
+            elif kind == "http.response.trailers":
+                await self._send_trailers(message)
+            else:
+                raise RuntimeError(f"{kind} is no message of a response")
+        except ClientDisconnectedError:
+            self._gone = self.complete = self.broken = True
+            raise
+
+    def _start(self, message: Message) -> None:
+        if self.status is not None:
+            raise RuntimeError("a response has begun already")
+        status = message["status"]
+        lines = [status_line(status)]
+        for name, value in message.get("headers", ()):
+            lowered = name.lower()
+            if lowered == b"content-length":
+                if self._left is not None:
+                    raise RuntimeError("a response has one Content-Length")
+                self._left = int(value)
+                if status == 204:
+                    continue
+            elif lowered == b"transfer-encoding":
+                continue
+            elif lowered == b"connection":
+                if b"close" in value.lower():
+                    self.keep_alive = False
+                continue
+            elif lowered == b"date":
+                self._dated = True
+            elif lowered == b"server":
+                self._named = True
+            check_name(name)
+            lines.append(b"%b: %b" % (name, value))
+        self._bodiless = self._bodiless or status in (204, 304)
+        if message.get("trailers"):
+            self._trailers = []
+        self._head = lines
+        self.status = status
+
+    def _framed(self, size: int, *, more: bool) -> bytes:
+        """Return the head, if it has not been sent, and decide how the body is framed."""
+        if self._head is None:
+            return b""
+        lines = self._head
+        if self._bodiless:
+            if size and not more and self._left is None and self.request.method == "HEAD":
+                lines.append(b"content-length: %d" % size)
+        elif self._left is None:
+            if not more and self._trailers is None:
+                lines.append(b"content-length: %d" % size)
+            elif self.request.version == "1.1":
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked")
+            else:
+                self.keep_alive = False
+        if not self._dated:
+            lines.append(date_line(int(time.time())))
+        if not self._named:
+            lines.append(SERVER)
+        if self._closing():
+            self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        elif self.request.version == "1.0":
+            lines.append(b"connection: keep-alive")
+        head = join_lines(lines)
+        self._head = None
+        return head
+
+    def _count(self, size: int, *, more: bool) -> None:
+        if self._left is not None and not self._bodiless:
+            self._left -= size
+            if self._left < 0 or (self._left and not more):
+                raise RuntimeError("the response is not as long as its Content-Length says")
+
+    async def _send_body(self, body: Any, more: bool) -> None:
+        if type(body) is not bytes:
+            # It may change when this has returned.
+            body = bytes(memoryview(body))
+        size = len(body)
+        self._count(size, more=more)
+        head = self._framed(size, more=more)
+        parts = [head] if head else []
+        if not self._bodiless:
+            if self._chunked:
+                if size:
+                    parts += [b"%x\r\n" % size, body, b"\r\n"]
+                if not more and self._trailers is None:
+                    parts.append(b"0\r\n\r\n")
+            elif size:
+                parts.append(body)
+        if parts:
+            await self._peer.send(parts, last=not more)
+        else:
+            await checkpoint()
+        if not more and (self._trailers is None or not self._chunked):
+            self._finish()
+
+    async def _send_file(self, fd: int, offset: int, count: int, *, more: bool) -> None:
+        self._count(count, more=more)
+        head = self._framed(count, more=more)
+        before, after = head, b""
+        if self._chunked and count:
+            before, after = head + b"%x\r\n" % count, b"\r\n"
+        if self._chunked and not more and self._trailers is None:
+            after += b"0\r\n\r\n"
+        if count and not self._bodiless:
+            await self._peer.send_file(before, fd, offset, count)
+        elif head:
+            await self._peer.send([head])
+        if after:
+            await self._peer.send([after])
+        if not more and (self._trailers is None or not self._chunked):
+            self._finish()
+
+    async def _send_descriptor(self, message: Message) -> None:
+        file = message["file"]
+        fd = file if isinstance(file, int) else file.fileno()
+        offset, count = message.get("offset"), message.get("count")
+        start = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
+        if count is None:
+            count = max(0, os.fstat(fd).st_size - start)
+        await self._send_file(fd, start, count, more=message.get("more_body", False))
+        if offset is None:
+            os.lseek(fd, start + count, os.SEEK_SET)
+
+    async def _send_path(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise RuntimeError(f"{path} is no file")
+            # A file that has grown since its size was told is sent as it was.
+            size = status.st_size
+            count = size if self._left is None else min(size, self._left)
+            await self._send_file(fd, 0, count, more=False)
+        finally:
+            os.close(fd)
+
+    async def _send_trailers(self, message: Message) -> None:
+        if self._trailers is None:
+            raise RuntimeError("the response's start has announced no trailers")
+        for name, value in message.get("headers", ()):
+            check_name(name)
+            self._trailers.append(b"%b: %b" % (name, value))
+        if not message.get("more_trailers", False):
+            wanted = b"trailers" in [value.lower() for value in self.request.values(b"te")]
+            lines = [b"0", *(self._trailers if wanted else [])]
+            await self._peer.send([join_lines(lines)])
+            self._finish()
+
+    def _finish(self) -> None:
+        self.complete = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._completed(self)
+
+    # --- when it goes wrong ---
+
+    @property
+    def begun(self) -> bool:
+        """Whether some of the answer has been sent."""
+        return self.status is not None and self._head is None
+
+    @property
+    def excused(self) -> bool:
+        """Whether the client is why an application cannot answer."""
+        return self._gone or self._refusal() is not None
+
+    def _refusal(self) -> Refusal | None:
+        """Return what is wrong with the rest of the body."""
+        events = self._peer.parser.events
+        found = events[0] if events and not self._body_ended else None
+        return found if isinstance(found, Refusal) else None
+
+    async def fail(self) -> None:
+        """Answer for an application that has not."""
+        if self.begun:
+            self.broken = True
+        elif self._refusal() is None and self._gone:
+            self.complete = True
+        else:
+            await self.refuse(self._refusal() or Refusal(500))
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer in place of the application, which has sent nothing, and close afterwards."""
+        self._head = None
+        self.status = refusal.status
+        self.keep_alive = False
+        await self._peer.send([refusal_bytes(refusal, head_only=self.request.method == "HEAD")])
+        self._finish()

@@ -1,0 +1,306 @@
+"""One connection: what arrives on it, and how bytes and files leave."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute, TLSStream
+
+from .._ring.ring import Ring
+from .._sending.groups import send_group
+from ..streams import ZeroCopySocketStream
+from ._http1 import Address, RequestParser
+
+__all__ = [
+    "GONE",
+    "ClientDisconnectedError",
+    "Limits",
+    "Peer",
+    "is_disconnect",
+    "tls_extension",
+]
+
+log = logging.getLogger("zc_anyio.asgi")
+
+RECEIVE = 64 << 10
+# What is not larger is joined and sent by one system call; from there on parts are gathered as they
+# lie.
+JOINED_AT_MOST = 64 << 10
+# A file, or a part of one, that is not larger is read where the page cache has it: a map costs more
+# than the copy.
+READ_AT_MOST = 128 << 10
+# Bytes of a file that may be under way to one peer: pages of the page cache.
+FILE_WINDOW = 8 << 20
+# What reading a file that has become shorter meanwhile fails with, here and in the kernel.
+TRUNCATED = (errno.EIO, errno.EFAULT)
+# TLS encrypts all that it is given before it sends any of it.
+TLS_PIECE = 256 << 10
+# What a peer still sends when it was answered early is read for so long, and so much of it: a
+# connection that is closed with bytes unread is reset, and the answer may be lost.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1 << 20
+
+# The peer went away, or has taken nothing for too long.
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+
+
+class ClientDisconnectedError(OSError):
+    """What ``send`` raises in an application when its client is gone."""
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether an error, or all that a task group has gathered, is that the client is gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_disconnect, error.exceptions))
+    return isinstance(error, ClientDisconnectedError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What peers may ask of the server.  Those in seconds may be ``math.inf``.
+
+    :ivar concurrency: connections at once; on more of them requests are answered 503.
+    :ivar requests: after so many the server stops, as if it was told to.
+    :ivar head_bytes: of a request's head; more is answered 431.
+    :ivar head_seconds: for a request's head to arrive; more is answered 408.
+    :ivar keep_alive_seconds: between requests; then the connection is closed.
+    :ivar body_bytes: of a request's body; more is answered 413.
+    :ivar body_seconds: in which nothing arrives of a body that the application waits for; then the
+        connection is closed.
+    :ivar stall_seconds: in which a peer takes nothing of what is sent; then it is reset.
+    :ivar stop_seconds: for what is under way when the server is stopped; then it is cancelled.
+    :ivar websocket_bytes: of a message that a WebSocket receives; more closes it with 1009.
+    :ivar websocket_ping_seconds: between pings of a WebSocket; one that has sent nothing since the
+        last ping is closed.
+    """
+
+    concurrency: int | None = None
+    requests: int | None = None
+    head_bytes: int = 32 << 10
+    head_seconds: float = 10.0
+    keep_alive_seconds: float = 5.0
+    body_bytes: int | None = None
+    body_seconds: float = 60.0
+    stall_seconds: float = 60.0
+    stop_seconds: float = math.inf
+    websocket_bytes: int = 16 << 20
+    websocket_ping_seconds: float = 20.0
+
+
+class Peer:
+    """The other end of a connection.
+
+    :ivar stream: anyio's TLS stream, or one of this library.
+    :ivar parser: of its requests.
+    :ivar deadline: of the wait for bytes that goes on now, by ``time.monotonic``.
+    :ivar late: a deadline has passed.
+    """
+
+    def __init__(self, stream: ByteStream, ring: Ring, limits: Limits) -> None:
+        self.stream = stream
+        self.ring = ring
+        self.limits = limits
+        self.parser = RequestParser(head_bytes=limits.head_bytes, body_bytes=limits.body_bytes)
+        self.deadline = math.inf
+        self.late = False
+        self._own = stream if isinstance(stream, ZeroCopySocketStream) else None
+        self._raw: Any = stream.extra(SocketAttribute.raw_socket)
+        if self._raw.family == socket.AF_UNIX:
+            self.client: Address | None = None
+            self.server: Address | None = (str(self._raw.getsockname()), None)
+        else:
+            self.client = self._raw.getpeername()[:2]
+            self.server = self._raw.getsockname()[:2]
+            if limits.stall_seconds != math.inf:
+                milliseconds = max(1, int(limits.stall_seconds * 1000))
+                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+    # --- receiving ---
+
+    async def read(self, deadline: float = math.inf) -> bool:
+        """Receive, and have it parsed; ``False`` at the end, or when the deadline has passed."""
+        data = await self.receive(deadline)
+        self.parser.feed(data)
+        return bool(data)
+
+    async def receive(self, deadline: float = math.inf) -> bytes:
+        """Receive bytes; ``b""`` at the end, or when the deadline has passed."""
+        self.deadline = deadline
+        try:
+            return await self.stream.receive(RECEIVE)
+        except GONE:
+            return b""
+        finally:
+            self.deadline = math.inf
+
+    def check_deadline(self, now: float) -> None:
+        """End a wait for bytes that has lasted too long."""
+        if now > self.deadline:
+            self.late = True
+            self.stop_receiving()
+
+    def stop_receiving(self) -> None:
+        """Let a wait for bytes end, now or when it begins; what has arrived is received before."""
+        with suppress(OSError):  # it is gone
+            self._raw.shutdown(socket.SHUT_RD)
+
+    def has_ended(self) -> bool:
+        """Whether the peer has closed, its half at least; bytes may be unread."""
+        poll = select.poll()
+        poll.register(self._raw, select.POLLRDHUP)
+        # Notifications of MSG_ZEROCOPY are told as an error.
+        return any(events & ~select.POLLERR for _, events in poll.poll(0))
+
+    def has_unread(self) -> bool:
+        """Whether the peer has sent something that nobody has received."""
+        return self._own is None or self._own.is_readable()
+
+    # --- sending ---
+
+    async def send(self, parts: Sequence[bytes], *, last: bool = True) -> None:
+        """Send bytes; returns when they are accepted.
+
+        :param last: nothing more is sent soon, so that other tasks need not be given their turn.
+        :raises ClientDisconnectedError: the peer is gone.
+        """
+        if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
+            parts = [b"".join(parts)]
+        try:
+            if self._own is None:
+                await self._send_pieces(parts)
+                return
+            try:
+                self._own.send_nowait(parts)
+            except anyio.WouldBlock:
+                for part in parts:
+                    await self._own.send(part)
+            else:
+                if not last:
+                    await anyio.lowlevel.checkpoint()
+        except GONE as exc:
+            raise ClientDisconnectedError("the client is gone") from exc
+
+    async def _send_pieces(self, parts: Sequence[bytes]) -> None:
+        for part in parts:
+            for start in range(0, len(part), TLS_PIECE):
+                await self.stream.send(part[start : start + TLS_PIECE])
+
+    async def send_file(self, before: bytes, fd: int, offset: int, count: int) -> None:
+        """Send a part of a file, behind some bytes; returns when the descriptor may be closed.
+
+        :raises ClientDisconnectedError: the peer is gone, or the file was truncated meanwhile: then
+            the connection cannot go on either.
+        """
+        if count <= READ_AT_MOST and (data := _read_cached(fd, offset, count)) is not None:
+            await self.send([before + data])
+            return
+        if before:
+            await self.send([before])
+        if self._own is None:
+            await self._send_read(fd, offset, count)
+            return
+        error: BaseException | None = None
+        try:
+            async with send_group(ring=self.ring, window=FILE_WINDOW, on_error="collect") as group:
+                await group.send_file(self._own, fd, offset=offset, count=count)
+            error = group.failures[0].error if group.failures else None
+        except (*GONE, OSError, ValueError) as exc:
+            error = exc.__cause__ or exc
+        if error is not None:
+            if isinstance(error, ValueError) or getattr(error, "errno", 0) in TRUNCATED:
+                _tell_truncated(fd)
+            raise ClientDisconnectedError("the connection has failed") from error
+
+    async def _send_read(self, fd: int, offset: int, count: int) -> None:
+        end = offset + count
+        while offset < end:
+            size = min(TLS_PIECE, end - offset)
+            data = await anyio.to_thread.run_sync(os.pread, fd, size, offset)
+            if not data:
+                _tell_truncated(fd)
+                raise ClientDisconnectedError("the connection cannot go on")
+            await self.send([data])
+            offset += len(data)
+
+    # --- the end ---
+
+    async def linger(self) -> None:
+        """Close, after reading some of what the peer may still be sending."""
+        left = LINGER_BYTES
+        deadline = time.monotonic() + LINGER_SECONDS
+        with suppress(*GONE):
+            if self._own is not None:
+                await self._own.send_eof()
+            while left > 0 and not self.late and (data := await self.receive(deadline)):
+                left -= len(data)
+        await self.close()
+
+    async def close(self) -> None:
+        """Close; what was accepted still goes out."""
+        with suppress(*GONE):
+            await self.stream.aclose()
+
+    async def abort(self) -> None:
+        """Close by a reset, so that the peer does not take what it has for the whole."""
+        with suppress(OSError, ValueError):  # it is closed
+            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await anyio.aclose_forcefully(self.stream)
+
+
+def _tell_truncated(fd: int) -> None:
+    log.error("%s was truncated while it was sent", Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def _read_cached(fd: int, offset: int, count: int) -> bytearray | None:
+    """Return a part of a file if it is all in memory, or in the page cache."""
+    data = bytearray(count)
+    try:
+        size = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
+    except OSError:
+        # EAGAIN: the disk would have to be waited for; or the file system cannot tell.
+        return None
+    return data if size == count else None
+
+
+TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+
+
+def tls_extension(stream: TLSStream, certificate: str | None) -> dict[str, Any]:
+    """Return what ASGI's TLS extension tells of a connection.
+
+    :param certificate: the server's, in PEM.
+    """
+    connection = stream.extra(TLSAttribute.ssl_object)
+    name = connection.cipher()
+    suites = {suite["name"]: suite["id"] & 0xFFFF for suite in connection.context.get_ciphers()}
+    client = stream.extra(TLSAttribute.peer_certificate_binary)
+    subject = connection.getpeercert() or {}
+    return {
+        "server_cert": certificate,
+        "client_cert_chain": [] if client is None else [ssl.DER_cert_to_PEM_cert(client)],
+        "client_cert_name": _distinguished_name(subject.get("subject", ())),
+        "client_cert_error": None,
+        "tls_version": TLS_VERSIONS.get(connection.version() or ""),
+        "cipher_suite": suites.get(name[0]) if name is not None else None,
+    }
+
+
+def _distinguished_name(subject: Any) -> str | None:
+    """Return a subject as RFC 4514 writes it."""
+    parts = [f"{key}={value}" for names in reversed(subject) for key, value in names]
+    return ",".join(parts) or None
