@@ -54,7 +54,7 @@ class TxContext(Sender):
         self.tag = tag
         self._registered = True
         self._start(ring, tag=tag, window=window, zero_copy=None)
-        ring._native.by_hand(self._context.handle)
+        self._context.by_hand()
         # From the beginning, so that the first generation's notification is in it.
         self._notifications = self._context.notifications
 
