@@ -17,7 +17,7 @@ VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_ge
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server as reference, a load, a source of videos, and what
 # several chat servers share rooms through.
-TEST_PACKAGES := chromium ffmpeg nginx redis-server wrk
+TEST_PACKAGES := chromium ffmpeg nftables nginx redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
 # Of `make soak`, the whole run; three backends share it.

@@ -17,7 +17,10 @@ static void request_ends(struct zc_core *core, struct zc_req *req)
     link_remove(&req->link);
     link_remove(&req->sock_link);
     link_remove(&req->cancel_link);
+    zc_forget_number(core, req);
     zc_give_slot(core, req);
+    core->open_requests--;
+    req->sock->open_requests--;
     for (uint32_t i = 0; i < req->sends; i++) {
         if (req->copied && i < req->touched)
             req->covered[i]->copied = true;
@@ -181,33 +184,5 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
     if (!(flags & ZC_MORE) || req->notif_seen)
         request_ends(core, req);
     zc_sock_make_ready(core, sock);
-    return 0;
-}
-
-/* Gives a request the number by which zc_notify_range will know it. */
-int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id)
-{
-    struct zc_req *req = core ? zc_find_request(core, user_data) : NULL;
-    if (!req)
-        return -ESTALE;
-    req->id = id;
-    return 0;
-}
-
-/*
- * Notifications for the numbers from `low` to `high`, which wrap at 32 bits: how MSG_ZEROCOPY tells
- * of them.
- */
-int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
-{
-    if (!core || !sock)
-        return -EINVAL;
-    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
-         l = next, next = l->next) {
-        struct zc_req *req = container(l, struct zc_req, sock_link);
-        if (req->zero_copy && req->result_seen && req->id - low <= high - low)
-            zc_complete(core, zc_request_user_data(core, req), 0,
-                        ZC_NOTIF | (copied ? ZC_COPIED : 0));
-    }
     return 0;
 }

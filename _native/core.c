@@ -38,9 +38,10 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     if (max_requests == 0 || max_requests >= UINT32_MAX)
         goto fail;
     core->slots = calloc(max_requests, sizeof(struct zc_req *));
-    core->sequences = malloc(max_requests * sizeof(uint32_t));
-    core->free_slots = malloc(max_requests * sizeof(uint32_t));
-    if (!core->slots || !core->sequences || !core->free_slots)
+    core->numbered = calloc(max_requests, sizeof(struct zc_req *));
+    core->sequences = calloc(max_requests, sizeof(uint32_t));
+    core->free_slots = calloc(max_requests, sizeof(uint32_t));
+    if (!core->slots || !core->numbered || !core->sequences || !core->free_slots)
         goto fail;
     for (uint32_t i = 0; i < max_requests; i++)
         core->sequences[i] = first_sequence;
@@ -63,6 +64,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     return core;
 fail:
     free(core->slots);
+    free(core->numbered);
     free(core->sequences);
     free(core->free_slots);
     free(core);
@@ -121,6 +123,7 @@ int zc_core_free(zc_core *core)
     }
     int leaked = core->stats.allocations ? -ENOTEMPTY : 0;
     free(core->slots);
+    free(core->numbered);
     free(core->sequences);
     free(core->free_slots);
     free(core->stage.taken);

@@ -38,6 +38,8 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
         return -EINVAL;
     struct zc_core *core = ring->core;
     size_t taken = 0;
+    if (!zc_may_send(core))
+        return -EPERM;
     if (is_direct(core, ctx, sock, size, flags)) {
         if (zc_window_full(ctx, size))
             return -EAGAIN;

@@ -59,21 +59,40 @@ static size_t unfragmented(int fd)
 }
 
 /*
+ * What a fork has made uncertain: a child may have sent on any socket that there was.  Sockets that are
+ * attached later are not concerned, nor is what was learned of a socket before (zc_learned.forks).
+ */
+static void heed_forks(struct zc_ring *ring)
+{
+    uint64_t forks = zc_forks();
+    if (ring->forks == forks)
+        return;
+    ring->forks = forks;
+    for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next) {
+        struct zc_sock *sock = container(l, struct zc_sock, link);
+        if (sock->forks != forks)
+            zc_sock_lose_count(sock);
+    }
+}
+
+/*
  * The kernel counts the MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  Where the
  * option is off nobody can have sent, and where this ring switched it on earlier it remembers.  A
  * socket on which somebody else did is sent to by copying: taking his notifications for ours would
- * give a buffer back while the kernel reads it.
+ * give a buffer back while the kernel reads it.  So it is never switched off again: another ring or
+ * process that has the socket would then count from 0.
  */
 static int attach_zero_copy(struct zc_ring *ring, struct zc_sock *sock)
 {
     int was_on = 0, on = 1;
     socklen_t size = sizeof(was_on);
+    heed_forks(ring);
     if (sock->can_zero_copy &&
         (getsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &was_on, &size) < 0 ||
-         (was_on && !sock->knows_next_id) ||
+         (was_on && !sock->knows_next_number) ||
          setsockopt(sock->fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0))
         sock->can_zero_copy = false;
-    sock->knows_next_id = sock->can_zero_copy;
+    sock->knows_next_number = sock->reads_errors = sock->can_zero_copy;
     if (sock->kind == ZC_DATAGRAM)
         sock->most_zero_copy = unfragmented(sock->fd);
     return watch(ring, sock, EPOLL_CTL_ADD);
@@ -85,26 +104,43 @@ static void detach(struct zc_ring *ring, int fd)
     epoll_ctl(ring->own_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
+/*
+ * Takes a range of numbers.  One beyond those that were counted says that somebody else sends with
+ * MSG_ZEROCOPY on this socket.
+ */
+static void take_range(struct zc_ring *ring, struct zc_sock *sock,
+                       const struct sock_extended_err *err)
+{
+    if (sock->knows_next_number && (int32_t)(err->ee_data - sock->next_number) >= 0)
+        zc_sock_lose_count(sock);
+    zc_notify_range(ring->core, sock, err->ee_info, err->ee_data,
+                    err->ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
+}
+
 /* Takes everything out of a socket's error queue. */
 static void drain_errors(struct zc_ring *ring, struct zc_sock *sock)
 {
+    /* Time stamps, if the program has asked for them, come before what is wanted here. */
     union {
-        char bytes[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6))];
+        char bytes[512];
         struct cmsghdr align;
     } control;
     for (;;) {
         struct msghdr msg = {.msg_control = control.bytes, .msg_controllen = sizeof(control)};
-        if (recvmsg(sock->fd, &msg, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+        if (recvmsg(sock->fd, &msg, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) {
+            if (errno == EINTR)
+                continue;
             return;
+        }
         for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
             struct sock_extended_err err;
-            if (!(c->cmsg_level == SOL_IP && c->cmsg_type == IP_RECVERR) &&
-                !(c->cmsg_level == SOL_IPV6 && c->cmsg_type == IPV6_RECVERR))
+            if (c->cmsg_len < CMSG_LEN(sizeof(err)) ||
+                (!(c->cmsg_level == SOL_IP && c->cmsg_type == IP_RECVERR) &&
+                 !(c->cmsg_level == SOL_IPV6 && c->cmsg_type == IPV6_RECVERR)))
                 continue;
             memcpy(&err, CMSG_DATA(c), sizeof(err));
             if (err.ee_origin == SO_EE_ORIGIN_ZEROCOPY && err.ee_errno == 0)
-                zc_notify_range(ring->core, sock, err.ee_info, err.ee_data,
-                                err.ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
+                take_range(ring, sock, &err);
         }
     }
 }
@@ -122,7 +158,7 @@ static void reap(struct zc_ring *ring)
         for (int i = 0; i < count; i++) {
             struct zc_sock *sock = events[i].data.ptr;
             /* A UNIX socket takes MSG_ERRQUEUE for an ordinary receive. */
-            if (events[i].events & EPOLLERR && sock->knows_next_id)
+            if (events[i].events & EPOLLERR && sock->reads_errors)
                 drain_errors(ring, sock);
             /* An error or a hang-up makes the waiting send fail, which is how it is reported. */
             if (sock->blocked && events[i].events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {
@@ -133,20 +169,78 @@ static void reap(struct zc_ring *ring)
     } while (count == REAP_BATCH);
 }
 
+/* Whether UDP tells that the queue of a device is full; without that option it says that it has sent. */
+static bool tells_full_queues(int fd)
+{
+    int domain = 0, v4 = 1, v6 = 0;
+    socklen_t size = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0 ||
+        getsockopt(fd, IPPROTO_IP, IP_RECVERR, &v4, &size) < 0)
+        return true;
+    /* Its peer may be one of IPv4: then the option of that counts. */
+    if (domain == AF_INET6 && getsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &v6, &size) < 0)
+        return true;
+    return v4 || v6;
+}
+
+/*
+ * Whether it is certain that a failed send has left the count as it was.
+ *
+ * The number is taken by msg_zerocopy_realloc (net/core/skbuff.c), before any byte.
+ *
+ * On TCP (tcp_sendmsg_locked) each error gives it back (net_zcopy_put_abort), as nothing was queued;
+ * with anything queued the send is a short one, which keeps its number and has its notification.
+ *
+ * On UDP (udp_sendmsg, ip_make_skb, __ip_append_data, and the same for IPv6) it is given back, or was
+ * not taken yet, as long as the packet is being made.  EAGAIN, no room in the socket's buffer, comes
+ * only from there, and so does ENOBUFS (net.core.optmem_max, RLIMIT_MEMLOCK) unless the socket has
+ * IP_RECVERR.  Once the packet is handed on (udp_send_skb, ip_send_skb) nothing gives the number back:
+ * who drops the packet (ENOBUFS, the queue of the device; EPERM, a filter; ECONNREFUSED, which may be
+ * SELinux as well as an earlier ICMP message; EMSGSIZE, EINVAL...) has it notified of.
+ */
+static bool gave_back(const struct zc_sock *sock, int error)
+{
+    return sock->kind == ZC_STREAM || error == EAGAIN ||
+           (error == ENOBUFS && !tells_full_queues(sock->fd));
+}
+
+/* One sendmsg, and the number of the request if it was given one. */
 static ssize_t send_now(struct zc_ring *ring, struct zc_req *req)
 {
+    struct zc_sock *sock = req->sock;
     int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (req->zero_copy ? MSG_ZEROCOPY : 0);
     for (int tries = 0;; tries++) {
-        ssize_t sent = sendmsg(req->sock->fd, &req->msg, flags);
-        if (sent >= 0)
+        ssize_t sent = sendmsg(sock->fd, &req->msg, flags);
+        int error = errno;
+        if (sent >= 0) {
+            if (req->zero_copy)
+                zc_number(ring->core, req, sock->next_number++);
             return sent;
-        if (errno == EINTR)
+        }
+        if (req->zero_copy && !gave_back(sock, error)) {
+            zc_sock_lose_count(sock);
+            /* If it was notified of, that is there by now. */
+            drain_errors(ring, sock);
+            return -error;
+        }
+        if (error == EINTR)
             continue;
         /* Too many notifications are due (net.core.optmem_max): make room and ask once more. */
-        if (errno != ENOBUFS || !req->zero_copy || tries)
-            return -errno;
-        drain_errors(ring, req->sock);
+        if (error != ENOBUFS || !req->zero_copy || tries)
+            return -error;
+        drain_errors(ring, sock);
     }
+}
+
+/* Has it noticed when a socket takes more again; what that answers if it cannot. */
+static ssize_t wait_for_room(struct zc_ring *ring, struct zc_sock *sock)
+{
+    zc_sock_block(sock);
+    int err = watch(ring, sock, EPOLL_CTL_MOD);
+    if (err == 0)
+        return -EAGAIN;
+    sock->blocked = false;
+    return err;
 }
 
 /* Completes every request that it builds before it builds the next. */
@@ -155,18 +249,14 @@ static int submit(struct zc_ring *ring)
     struct zc_core *core = ring->core;
     struct zc_req *req;
     int total = 0;
+    heed_forks(ring);
     for (; (req = zc_build_request(core)); total++) {
-        struct zc_sock *sock = req->sock;
         uint64_t user_data = zc_request_user_data(core, req);
         ring->submits++;
         ssize_t sent = send_now(ring, req);
-        if (sent == -EAGAIN) {
-            zc_sock_block(sock);
-            watch(ring, sock, EPOLL_CTL_MOD);
-        }
-        if (sent >= 0 && req->zero_copy)
-            req->id = sock->next_id++;
-        zc_complete(core, user_data, (int32_t)sent, sent >= 0 && req->zero_copy ? ZC_MORE : 0);
+        if (sent == -EAGAIN)
+            sent = wait_for_room(ring, req->sock);
+        zc_complete(core, user_data, (int32_t)sent, req->has_number ? ZC_MORE : 0);
     }
     return total;
 }

@@ -66,6 +66,12 @@ struct ready_event {
 /* Nor beyond this share of what may be pinned, if that is bounded. */
 #define LOCKABLE_SHARE 8u
 #define GATHER_BUFFERS 128u
+/*
+ * A request that is held keeps its slot for as long as its peer likes.  So a socket has this share of
+ * the slots at most for what it holds, and so large a share is for requests that are copied, whose
+ * slots are free with their results: a quick peer always finds one.
+ */
+#define SLOTS_SHARE 4u
 /* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
 #define REGISTERED_ZERO_COPY ((size_t)16 << 10)
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
@@ -144,11 +150,13 @@ struct zc_core {
     uint64_t now, linger;  /* ticks; 0: idle sockets are told of at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
+    struct zc_req **numbered; /* of `max_requests` places, see numbers.c */
     uint32_t *sequences; /* of each slot: the upper half of user_data */
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
     struct zc_region regions[MAX_REGIONS];
     uint32_t regions_used; /* none is in use from this index on */
+    uint32_t open_requests; /* that were built and have not ended */
     size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
     uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
@@ -230,8 +238,9 @@ struct zc_req {
     uint32_t sends, slot, buffers;
     uint32_t touched; /* so many of the first of them had bytes taken */
     size_t bytes;
-    uint32_t id;      /* of MSG_ZEROCOPY */
-    bool zero_copy, result_seen, notif_seen, copied;
+    uint32_t number;           /* of MSG_ZEROCOPY, see numbers.c... */
+    struct zc_req *same_place; /* ...and the next request there */
+    bool zero_copy, result_seen, notif_seen, copied, has_number;
     struct msghdr msg;
     struct iovec iov[]; /* `buffers` of them, then `covered` */
 };
@@ -248,6 +257,7 @@ struct zc_sock {
     int fd, kind, error;
     int program_fd; /* by which the program has it, where it does not tell when it closes that */
     uint32_t in_flight; /* requests without a result */
+    uint32_t open_requests, numbered; /* that have not ended; and of those, that have a number */
     uint32_t slabs;     /* of staging memory */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
@@ -255,9 +265,12 @@ struct zc_sock {
     bool sent_to; /* since it was looked at last */
     bool closed, ended; /* by the program; and the connection was ended after that */
     uint64_t inode;
-    /* Of the drivers without io_uring: no room until the socket is writable; ids, see epoll.c. */
-    bool blocked, knows_next_id;
-    uint32_t next_id;
+    /* Of the drivers without io_uring: no room until the socket is writable... */
+    bool blocked;
+    /* ...and what is known of its numbers, see numbers.c and epoll.c. */
+    bool knows_next_number, reads_errors;
+    uint32_t next_number;
+    uint64_t forks; /* when it was attached */
     size_t most_zero_copy; /* bytes; SIZE_MAX: no limit but the driver's own */
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
@@ -299,6 +312,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
 bool zc_window_full(struct zc_ctx *ctx, size_t size);
+bool zc_may_send(const struct zc_core *core);
 
 /* sockq.c */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
@@ -314,6 +328,12 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
+
+/* numbers.c */
+void zc_number(struct zc_core *core, struct zc_req *req, uint32_t number);
+void zc_forget_number(struct zc_core *core, struct zc_req *req);
+void zc_sock_lose_count(struct zc_sock *sock);
+uint64_t zc_forks(void);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,

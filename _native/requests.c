@@ -11,12 +11,20 @@
 
 #include "internal.h"
 
+/* Whether one more request of a socket may be held, see SLOTS_SHARE. */
+static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)
+{
+    uint32_t share = core->max_requests / SLOTS_SHARE;
+    return sock->open_requests < (share ? share : 1) &&
+           core->open_requests < core->max_requests - share;
+}
+
 /* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, bool registered)
 {
     if (!sock->can_zero_copy || size > sock->most_zero_copy || core->zero_copy_denied ||
-        ctx->policy == ZC_POLICY_NEVER)
+        ctx->policy == ZC_POLICY_NEVER || !may_hold(core, sock))
         return false;
     if (ctx->policy == ZC_POLICY_ALWAYS)
         return true;
@@ -196,10 +204,14 @@ struct zc_req *zc_build_request(struct zc_core *core)
     if (sock->copy_left && !zero_copy)
         sock->copy_left--;
     sock->in_flight++;
+    sock->open_requests++;
+    core->open_requests++;
     if (sock->kind == ZC_DATAGRAM)
         sock->head = send;
-    if (sock->kind == ZC_STREAM || !sock->head || sock->in_flight == DATAGRAMS_IN_FLIGHT)
-        link_remove(&sock->ready_link);
+    link_remove(&sock->ready_link);
+    /* Behind the others: a datagram socket with much to send gives each of them its turn. */
+    if (sock->kind == ZC_DATAGRAM)
+        zc_sock_make_ready(core, sock);
     return req;
 }
 
@@ -269,5 +281,7 @@ int zc_next_broken(zc_core *core, int *fd, int *reset)
     link_remove(&sock->broken_link);
     *fd = sock->fd;
     *reset = sock->reset;
+    /* Until now it was not to be suspended. */
+    zc_sock_check_idle(core, sock);
     return 1;
 }

@@ -60,6 +60,20 @@ fail:
 }
 
 /*
+ * Disconnecting gives held buffers back at once; shutdown makes the kernel refuse whatever anybody
+ * sends after a hole in the bytes.
+ */
+static void deal_with_broken(struct zc_ring *ring)
+{
+    int fd, reset;
+    while (zc_next_broken(ring->core, &fd, &reset) > 0)
+        if (reset)
+            zc_disconnect(fd);
+        else
+            shutdown(fd, SHUT_WR);
+}
+
+/*
  * Whatever is still held can never be learned of after this: drain first.  ENOTEMPTY says that a
  * send was not retired, and that the buffers must stay where they are for ever.
  */
@@ -69,6 +83,7 @@ int zc_ring_close(zc_ring *ring)
         return -EINVAL;
     struct zc_stats stats;
     zc_core_stats(ring->core, &stats);
+    deal_with_broken(ring);
     for (struct link *l = ring->core->sockets.next; l != &ring->core->sockets; l = l->next)
         zc_close_duplicate(ring, container(l, struct zc_sock, link));
     if (ring->driver->close)
@@ -142,20 +157,6 @@ int zc_ring_stage(zc_ring *ring, size_t size, int registered)
     return registered && zc_ring_register(ring, memory, size) >= 0;
 }
 
-/*
- * Disconnecting gives held buffers back at once; shutdown makes the kernel refuse whatever anybody
- * sends after a hole in the bytes.
- */
-static void deal_with_broken(struct zc_ring *ring)
-{
-    int fd, reset;
-    while (zc_next_broken(ring->core, &fd, &reset) > 0)
-        if (reset)
-            zc_disconnect(fd);
-        else
-            shutdown(fd, SHUT_WR);
-}
-
 static void add_event(int64_t *events, int *count, int kind)
 {
     int64_t *event = events + (ptrdiff_t)(*count)++ * ZC_EVENT_FIELDS;
@@ -193,7 +194,8 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
     }
     bool spent = zc_turn_is_spent(ring->core);
     if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||
-        !link_alone(&ring->core->cancels) || !link_alone(&ring->receiver_work))
+        !link_alone(&ring->core->cancels) || !link_alone(&ring->core->broken) ||
+        !link_alone(&ring->receiver_work))
         add_event(events, &count, ZC_EV_AGAIN);
     else if (spent || !ring->reaps_left || !link_alone(&ring->core->events))
         add_event(events, &count, ZC_EV_MORE);

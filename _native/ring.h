@@ -43,6 +43,7 @@ struct zc_ring {
     int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
     uint64_t submits;
     uint32_t reaps_left; /* completions that this turn may still take */
+    uint64_t forks; /* that were taken into account, see epoll.c */
     bool has_buffer_table;
     int scan_next, scan_end; /* descriptors of the process that are looked at, see closed.c */
     char *stage_memory;

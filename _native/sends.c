@@ -82,6 +82,12 @@ int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
     return send->slab ? sent | ZC_SENT_STAGED : sent;
 }
 
+/* Only the thread that opened the ring may send, and no forked child. */
+bool zc_may_send(const struct zc_core *core)
+{
+    return !core->disowned && pthread_equal(core->owner, pthread_self());
+}
+
 /* A send larger than the window is let in alone. */
 bool zc_window_full(struct zc_ctx *ctx, size_t size)
 {
@@ -154,7 +160,7 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
     size_t total = 0;
     if (!core || !ctx || !sock || !data || !sizes || count == 0)
         return -EINVAL;
-    if (core->disowned || !pthread_equal(core->owner, pthread_self()))
+    if (!zc_may_send(core))
         return -EPERM;
     if (count > (sock->kind == ZC_DATAGRAM ? UIO_MAXIOV : SEND_MAX_BUFFERS))
         return -EMSGSIZE;
@@ -222,6 +228,8 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
     for (size_t i = 0; i < count; i++)
         if (!socks[i])
             return -EINVAL;
+    if (!zc_may_send(core))
+        return -EPERM;
     if (zc_window_full(ctx, size))
         return -EAGAIN;
     size_t weight = size / count + 1;

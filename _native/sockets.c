@@ -92,6 +92,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
     struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy(info));
     if (sock) {
         sock->inode = info->inode;
+        sock->forks = zc_forks();
         if (info->local)
             /* What goes to this machine is copied: one probe is enough. */
             sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
@@ -99,8 +100,8 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
             sock->copied_in_a_row = learned->copied_in_a_row;
             sock->copy_left = learned->copy_left;
             sock->copy_next = learned->copy_next;
-            sock->knows_next_id = learned->knows_next_id;
-            sock->next_id = learned->next_id;
+            sock->knows_next_number = learned->knows_next_number && learned->forks == sock->forks;
+            sock->next_number = learned->next_number;
         }
     }
     int err = !sock ? -ENOMEM : ring->driver->attach ? ring->driver->attach(ring, sock) : 0;
@@ -125,8 +126,9 @@ void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
     out->copied_in_a_row = sock->copied_in_a_row;
     out->copy_left = sock->copy_left;
     out->copy_next = sock->copy_next;
-    out->knows_next_id = sock->knows_next_id;
-    out->next_id = sock->next_id;
+    out->knows_next_number = sock->knows_next_number;
+    out->next_number = sock->next_number;
+    out->forks = sock->forks;
 }
 
 /*

@@ -56,16 +56,16 @@ int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
 
 /*
  * The socket takes no sends until it is resumed.  Refused with EBUSY while a send or a request
- * refers to it, or a failure was not told.
+ * refers to it, a failure was not told, or its shutdown or reset is owed (zc_next_broken).
  */
 int zc_sock_suspend(zc_core *core, zc_sock *sock)
 {
     if (!core || !sock)
         return -EINVAL;
-    if (!link_alone(&sock->sends) || !link_alone(&sock->requests) || sock->untold)
+    if (!link_alone(&sock->sends) || !link_alone(&sock->requests) || sock->untold ||
+        !link_alone(&sock->broken_link))
         return -EBUSY;
     link_remove(&sock->ready_link);
-    link_remove(&sock->broken_link);
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
     unwatch(core, sock);
@@ -314,7 +314,8 @@ void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool r
     for (struct link *l = sock->sends.next; sock->reset && l != &sock->sends; l = l->next)
         if (container(l, struct zc_send, sock_link)->state == SEND_HELD)
             note_failure(core, container(l, struct zc_send, sock_link), error);
-    if (news && link_alone(&sock->broken_link))
+    /* A suspended socket has no descriptor that this could be done with. */
+    if (news && !sock->suspended && link_alone(&sock->broken_link))
         link_append(&core->broken, &sock->broken_link);
     link_remove(&sock->ready_link);
     for (struct link *r = sock->requests.next; r != &sock->requests; r = r->next) {

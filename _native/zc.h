@@ -154,7 +154,7 @@ int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, ui
 int zc_next_cancel(zc_core *core, uint64_t *user_data);
 int zc_next_broken(zc_core *core, int *fd, int *reset);
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
-int zc_request_number(zc_core *core, uint64_t user_data, uint32_t id);
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number);
 int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
 
 /* --- the ring --- */
@@ -173,8 +173,9 @@ struct zc_socket_info {
 /* What is known of a socket from when it was attached before. */
 struct zc_learned {
     uint32_t copied_in_a_row, copy_left, copy_next;
-    int knows_next_id; /* of the driver msg_zerocopy */
-    uint32_t next_id;
+    int knows_next_number; /* of the driver msg_zerocopy */
+    uint32_t next_number;
+    uint64_t forks;
 };
 
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
@@ -195,6 +196,7 @@ int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
 int zc_ring_detach(zc_ring *ring, zc_sock *sock);
 int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
+void zc_forked(void);
 
 /* --- memory.c --- */
 

@@ -114,6 +114,7 @@ class Queue:
         for view in views:
             if view.zero_copy:
                 self.notify(view)
+        self.broken()
         self.events()
         for ctx in self.ctxs:
             assert lib.zc_ctx_free(self.core, ctx) == 0

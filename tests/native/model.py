@@ -27,6 +27,7 @@ from tests.native.model_state import (
     NOTIF,
     REGISTERED_ZERO_COPY,
     RETRIED,
+    SLOTS_SHARE,
     STREAM,
     Req,
     Send,
@@ -48,6 +49,9 @@ class Model(Queues):
     def wants_zero_copy(self, send: Send) -> bool:
         ctx, sock = send.gen.ctx, send.sock
         if not sock.can_zero_copy or send.force_copy or self.denied or ctx.policy == NEVER:
+            return False
+        share = self.max_requests // SLOTS_SHARE
+        if len(sock.requests) >= max(share, 1) or len(self.requests) >= self.max_requests - share:
             return False
         least = ctx.threshold
         if send.region is not None or send.slab is not None:

@@ -182,12 +182,12 @@ class Queues:
         return 0
 
     def free_sock(self, sock: Sock) -> int:
-        if not sock.idle or any(send.sock is sock for send in self.failures):
+        untold = any(send.sock is sock for send in self.failures) or sock in self.broken
+        if not sock.idle or untold:
             return -errno.EBUSY
         self.sockets.remove(sock)
         self.idles.discard(sock)
         self.lingering.discard(sock)
-        self.broken.discard(sock)
         return 0
 
     def cancel(self, ctx: Ctx) -> None:
@@ -456,6 +456,12 @@ class Queues:
         if ctx.wanted and (used == 0 or used + ctx.wanted <= ctx.window):
             ctx.wanted = 0
             self.windows.add(ctx)
+
+    def dealt_with(self, sock: Sock) -> None:
+        """The shutdown or reset of a broken socket was handed out."""
+        self.broken.remove(sock)
+        if sock.idle:
+            self.idles.add(sock)
 
     # --- idle sockets
 

@@ -417,14 +417,12 @@ class Accounting(RuleBasedStateMachine):
 
     def broken_sockets(self) -> None:
         fd, reset = ffi.new("int *"), ffi.new("int *")
-        seen = set()
         while lib.zc_next_broken(self.core, fd, reset):
             (sock,) = [sock for sock in self.model.sockets if sock.id & 0xFFFF == fd[0]]
             assert sock.error
             assert bool(reset[0]) == sock.reset
-            seen.add(sock)
-        assert seen == self.model.broken
-        self.model.broken.clear()
+            self.model.dealt_with(sock)
+        assert not self.model.broken
 
     @rule(n=pick, sequence=st.integers(0, 2**32 - 1), flags=st.sampled_from([0, MORE, NOTIF]))
     def stray(self, n: int, sequence: int, flags: int) -> None:
@@ -494,6 +492,7 @@ class Accounting(RuleBasedStateMachine):
                     self.answer(req, 1000, True)
             for req in reversed(self.model.requests[:]):
                 self.complete(req, 0, NOTIF)
+        self.broken_sockets()
         while self.take_events(8):
             pass
         assert self.model.untold() == 0

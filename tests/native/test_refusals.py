@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.native.harness import MEMORY, Queue, released, send_bytes, small
+import pytest
+
+from tests.native.harness import MEMORY, SOCK, Queue, idle, released, send_bytes, small
 from tests.native.model_state import (
     AUTO,
     DATAGRAM,
@@ -230,6 +234,51 @@ def test_a_socket_with_an_untold_failure_is_not_suspended(q: Queue) -> None:
     assert q.send(10) >= 0
     assert lib.zc_sock_fail(q.core, q.sock, errno.ECONNRESET) == 0
     assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    assert q.broken() == [(SOCK, 0)]
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
     q.events()
     assert lib.zc_sock_suspend(q.core, q.sock) == 0
+    q.finish()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_socket_whose_end_is_owed_is_not_suspended(q: Queue, reset: bool) -> None:
+    if reset:
+        assert lib.zc_sock_reset(q.core, q.sock, errno.ETIMEDOUT) == 0
+    else:
+        assert lib.zc_sock_fail(q.core, q.sock, errno.ETIMEDOUT) == 0
+    assert lib.zc_sock_tell_idle(q.core, q.sock) == 1
+    assert q.events() == [idle()]
+    assert lib.zc_sock_suspend(q.core, q.sock) == -errno.EBUSY
+    assert lib.zc_sock_free(q.core, q.sock) == -errno.EBUSY
+    assert q.broken() == [(SOCK, reset)]
+    assert q.events() == [idle()], "whoever was refused is told when to try again"
+    assert lib.zc_sock_suspend(q.core, q.sock) == 0
+    # Of a suspended one there is no descriptor to end the connection by.
+    assert lib.zc_sock_reset(q.core, q.sock, errno.ETIMEDOUT) == 0
+    assert q.broken() == []
+    q.finish()
+
+
+def broadcast(q: Queue) -> int:
+    errors = ffi.new("int32_t[1]")
+    sent: int = lib.zc_broadcast(q.core, q.ctx, [q.sock], 1, MEMORY, 10, 0, errors)
+    return sent
+
+
+@pytest.mark.parametrize("call", [Queue.send, broadcast])
+def test_only_the_thread_of_the_ring_sends(q: Queue, call: Callable[..., int]) -> None:
+    args = () if call is broadcast else (10,)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(call, q, *args).result() == -errno.EPERM
+    assert q.stats("sends") == 0
+    assert call(q, *args) >= 0
+    q.finish()
+
+
+@pytest.mark.parametrize("call", [Queue.send, broadcast])
+def test_a_core_that_was_disowned_takes_nothing(q: Queue, call: Callable[..., int]) -> None:
+    assert lib.zc_core_disown(q.core) == 0
+    assert call(q, *(() if call is broadcast else (10,))) == -errno.EPERM
+    assert q.stats("sends") == 0
     q.finish()

@@ -73,7 +73,6 @@ class Rig:
 
     def __init__(self, stack: ExitStack, rate: str) -> None:
         ip = need_command("ip", "iproute2")
-        tc = need_command("tc", "iproute2")
         self.sender = Namespace(stack)
         self.receiver = Namespace(stack)
         self.sender.command(
@@ -96,8 +95,15 @@ class Rig:
             "-",
             lines=f"link set lo up\naddress add {RECEIVER}/24 dev in\nlink set in up\n",
         )
-        # The burst lets a packet of the largest size through in one piece.
-        bucket = f"tbf rate {rate} burst 128k limit 16m".split()
+        self.shape(rate)
+
+    def shape(self, rate: str, *, burst: str = "128k", limit: str = "16m") -> None:
+        """Have packets to the receiver wait in a queue of ``limit`` bytes.
+
+        The ``burst`` lets a packet of the largest size through in one piece.
+        """
+        tc = need_command("tc", "iproute2")
+        bucket = f"tbf rate {rate} burst {burst} limit {limit}".split()
         self.sender.command(tc, "qdisc", "replace", "dev", "out", "root", *bucket)
 
     @contextmanager

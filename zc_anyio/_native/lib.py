@@ -55,6 +55,7 @@ __all__ = [
     "map_memory",
     "part_of",
     "pointer_to",
+    "process_forks",
     "queue",
     "queue_or_send",
     "queue_to",
@@ -136,6 +137,11 @@ def socket_info(fd: int) -> SocketInfo:
     info: Any = ffi.new("struct zc_socket_info *")
     check(lib.zc_socket_info(fd, info))
     return cast("SocketInfo", info)
+
+
+def process_forks() -> None:
+    """Trust no more what was counted of ``MSG_ZEROCOPY``: a child may send as well."""
+    lib.zc_forked()
 
 
 def map_address(pinned: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import anyio
 
 from .._base.errors import DriverUnavailable
+from .._native.lib import process_forks
 from .._native.ring import NativeRing
 from .capabilities import memlock_limit, of_ring
 from .leaving import Leaving
@@ -156,12 +157,14 @@ def _guard(ring: Ring) -> None:
     if _guarded:
         return
     _guarded = True
-    os.register_at_fork(after_in_child=_disown)
+    os.register_at_fork(before=process_forks, after_in_child=_disown)
     sys.addaudithook(_refuse_exec)
 
 
 def _disown() -> None:
     """In a forked child: no thread is the owner of the parent's rings."""
+    # Also where a program that embeds Python tells of forks in the child only.
+    process_forks()
     for ring in _open_rings:
         ring._thread = 0
         ring._native.orphan()

@@ -39,7 +39,7 @@ RETRY_SECONDS = 0.001
 # In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
-# So often it is looked whether the program has closed sockets of its own.  Not more often: who waits
+# So often it is looked whether the program has closed sockets of its own.  No more often: who waits
 # until all tasks are blocked, as tests on trio do, has to find them so in between.
 LOOK_SECONDS = 0.03
 # A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
@@ -94,7 +94,8 @@ class Reaper:
         self._due = False
         # The last turn has left something that the next one can take at once; or that only time
         # can bring.
-        self.more = self._again = False
+        self.more: bool = False
+        self._again = False
         self._call_soon = loop.call_soon
         self._called = False
         # A sender has yielded since that most likely has more; and that was waited for.
@@ -102,7 +103,7 @@ class Reaper:
         self._raised: Exception | None = None
         self._completions: Readable | None = None
         self._linger = Event()
-        self._tick = TICK_SECONDS
+        self._tick: float = TICK_SECONDS
         self._scopes: list[CancelScope] = []
         # Set at the next turn; made when somebody waits for it.
         self._turned: Event | None = None
@@ -281,17 +282,22 @@ class Reaper:
                     await self._linger.wait()
                     self._linger = Event()
                     await anyio.sleep(self._tick)
-                    if self._stopping:
-                        return
-                    self._native.tick()
-                    if (now := monotonic()) >= look_at:
-                        look_at = now + LOOK_SECONDS / 2
-                        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
-                            self._sockets.on_socket_ended(ident)
-                    self.turn()
+                    if not self._stopping:
+                        self._native.tick()
+                        look_at = self._look(look_at)
+                        self.turn()
             except Exception as exc:
                 self._fail(exc)
                 raise
+
+    def _look(self, at: float) -> float:
+        """Look which sockets the program has closed, if it is time; return when it is again."""
+        now = monotonic()
+        if now < at:
+            return at
+        for ident in self._native.look(CLOSING_SECONDS, keep=self.draining):
+            self._sockets.on_socket_ended(ident)
+        return now + LOOK_SECONDS / 2
 
     def stop_soon(self) -> None:
         """Take no more turns in any task."""

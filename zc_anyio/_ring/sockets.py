@@ -36,7 +36,8 @@ SOCKETS_REMEMBERED = 4096
 # Sockets that a ring keeps suspended; what is more is detached, that which was suspended first.
 SUSPENDED_MOST = 16384
 # What the native part knew of sockets when they were detached, from whichever ring.  While two
-# rings have one attached, or suspended, the second knows nothing of it.
+# rings have one attached, or suspended, the second knows nothing of it.  Numbers of MSG_ZEROCOPY
+# in it are not trusted after a fork, neither by the parent nor by the child.
 _learned: OrderedDict[int, Any] = OrderedDict()
 
 
@@ -312,7 +313,8 @@ class SocketTable:
         if attached.keeper is None:
             is_open = self._native.suspend(attached.handle)
             if is_open is None:
-                # What was told before this has queued another send.
+                # What was told before this has queued another send, or broken the connection:
+                # it is told again when that is dealt with.
                 return
             attached.suspended = True
             self._suspended[ident] = attached

@@ -1,0 +1,115 @@
+/*
+ * The numbers of MSG_ZEROCOPY: the kernel counts the zero-copy sends of a socket, in 32 bits, and
+ * notifies of ranges of these numbers.  It never tells which number a send was given, so this side
+ * has to count along.
+ *
+ * Requests that have a number are found by it in a hash of the core: a range costs what it names, in
+ * whatever order ranges come and however many requests are held.
+ *
+ * Nothing here makes a system call.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "internal.h"
+
+/* Where the requests with a number begin; those of one socket, which follow each other, lie side by side. */
+static struct zc_req **place(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
+{
+    uint32_t spread = (uint32_t)sock->id * 2654435761u;
+    return &core->numbered[(number + spread) % core->max_requests];
+}
+
+void zc_number(struct zc_core *core, struct zc_req *req, uint32_t number)
+{
+    zc_forget_number(core, req);
+    struct zc_req **first = place(core, req->sock, number);
+    req->number = number;
+    req->has_number = true;
+    req->same_place = *first;
+    *first = req;
+    req->sock->numbered++;
+}
+
+void zc_forget_number(struct zc_core *core, struct zc_req *req)
+{
+    if (!req->has_number)
+        return;
+    struct zc_req **at = place(core, req->sock, req->number);
+    while (*at != req)
+        at = &(*at)->same_place;
+    *at = req->same_place;
+    req->has_number = false;
+    req->sock->numbered--;
+}
+
+/* Gives a request the number by which zc_notify_range will know it. */
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number)
+{
+    struct zc_req *req = core ? zc_find_request(core, user_data) : NULL;
+    if (!req)
+        return -ESTALE;
+    zc_number(core, req, number);
+    return 0;
+}
+
+static struct zc_req *find(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
+{
+    struct zc_req *req = *place(core, sock, number);
+    while (req && (req->sock != sock || req->number != number))
+        req = req->same_place;
+    return req;
+}
+
+/*
+ * Notifications for the numbers from `low` to `high`, which wrap at 32 bits.  Some of them may be
+ * nobody's: of sends that failed after they had been given a number.
+ */
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    uint32_t flags = ZC_NOTIF | (copied ? ZC_COPIED : 0);
+    if (high - low < sock->numbered) {
+        for (uint32_t i = 0, count = high - low; i <= count; i++) {
+            struct zc_req *req = find(core, sock, low + i);
+            if (req && req->result_seen)
+                zc_complete(core, zc_request_user_data(core, req), 0, flags);
+        }
+        return 0;
+    }
+    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
+         l = next, next = l->next) {
+        struct zc_req *req = container(l, struct zc_req, sock_link);
+        if (req->has_number && req->result_seen && req->number - low <= high - low)
+            zc_complete(core, zc_request_user_data(core, req), 0, flags);
+    }
+    return 0;
+}
+
+/*
+ * Which number the next send will be given is not known any more, so the socket is sent to by copying
+ * from now on.  Requests that have a number keep it: they were counted while that was known.
+ */
+void zc_sock_lose_count(struct zc_sock *sock)
+{
+    sock->knows_next_number = false;
+    sock->can_zero_copy = false;
+}
+
+/* Of this process, in whichever thread and for whichever ring. */
+static _Atomic uint64_t forks;
+
+/*
+ * The process forks.  A child has the same sockets, and what it sends on them counts as well: what is
+ * known of their numbers is lost, on both sides.
+ */
+void zc_forked(void)
+{
+    atomic_fetch_add(&forks, 1);
+}
+
+uint64_t zc_forks(void)
+{
+    return atomic_load_explicit(&forks, memory_order_relaxed);
+}
