@@ -32,6 +32,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
 
 NATIVE := $(wildcard _native/*.c _native/*.h) _native/build.py setup.py pyproject.toml
@@ -88,9 +89,15 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
-lint: $(VENV)/.lint ## Check style and formatting
+lint: $(VENV)/.lint ## Check style and formatting, and the workflows in .github
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/zizmor --offline --quiet --no-progress .github
+	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	@$(BIN)/pre-commit validate-config
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
 	@$(BIN)/mypy --strict
