@@ -53,7 +53,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream chat test bench bench-quick bench-page lint types asan soak fuzz fuzz-replay \
+.PHONY: help setup demo stream chat test bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
 	fuzz-keep mutants wheel test-versions clean
 
 help: ## Show this list
@@ -88,6 +88,13 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 		$(if $(ZC_ANYIO_REQUIRE_ALL),--place lab)
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
+
+docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
+		docs build/docs/html
+	@$(BIN)/python -m pytest --quiet -c /dev/null --rootdir build/docs/html -p no:cacheprovider \
+		--check-links --check-anchors --check-links-ignore 'https?://.*' build/docs/html
+	@echo "docs: build/docs/html/index.html"
 
 lint: $(VENV)/.lint ## Check style and formatting, and the workflows in .github
 	@$(BIN)/ruff check
@@ -179,6 +186,11 @@ $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 $(VENV)/.lint: $(VENV)/.installed pyproject.toml
 	@echo "setup: installing the linters and type checkers into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench,lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed pyproject.toml
+	@echo "setup: installing what builds the documentation into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,docs]'
 	@touch $@
 
 build/asan/.built: $(VENV)/.installed $(TREE) scripts/copy_project

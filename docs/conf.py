@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 project = "zc_anyio"
-author = copyright = "the zc_anyio authors"
+author = "the zc_anyio authors"
+copyright = author  # noqa: A001 - the name that Sphinx asks for
 version = release = installed_version("zc_anyio")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
@@ -65,8 +66,8 @@ _found = {name: _fetch(name, site) for name, site in INVENTORIES.items()}
 intersphinx_mapping = {
     name: (INVENTORIES[name], str(file)) for name, file in _found.items() if file is not None
 }
-# Sphinx's own roles, and httpcore and httpx, which publish no inventory.
-_others = {"httpcore", "httpx"}
+# These publish no inventory.
+_others = {"httpcore", "httpx", "starlette"}
 if _found["python"] is None:
     _others |= set(sys.stdlib_module_names) | set(dir(builtins))
 _others |= {name for name in ("anyio", "trio") if _found[name] is None}
@@ -76,10 +77,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"zc_anyio\._sending\.files\.HasDescriptor"),
 ]
 
-PUBLIC = [
-    "zc_anyio",
-    *(f"zc_anyio.{name}" for name in ("httpcore", "lowlevel", "testing")),
-]
+PUBLIC = ("zc_anyio", *(f"zc_anyio.{name}" for name in ("asgi", "httpcore", "lowlevel", "testing")))
 
 
 def _public_names() -> dict[str, str]:
@@ -97,23 +95,35 @@ def _resolve_private(app: Sphinx, env: Any, node: Any, content: Node) -> Node | 
     """Lead a reference to where an object is defined to where it is documented."""
     if node.get("refdomain") != "py":
         return None
-    first, _, member = node["reftarget"], "", ""
     names = _public_names()
-    if first not in names:
-        first, _, member = first.rpartition(".")
-    if first not in names:
+    wanted, member = node["reftarget"], ""
+    if wanted not in names:
+        wanted, _, member = wanted.rpartition(".")
+    if wanted not in names:
         return None
-    target = names[first] + (f".{member}" if member else "")
+    target = ".".join(filter(None, (names[wanted], member)))
     domain = env.get_domain("py")
-    for role in (node["reftype"], "obj"):
-        found = domain.resolve_xref(
-            env, node["refdoc"], app.builder, role, target, node, content
-        )
-        if found is not None:
-            return found
-    return None
+    found: Node | None = domain.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", target, node, content
+    )
+    return found
+
+
+def _show_scopes(
+    _app: Sphinx, _what: str, _name: str, made: Any, _options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """Say of a context manager what it gives, and not by which generator it is written."""
+    code = getattr(made, "__code__", None)
+    if code is None or not code.co_qualname.endswith("contextmanager.<locals>.helper"):
+        return None
+    kind = (
+        "AbstractAsyncContextManager" if "async" in code.co_qualname else "AbstractContextManager"
+    )
+    given = re.sub(r"^\w+\[(.*?)(, None)*\]$", r"\1", returned)
+    return signature, f"~contextlib.{kind}[{given}]"
 
 
 def setup(app: Sphinx) -> None:
     """Add what the above needs to Sphinx."""
     app.connect("missing-reference", _resolve_private)
+    app.connect("autodoc-process-signature", _show_scopes)

@@ -26,7 +26,7 @@ from ._ring.opening import require_ring
 from ._ring.ring import Ring
 from ._sending.buffers import Buffer
 
-__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream", "make_unix_stream"]
+__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
 
 
 class ZeroCopySocketStream(SocketStream):
@@ -130,7 +130,11 @@ class ZeroCopySocketStream(SocketStream):
     def send_nowait(self, parts: Sequence[bytes]) -> None:
         """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
 
-        :raises anyio.WouldBlock: they do not fit into the window (``TypeError``: are no ``bytes``).
+        :param parts: what to send, one behind the other.
+        :raises anyio.WouldBlock: they do not fit into the window.
+        :raises TypeError: one of them is no ``bytes``.
+
+        Raises what :meth:`send` raises.
         """
         if not {bytes}.issuperset(map(type, parts)):
             raise TypeError("parts must be bytes")
