@@ -40,6 +40,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
 
 NATIVE := $(wildcard _native/*.c _native/*.h) _native/build.py setup.py pyproject.toml
@@ -60,7 +61,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream chat test bench bench-quick bench-page lint types asan soak fuzz fuzz-replay \
+.PHONY: help setup demo stream chat test bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
 	fuzz-keep mutants wheel test-versions clean
 
 help: ## Show this list
@@ -83,21 +84,35 @@ test: $(VENV)/.peers ## Run all tests (PYTEST_ARGS="-k name" to choose)
 bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance.md, with plots
+bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance*, with plots
 	@$(BIN)/python -m benchmarks.report
 
 # Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback in place of the lab will not do.
 bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
-	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick
+	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick/performance
 	@cp docs/performance.md build/benchmarks/quick
+	@cp docs/performance/details.md build/benchmarks/quick/performance
 	@$(BIN)/python -m benchmarks --quick --results build/benchmarks/quick \
 		$(if $(ZC_ANYIO_REQUIRE_ALL),--place lab)
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
-lint: $(VENV)/.lint ## Check style and formatting
+docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
+		docs build/docs/html
+	@$(BIN)/python -m pytest --quiet -c /dev/null --rootdir build/docs/html -p no:cacheprovider \
+		--check-links --check-anchors --check-links-ignore 'https?://.*' build/docs/html
+	@echo "docs: build/docs/html/index.html"
+
+lint: $(VENV)/.lint ## Check style and formatting, and the workflows in .github
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/zizmor --offline --quiet --no-progress .github
+	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	@$(BIN)/pre-commit validate-config
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
 	@$(BIN)/mypy --strict
@@ -187,6 +202,11 @@ $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 $(VENV)/.lint: $(VENV)/.installed pyproject.toml
 	@echo "setup: installing the linters and type checkers into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench,lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed pyproject.toml
+	@echo "setup: installing what builds the documentation into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,docs]'
 	@touch $@
 
 build/asan/.built: $(VENV)/.installed $(TREE) scripts/copy_project

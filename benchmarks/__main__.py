@@ -113,8 +113,7 @@ def main() -> int:
         core,
         {"send_zerocopy": arguments.send_zerocopy},
     )
-    file = arguments.results / "results.json"
-    results = Results.read(file)
+    results = Results.read(arguments.results)
     failures = 0
     with ExitStack() as stack:
         places: dict[str, Place] = {"lab": LAB, "loopback": stack.enter_context(loopback(cores[0]))}
@@ -129,7 +128,7 @@ def main() -> int:
                 console.print(case_table(scenario, found))
                 failures += sum(result.failure is not None for result in found.peers.values())
                 _merge(stored, found)
-                results.write(file)
+                results.write(arguments.results, scenario.name)
     if failures:
         console.print(f"[bold red]{failures} failed")
     return 1 if failures else 0

@@ -105,6 +105,8 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
 
         Cancelled, the call has queued nothing.
 
+        :param item: any C-contiguous buffer.  One that can change is the caller's own again when
+            this returns.
         :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
         :raises anyio.BrokenResourceError: it could not be sent (too large, say, or the peer
             refuses); from the ``OSError``.  The socket can be used on.
@@ -132,6 +134,7 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     async def send(self, item: UDPPacketType) -> None:
         """Send a datagram to an address: ``(data, (host, port))``; a name is looked up each time.
 
+        :param item: the datagram, and the address that it goes to.
         :raises OSError: the name has no address.
 
         Raises what :meth:`ZeroCopyConnectedUDPSocket.send` raises.

@@ -58,7 +58,11 @@ class RingBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to a host.
 
+        :param host: its name or address; all its addresses are tried, as anyio does it.
+        :param port: port at that host.
         :param timeout: seconds for all of its addresses together.
+        :param local_address: address of the interface to bind to.
+        :param socket_options: arguments of ``setsockopt``, set when it is connected.
         :raises httpcore.ConnectTimeout: that was not enough.
         :raises httpcore.ConnectError: the connection failed.
         """
@@ -72,13 +76,21 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a UNIX socket; raises what :meth:`connect_tcp` raises."""
+        """Connect to a UNIX socket; raises what :meth:`connect_tcp` raises.
+
+        :param path: path of the socket.
+        :param timeout: seconds.
+        :param socket_options: as of :meth:`connect_tcp`.
+        """
         with _connecting(timeout):
             stream = await connect_unix(path, ring=self._ring)
             return await _with_options(stream, socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; between attempts to connect."""
+        """Wait; between attempts to connect.
+
+        :param seconds: how long.
+        """
         await anyio.sleep(seconds)
 
 

@@ -54,7 +54,7 @@ class TxContext(Sender):
         self.tag = tag
         self._registered = True
         self._start(ring, tag=tag, window=window, zero_copy=None)
-        ring._native.by_hand(self._context.handle)
+        self._context.by_hand()
         # From the beginning, so that the first generation's notification is in it.
         self._notifications = self._context.notifications
 
@@ -64,6 +64,8 @@ class TxContext(Sender):
     async def send(self, stream: object, data: Data, *, flush: bool = False) -> None:
         """Queue one send in the open generation, as :meth:`zc_anyio.SendGroup.send` does.
 
+        :param stream: as of :meth:`zc_anyio.SendGroup.send`.
+        :param data: as of :meth:`zc_anyio.SendGroup.send`.
         :param flush: this send is the last of its generation.  The call then waits for its result,
             and the generation ends only if the send succeeds.  Sends that other tasks queue
             meanwhile belong to the same generation.  Cancelling the call does not take the send
@@ -98,10 +100,12 @@ def register_tx_contexts(
 ) -> list[TxContext]:
     """Register one context for each tag; their places in the list are their indexes.
 
+    :param ring: an open ring that has none registered.
     :param tags: 64-bit numbers of the caller's own choice, 1 to 1024 of them; they need not differ.
     :param window: bytes of each context that may be unreleased before a send waits.
     :raises TxContextError: ``EINVAL``, no tags, or one that has not 64 bits; ``EMFILE``, more than
         1024; ``EBUSY``, contexts are registered already.
+    :raises RuntimeError: the ring is closed, or another thread's or event loop's.
     """
     ring.check_loop()
     tags = list(tags)
@@ -121,6 +125,7 @@ async def unregister_tx_contexts(ring: Ring) -> None:
 
     Cancelling the wait leaves the contexts unregistered, and what is held to the ring.
 
+    :param ring: the ring that they are registered with.
     :raises TxContextError: ``ENXIO``, none are registered.
     """
     ring.check_loop()

@@ -26,7 +26,7 @@ from ._ring.opening import require_ring
 from ._ring.ring import Ring
 from ._sending.buffers import Buffer
 
-__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream", "make_unix_stream"]
+__all__ = ["ZeroCopySocketStream", "ZeroCopyUNIXSocketStream"]
 
 
 class ZeroCopySocketStream(SocketStream):
@@ -130,7 +130,11 @@ class ZeroCopySocketStream(SocketStream):
     def send_nowait(self, parts: Sequence[bytes]) -> None:
         """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
 
-        :raises anyio.WouldBlock: they do not fit into the window (``TypeError``: are no ``bytes``).
+        :param parts: what to send, one behind the other.
+        :raises anyio.WouldBlock: they do not fit into the window.
+        :raises TypeError: one of them is no ``bytes``.
+
+        Raises what :meth:`send` raises.
         """
         if not {bytes}.issuperset(map(type, parts)):
             raise TypeError("parts must be bytes")
@@ -149,6 +153,7 @@ class ZeroCopySocketStream(SocketStream):
 
         Cancelled, the call has taken nothing.
 
+        :param max_bytes: bytes at most.
         :raises anyio.EndOfStream: the peer has sent its end.
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
         :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
@@ -175,6 +180,8 @@ class ZeroCopySocketStream(SocketStream):
 
         Cancelled, the call has taken nothing, and written nothing.
 
+        :param buffer: C-contiguous, of at least one byte.
+        :return: how many bytes of it were written, from its beginning on.
         :raises ValueError: the buffer is empty.
 
         Raises what :meth:`receive` raises.
@@ -301,7 +308,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
         :param fds: descriptors, or file or socket objects; at least one.
         :raises ValueError: an empty message, or no descriptors.
 
-        Raises what :meth:`send` raises.
+        Raises what :meth:`ZeroCopySocketStream.send` raises.
         """
         if not message:
             raise ValueError("message must not be empty")
@@ -336,10 +343,11 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
 
         :param msglen: bytes of the message at most.
         :param maxfds: descriptors at most; the kernel closes what is more.
+        :return: the message, and the descriptors, which are the caller's to close.
         :raises ValueError: a number that is negative, or no ``int``; no descriptors asked for.
         :raises RuntimeError: something else came with the message; its descriptors are closed.
 
-        Raises what :meth:`receive` raises.
+        Raises what :meth:`ZeroCopySocketStream.receive` raises.
         """
         # As of anyio's streams: a wrong type is a wrong value.
         if not isinstance(msglen, int) or msglen < 0:  # type: ignore[redundant-expr]

@@ -172,6 +172,9 @@ def silent_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def reset(peer: socket.socket) -> None:
-    """Close a TCP socket so that its peer sees a reset (``SO_LINGER``, socket(7))."""
+    """Close a TCP socket so that its peer sees a reset (``SO_LINGER``, socket(7)).
+
+    :param peer: a connected socket of the standard library.
+    """
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()

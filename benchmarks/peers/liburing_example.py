@@ -1,8 +1,8 @@
 """liburing's ``examples/send-zerocopy``, where a built one is named: what C and io_uring reach.
 
-It is no part of this project; docs/performance.md tells how to build it.  It makes a connection of
-its own and sends for whole seconds.  A descriptor of that connection is taken out of it (with
-``pidfd_getfd``), so that what its peer acknowledged can be asked for after it has ended.
+It is no part of this project; docs/performance/method.md tells how to build it.  It makes a
+connection of its own and sends for whole seconds.  A descriptor of that connection is taken out of
+it (with ``pidfd_getfd``), so that what its peer acknowledged can be asked for after it has ended.
 """
 
 from __future__ import annotations

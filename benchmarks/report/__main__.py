@@ -1,8 +1,12 @@
-"""Write what was measured last into a page, with plots beside it."""
+"""Write what was measured last into the pages of results, with plots beside them.
+
+A scenario that was measured replaces what was kept of it; the others stay.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,17 +21,27 @@ def main() -> None:
     """Read the command line and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=ROOT / "docs" / "performance.md",
+        help="the first page; the others, plots and kept results are in the folder of its name",
+    )
     arguments = parser.parse_args()
-    file = arguments.results / "results.json"
-    if not file.exists():
-        sys.exit(f"there are no results in {file}: measure first (make bench)")
-    results = Results.read(file)
-    arguments.page.write_text(rewrite(arguments.page.read_text(), results))
-    plots = arguments.page.with_suffix("")
-    draw(results, plots)
-    (plots / "results.json").write_bytes(file.read_bytes())
-    print(f"written: {arguments.page}, and plots and results.json in {plots}")
+    folder = arguments.page.with_suffix("")
+    kept = folder / "results"
+    kept.mkdir(parents=True, exist_ok=True)
+    measured = sorted(arguments.results.glob("*.jsonl"))
+    for file in measured:
+        shutil.copy(file, kept)
+    results = Results.read(kept)
+    if not results.scenarios:
+        sys.exit(f"there are no results in {arguments.results}: measure first (make bench)")
+    draw(results, folder)
+    for page in (arguments.page, folder / "details.md"):
+        page.write_text(rewrite(page.read_text(), results))
+    names = ", ".join(file.stem for file in measured) or "nothing; the pages are written anew"
+    print(f"written: {arguments.page} and {folder}; measured anew: {names}")
 
 
 if __name__ == "__main__":

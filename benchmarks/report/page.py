@@ -1,7 +1,8 @@
-"""The page of results: blocks between marks are written anew, what is between them stays.
+"""The pages of results: blocks between marks are written anew, what is between them stays.
 
 A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
-NAME is ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a scenario.
+NAME is ``summary``, ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a
+scenario.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 
 from benchmarks.report.goals import defaults_table, goals_table
 from benchmarks.report.results import Results
+from benchmarks.report.summary import summary_table
 from benchmarks.report.tables import case_rows, columns
 from benchmarks.scenarios.scenario import all_scenarios
 
@@ -35,6 +37,8 @@ def rewrite(page: str, results: Results) -> str:
 
 
 def _block(name: str, results: Results) -> str:
+    if name == "summary":
+        return _table(summary_table(results))
     if name == "environment":
         return _environments(results)
     if name == "goals":

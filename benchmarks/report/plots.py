@@ -1,4 +1,4 @@
-"""Plots of results: throughput by size, cost of a delivery by connections, memory by peers."""
+"""Plots: jobs compared, throughput by size, deliveries by connections, memory by peers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 from benchmarks.measure.rounds import Round
+from benchmarks.peers.peer import BACKENDS
 from benchmarks.report import results as figures
 from benchmarks.report.results import CaseResults, Results, spread
+from benchmarks.report.summary import JOBS, gain
 from benchmarks.scenarios.scenario import size_name
 
 __all__ = ["draw"]
@@ -35,10 +37,11 @@ STABLE: Any = {"svg.hashsalt": "zc_anyio", "svg.fonttype": "none", "font.size": 
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Draw what was measured, each as SVG and as PNG."""
+    """Draw what was measured."""
     folder.mkdir(parents=True, exist_ok=True)
     with pyplot.rc_context(STABLE):
         for name, make in (
+            ("summary", _summary),
             ("throughput-by-size", _throughput),
             ("delivery-by-connections", _deliveries),
             ("memory-by-stalled-peers", _memory),
@@ -48,8 +51,31 @@ def draw(results: Results, folder: Path) -> None:
                 continue
             # Without a date in it, the file changes only when the picture does.
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=130)
             pyplot.close(figure)
+
+
+def _summary(results: Results) -> Any:
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    axes.axvline(1, color="#6b6b6b", linewidth=1)
+    for backend, style in zip(BACKENDS, ("o", "s", "D"), strict=True):
+        for place, job in enumerate(JOBS):
+            found = gain(results, job, backend)
+            if found is None:
+                continue
+            color = "#005f9e" if found.median >= 1 else "#b8480b"
+            axes.plot([found.low, found.high], [place, place], color=color, alpha=0.4, linewidth=3)
+            axes.plot(found.median, place, style, color=color, markersize=5)
+    for backend, style in zip(BACKENDS, ("o", "s", "D"), strict=True):
+        axes.plot([], [], style, color="#005f9e", label=backend)
+    axes.set_xscale("log")
+    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_yticks(range(len(JOBS)), [job.work for job in JOBS])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
 
 
 def _throughput(results: Results) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure.rounds import Result, Round
 
@@ -26,32 +27,43 @@ class CaseResults:
 
 @dataclass(slots=True)
 class Results:
-    """Scenarios by name, with where and when each was measured last, and its cases by name."""
+    """Scenarios by name, with where and when each was measured last, and its cases by name.
+
+    Each scenario is a file of JSON lines: where it was measured, and then for each case what it is,
+    and a line for each peer.  So a scenario that is measured again changes its own file, and a peer
+    its own line.
+    """
 
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     scenarios: dict[str, dict[str, CaseResults]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Results:
-        """Read what :meth:`write` wrote; nothing if there is no such file."""
+    def read(cls, folder: Path) -> Results:
+        """Read what :meth:`write` wrote; nothing if there is no such folder."""
         results = cls()
-        if not path.exists():
-            return results
-        stored = json.loads(path.read_text())
-        results.environments = stored["environments"]
-        for scenario, cases in stored["scenarios"].items():
-            results.scenarios[scenario] = {
-                name: CaseResults(**{**case, "peers": _peers(case["peers"])})
-                for name, case in cases.items()
-            }
+        for file in sorted(folder.glob("*.jsonl")):
+            environment, *lines = map(json.loads, file.read_text().splitlines())
+            results.environments[file.stem] = environment
+            cases = results.scenarios[file.stem] = {}
+            for line in lines:
+                name = line.pop("case")
+                if "size" in line:
+                    cases[name] = CaseResults(name, **line)
+                else:
+                    cases[name].peers[line["peer"]] = _result(**line)
         return results
 
-    def write(self, path: Path) -> None:
-        """Write; a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        unfinished.replace(path)
+    def write(self, folder: Path, scenario: str) -> None:
+        """Write a scenario; a reader never sees half of it."""
+        lines: list[dict[str, Any]] = [dict(self.environments[scenario])]
+        for name, case in self.scenarios[scenario].items():
+            about = {"size": case.size, "connections": case.connections, "place": case.place}
+            lines.append({"case": name, **about})
+            lines.extend({"case": name, **_line(result)} for result in case.peers.values())
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{scenario}.unfinished"
+        unfinished.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        unfinished.replace(folder / f"{scenario}.jsonl")
 
     def rounds(self, scenario: str, case: str, peer: str) -> list[Round]:
         """Return the rounds of a peer; none if it was not measured, or failed."""
@@ -60,18 +72,39 @@ class Results:
         return [] if result is None or result.failure else result.rounds
 
 
-def _peers(stored: dict[str, dict[str, object]]) -> dict[str, Result]:
-    def result(peer: dict[str, object]) -> Result:
-        rounds = peer["rounds"]
-        assert isinstance(rounds, list)
-        made = [Round(**{**one, "memory": _pair(one["memory"])}) for one in rounds]
-        return Result(**{**peer, "rounds": made})  # type: ignore[arg-type]
+def _line(result: Result) -> dict[str, Any]:
+    """Return a result as columns, with a figure for each round in each, and no empty column."""
+    rounds = result.rounds
+    line: dict[str, Any] = {
+        "peer": result.peer,
+        "failure": result.failure,
+        "skipped": result.skipped,
+        "operations": [one.operations for one in rounds],
+        "bytes": [one.bytes for one in rounds],
+        # The clocks tell nanoseconds.
+        "seconds": [round(one.seconds, 9) for one in rounds],
+        "cpu_seconds": [round(one.cpu_seconds, 9) for one in rounds],
+        "memory": [one.memory for one in rounds if one.memory is not None],
+        "notes": {name: [one.notes[name] for one in rounds] for name in rounds[0].notes}
+        if rounds
+        else {},
+    }
+    return {name: value for name, value in line.items() if value}
 
-    return {name: result(peer) for name, peer in stored.items()}
 
-
-def _pair(memory: list[int] | None) -> tuple[int, int] | None:
-    return (memory[0], memory[1]) if memory else None
+def _result(
+    peer: str,
+    failure: str | None = None,
+    skipped: str | None = None,
+    memory: list[list[int]] | None = None,
+    notes: dict[str, list[int]] | None = None,
+    **columns: list[Any],
+) -> Result:
+    figures = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for number, row in enumerate(figures):
+        row["memory"] = (memory[number][0], memory[number][1]) if memory else None
+        row["notes"] = {name: values[number] for name, values in (notes or {}).items()}
+    return Result(peer, [Round(**row) for row in figures], failure, skipped)
 
 
 @dataclass(frozen=True, slots=True)

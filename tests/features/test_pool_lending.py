@@ -292,3 +292,52 @@ async def test_closing_with_sends_queued_and_held_lets_them_arrive(driver: str) 
             gc.collect()
             for part in data:
                 assert await receive(peer, 1 << 20) == part
+
+
+async def test_a_pool_smaller_than_a_generation_goes_round(driver: str) -> None:
+    data = os.urandom(50 * SIZE)
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver=driver) as ring,
+            open_buffer_pool(buffer_size=SIZE, count=3) as pool,
+            anyio.create_task_group() as tg,
+        ):
+            received: list[bytes] = []
+
+            async def take() -> None:
+                received.append(await receive(peer, len(data)))
+
+            tg.start_soon(take)
+            # Nothing of the program's ends a generation, and the window has room for all.
+            async with zc_anyio.send_group() as group:
+                for at in range(0, len(data), SIZE):
+                    view = await pool.acquire()
+                    view[:] = data[at : at + SIZE]
+                    await group.send(client, view)
+                assert group.statistics().generations_released > 10
+            assert ring.statistics().sends == 50
+        assert received == [data]
+
+
+async def test_what_is_sent_while_somebody_waits_comes_back_too(driver: str) -> None:
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver=driver),
+            open_buffer_pool(buffer_size=SIZE, count=1) as pool,
+            zc_anyio.send_group() as group,
+            anyio.create_task_group() as tg,
+        ):
+            view = await pool.acquire()
+            handed = anyio.Event()
+
+            async def wait() -> None:
+                pool.release(await pool.acquire())
+                handed.set()
+
+            tg.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await group.send(client, view)
+            del view
+            assert len(await receive(peer, SIZE)) == SIZE
+            with anyio.fail_after(LIMIT):
+                await handed.wait()

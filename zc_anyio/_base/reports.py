@@ -40,9 +40,13 @@ class RingStatistics:
     ``held`` (result seen, notification not) count sends and are 0 when the ring is idle.
 
     :ivar driver: what carries the sends.
+    :ivar sends: sends that were accepted; of an idle ring the sum of ``zero_copied``, ``copied``,
+        ``staged`` and ``failed``.
+    :ivar bytes_sent: bytes that the kernel has taken.
     :ivar staged: sends whose bytes were first written into the ring's own memory.
     :ivar failed: sends that ended in an error or were cancelled.
     :ivar generations_open: generations not yet released.
+    :ivar generations_released: generations whose buffers are all free again.
     :ivar requests: what the kernel was asked to send, neighbours gathered.
     :ivar registered: requests that read from registered memory, a pool's or staging.
     :ivar refused: zero-copy requests for which the kernel had no memory to pin (RLIMIT_MEMLOCK, or

@@ -26,6 +26,7 @@ async def wrap_stream(stream: SocketStream, *, ring: Ring | None = None) -> Zero
     The stream itself is closed by this; tasks that use it meanwhile get
     :exc:`anyio.ClosedResourceError`.
 
+    :param stream: one of anyio's, TCP or UNIX.
     :param ring: default the ambient ring.
     :raises TypeError: it is no socket stream: of a TLS stream, for one, wrap the transport.
     :raises anyio.ClosedResourceError: it is closed.
@@ -56,6 +57,7 @@ async def wrap_listener(
 
     The listener itself is closed by this.
 
+    :param listener: one of anyio's, TCP or UNIX.
     :param ring: default the ambient ring.
     :return: a :class:`ZeroCopySocketListener`, or a ``MultiListener`` of them.
     :raises TypeError: it is no socket listener.
@@ -72,6 +74,8 @@ def as_trio_stream(stream: ZeroCopySocketStream) -> trio.abc.HalfCloseableStream
     """Return a trio stream that is another face of a stream; closing one closes both.
 
     It raises trio's exceptions, and is for programs that run on trio.
+
+    :param stream: one of this library.
     """
     from .trio_stream import TrioStream
 

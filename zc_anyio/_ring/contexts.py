@@ -120,7 +120,7 @@ class Context:
         self._released_early: set[int] = set()
         self._waiting: dict[int, Event] = {}
         self._results: dict[int, _Result] = {}
-        self._orphaned = self._may_reset = False
+        self._orphaned = self._may_reset = self._by_hand = False
         self._channel: MemoryObjectSendStream[Notification] | None = None
         self._receiver: MemoryObjectReceiveStream[Notification] | None = None
 
@@ -172,6 +172,16 @@ class Context:
             result.event.set()
 
     # --- generations ---
+
+    def by_hand(self) -> None:
+        """Leave it to the program alone to end generations."""
+        self._native.by_hand(self.handle)
+        self._by_hand = True
+
+    def flush_leases(self) -> None:
+        """End the open generation, so that the pool buffers that were sent in it can come back."""
+        if self.leases and not self._by_hand:
+            self.flush(even_empty=False)
 
     def flush(self, *, even_empty: bool) -> Generation | None:
         """End the open generation; see :meth:`NativeRing.flush`."""

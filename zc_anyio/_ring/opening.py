@@ -49,7 +49,10 @@ def require_ring(ring: Ring | None) -> Ring:
 
 
 def current_ring() -> Ring | None:
-    """Return the ambient ring: that of the innermost :func:`open_ring` around this task."""
+    """Return the ambient ring: that of the innermost :func:`open_ring` around this task.
+
+    :return: ``None`` if no ring is open.
+    """
     return _ambient.get()
 
 

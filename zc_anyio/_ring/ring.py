@@ -8,7 +8,7 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -44,11 +44,15 @@ class PoolLease(Lease, Protocol):
     def size(self) -> int: ...
     @property
     def view(self) -> weakref.ref[memoryview] | None: ...
+    @property
+    def pool(self) -> Pool: ...
 
 
 class Pool(Protocol):
     """A pool of registered buffers."""
 
+    @property
+    def waiters(self) -> Collection[object]: ...
     def find(self, address: int, exporter: object, /) -> PoolLease | None: ...
 
 
@@ -56,6 +60,8 @@ class Ring:
     """A driver with its reaper task; made by :func:`open_ring`.
 
     It belongs to the thread and the event loop that opened it.
+
+    :ivar capabilities: the :class:`Capabilities` that were found.
     """
 
     def __init__(

@@ -21,7 +21,10 @@ _tags = itertools.count(1)
 
 
 class SendGroup(Sender):
-    """Sends whose buffers are released by the time the scope is left; see :func:`send_group`."""
+    """Sends whose buffers are released by the time the scope is left; see :func:`send_group`.
+
+    :ivar tag: its tag, for :class:`Notification`.
+    """
 
     def __init__(
         self,

@@ -192,12 +192,13 @@ class BufferPool:
         self._closed = False
         self._acquired = 0
         self._free: deque[_Slot] = deque()
-        self._waiters: deque[_Waiter] = deque()
+        self.waiters: deque[_Waiter] = deque()
         self.grow(count)
 
     def grow(self, count: int) -> None:
         """Add buffers; those that wait in :meth:`acquire` get them first.
 
+        :param count: how many.
         :raises OSError: no memory.
         :raises anyio.ClosedResourceError: the pool is closed.
         """
@@ -232,6 +233,9 @@ class BufferPool:
         the view raises ``ValueError``.  Slices and arrays of it that are still there cannot be
         revoked: sending a slice raises ``BufferError``, writing to one spoils the next owner's.
 
+        While somebody waits, generations with pool buffers are ended at once, as by
+        :meth:`SendGroup.flush`; those of :mod:`zc_anyio.lowlevel` are the program's to end.
+
         Cancellation is noticed while waiting, and by one call of eight if a millisecond has passed
         without yielding to other tasks.
 
@@ -246,16 +250,19 @@ class BufferPool:
                 raise anyio.ClosedResourceError
         if self._free:
             return self._free.popleft().hand_out()
+        # Generations that fewer buffers than their share of the window would never end.
+        for context in self._ring._reaper.contexts:
+            context.flush_leases()
         waiter = _Waiter()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         try:
             await waiter.event.wait()
         except BaseException:
             # asyncio's own cancellation can come when the buffer was handed over already.
             if waiter.slot is not None:
                 self._put(waiter.slot)
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
+            elif waiter in self.waiters:
+                self.waiters.remove(waiter)
             raise
         if waiter.slot is None:
             raise anyio.ClosedResourceError
@@ -264,6 +271,7 @@ class BufferPool:
     def release(self, view: memoryview) -> None:
         """Give back a buffer that was not sent after all.
 
+        :param view: what :meth:`acquire` returned.
         :raises ValueError: it is no buffer of this pool that is out.
         :raises BufferError: it is part of a send that is not released.
         """
@@ -299,17 +307,17 @@ class BufferPool:
         slot.out = False
         if self._closed:
             return
-        if not self._waiters:
+        if not self.waiters:
             self._free.append(slot)
             return
-        waiter = self._waiters.popleft()
+        waiter = self.waiters.popleft()
         waiter.slot = slot
         waiter.event.set()
 
     def _close(self) -> None:
         """Let go of the memory; what is still being sent stays mapped until it is released."""
         self._closed = True
-        for waiter in self._waiters:
+        for waiter in self.waiters:
             waiter.event.set()
         self._free.clear()
         for region in self._regions:

@@ -296,6 +296,7 @@ class Queueing:
     def _lease(self, generation: int, reference: Any) -> None:
         """Have the pool buffers among what was queued given back on the generation's release."""
         leases = self._context.leases.setdefault(generation, [])
+        wanted = False
         for pinned in reference if isinstance(reference, list) else [reference]:
             if (
                 type(pinned) is not bytes
@@ -303,6 +304,9 @@ class Queueing:
             ):
                 lease.uses += 1
                 leases.append(lease)
+                wanted = wanted or bool(lease.pool.waiters)
+        if wanted:
+            self._context.flush_leases()
 
     def _refused(self, result: int, socket: AttachedSocket) -> bool:
         """Raise what a refusal means; ``False`` if it is a full window."""

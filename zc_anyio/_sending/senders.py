@@ -64,6 +64,10 @@ class Sender(Queueing):
     def send_nowait(self, stream: object, data: Data) -> None:
         """Queue one send, or raise :exc:`anyio.WouldBlock` if the window is full.
 
+        :param stream: as of :meth:`send`.
+        :param data: as of :meth:`send`.
+        :raises anyio.WouldBlock: the window is full; nothing was queued.
+
         Raises what :meth:`send` raises.
         """
         if not self._queue(stream, data):
@@ -72,8 +76,11 @@ class Sender(Queueing):
     async def send_to(self, stream: object, data: Data, address: tuple[str, int]) -> None:
         """Queue one datagram to an address, on a UDP socket that need not be connected.
 
+        :param stream: an anyio ``UDPSocket``, a trio socket or a ``socket.socket``, of UDP.
+        :param data: as of :meth:`send`; one datagram.
         :param address: ``(host, port)``, or IPv6's ``(host, port, flow, scope)``; the host numeric.
         :raises ValueError: the host is no numeric address.
+        :raises TypeError: the stream is no UDP socket.
 
         Raises what :meth:`send` raises.
         """
@@ -91,6 +98,7 @@ class Sender(Queueing):
         The file is mapped, and the kernel reads the map.  Reading from the disk happens in a
         worker thread.  Waits like :meth:`send`; a call that was cancelled may have queued a part.
 
+        :param stream: as of :meth:`send`.
         :param file: a path, a binary file object (its position is neither used nor moved) or a
             descriptor, which may be closed when this returns.
         :param offset: where to begin, in bytes.
@@ -121,7 +129,10 @@ class Sender(Queueing):
 
         The window takes a broadcast as a whole, and counts its buffer once.  A stream that is
         closed or broken does not keep the others from their bytes: it is reported like a failed
-        send.
+        send.  Cancelled while it waits for the window, the call has queued nothing.
+
+        :param streams: as of :meth:`send`; each gets the whole buffer.
+        :param data: a C-contiguous buffer.
 
         Raises what :meth:`send` raises for wrong input, then with nothing queued.
         """
@@ -145,6 +156,7 @@ class Sender(Queueing):
         once.
 
         :return: the generation, to be waited for or not.
+        :raises anyio.ClosedResourceError: the group is not open.
         """
         self._check()
         generation = self._context.flush(even_empty=True)

@@ -70,6 +70,7 @@ async def serve(
     The ambient ring carries what is sent; where none is open, one is opened for as long as this
     runs, and is ambient in all that the application does.
 
+    :param app: an ASGI 3 application.
     :param host: address or name to listen on.
     :param port: 0 for a free one.
     :param uds: path of a UNIX socket, in place of host and port.
@@ -78,6 +79,7 @@ async def serve(
     :param tls: serve HTTPS; the ciphertext is made by Python's ``ssl``.
     :param certificate: the server's in PEM, for applications that use ASGI's TLS extension.
     :param driver: of the ring that is opened.
+    :param limits: what peers may ask; default ``Limits()``.
     :param root_path: where a proxy has mounted the application.
     :param forwarded_allow_ips: proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are
         believed: addresses and networks, with commas between them, or ``*``; ``None`` for nobody.

@@ -42,6 +42,8 @@ def websocket_frame(data: str | bytes) -> bytes:
     """Return a message as an unmasked frame, to be broadcast to WebSockets of this server.
 
     It is not compressed, which those with ``permessage-deflate`` take as well.
+
+    :param data: a text or a binary message.
     """
     message: Event = TextMessage(data=data) if isinstance(data, str) else BytesMessage(data=data)
     return _framer.send(message)
