@@ -26,7 +26,7 @@ static void request_ends(struct zc_core *core, struct zc_req *req)
             req->covered[i]->copied = true;
         zc_send_unref(core, req->covered[i]);
     }
-    zc_release(core, req);
+    zc_free(core, req);
 }
 
 /*
@@ -184,5 +184,31 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
     if (!(flags & ZC_MORE) || req->notif_seen)
         request_ends(core, req);
     zc_sock_make_ready(core, sock);
+    return 0;
+}
+
+/*
+ * Notifications for the numbers from `low` to `high`, which wrap at 32 bits.  Some of them may be
+ * nobody's: of sends that failed after they had been given a number.
+ */
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
+{
+    if (!core || !sock)
+        return -EINVAL;
+    uint32_t flags = ZC_NOTIF | (copied ? ZC_COPIED : 0);
+    if (high - low < sock->numbered) {
+        for (uint32_t i = 0, count = high - low; i <= count; i++) {
+            struct zc_req *req = zc_find_number(core, sock, low + i);
+            if (req && req->result_seen)
+                zc_complete(core, zc_request_user_data(core, req), 0, flags);
+        }
+        return 0;
+    }
+    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
+         l = next, next = l->next) {
+        struct zc_req *req = container(l, struct zc_req, sock_link);
+        if (req->has_number && req->result_seen && req->number - low <= high - low)
+            zc_complete(core, zc_request_user_data(core, req), 0, flags);
+    }
     return 0;
 }

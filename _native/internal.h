@@ -286,9 +286,15 @@ static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t 
     return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
+/*
+ * What the files offer each other, from the lowest layer to the highest: each calls only those above
+ * it here, and itself.  Above all of them are taking back (cancel.c), completions, events, and the
+ * drivers (ring.h).
+ */
+
 /* core.c */
 void *zc_alloc(struct zc_core *core, size_t size);
-void zc_release(struct zc_core *core, void *memory);
+void zc_free(struct zc_core *core, void *memory);
 void zc_tell(struct zc_core *core, struct event *event, int kind);
 
 /* regions.c */
@@ -301,18 +307,9 @@ void zc_gen_check(struct zc_core *core, struct zc_gen *gen);
 void zc_gen_flush(struct zc_core *core, struct zc_gen *gen);
 
 /* stage.c */
-int64_t zc_stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                      const char *data, size_t size);
+char *zc_take_slab(struct zc_stage *stage);
+void zc_give_slab(struct zc_stage *stage, const char *memory);
 void zc_stage_give_back(struct zc_core *core, struct zc_send *run);
-
-/* sends.c */
-struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                            size_t buffers);
-void zc_send_enqueue(struct zc_core *core, struct zc_send *send);
-void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
-int64_t zc_send_queued(struct zc_core *core, struct zc_send *send);
-bool zc_window_full(struct zc_ctx *ctx, size_t size);
-bool zc_may_send(const struct zc_core *core);
 
 /* sockq.c */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
@@ -329,11 +326,9 @@ void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool r
 void zc_send_forget(struct zc_core *core, struct zc_send *send);
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
 
-/* numbers.c */
-void zc_number(struct zc_core *core, struct zc_req *req, uint32_t number);
-void zc_forget_number(struct zc_core *core, struct zc_req *req);
-void zc_sock_lose_count(struct zc_sock *sock);
-uint64_t zc_forks(void);
+/* sends.c */
+bool zc_window_full(struct zc_ctx *ctx, size_t size);
+bool zc_may_send(const struct zc_core *core);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
@@ -344,5 +339,12 @@ struct zc_req *zc_build_request(struct zc_core *core);
 struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data);
 uint64_t zc_request_user_data(const struct zc_core *core, const struct zc_req *req);
 void zc_give_slot(struct zc_core *core, struct zc_req *req);
+
+/* numbers.c */
+struct zc_req *zc_find_number(struct zc_core *core, const struct zc_sock *sock, uint32_t number);
+void zc_number(struct zc_core *core, struct zc_req *req, uint32_t number);
+void zc_forget_number(struct zc_core *core, struct zc_req *req);
+void zc_sock_lose_count(struct zc_sock *sock);
+uint64_t zc_forks(void);
 
 #endif

@@ -53,38 +53,13 @@ int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number)
     return 0;
 }
 
-static struct zc_req *find(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
+/* The request of a socket that has a number, or NULL. */
+struct zc_req *zc_find_number(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
 {
     struct zc_req *req = *place(core, sock, number);
     while (req && (req->sock != sock || req->number != number))
         req = req->same_place;
     return req;
-}
-
-/*
- * Notifications for the numbers from `low` to `high`, which wrap at 32 bits.  Some of them may be
- * nobody's: of sends that failed after they had been given a number.
- */
-int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
-{
-    if (!core || !sock)
-        return -EINVAL;
-    uint32_t flags = ZC_NOTIF | (copied ? ZC_COPIED : 0);
-    if (high - low < sock->numbered) {
-        for (uint32_t i = 0, count = high - low; i <= count; i++) {
-            struct zc_req *req = find(core, sock, low + i);
-            if (req && req->result_seen)
-                zc_complete(core, zc_request_user_data(core, req), 0, flags);
-        }
-        return 0;
-    }
-    for (struct link *l = sock->requests.next, *next = l->next; l != &sock->requests;
-         l = next, next = l->next) {
-        struct zc_req *req = container(l, struct zc_req, sock_link);
-        if (req->has_number && req->result_seen && req->number - low <= high - low)
-            zc_complete(core, zc_request_user_data(core, req), 0, flags);
-    }
-    return 0;
 }
 
 /*

@@ -166,7 +166,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
     if (!req)
         return NULL;
     if (take_slot(core, req) < 0) {
-        zc_release(core, req);
+        zc_free(core, req);
         return NULL;
     }
     req->sock = sock;

@@ -2,6 +2,10 @@
  * Taking sends: what is refused, which generation a send joins, and its place in the queue of its
  * socket.
  *
+ * A small send is written into a slab of staging memory.  A staged run is an ordinary send whose
+ * buffer is a slab, and which grows while it is the last of its socket's queue and its generation is
+ * open; what does not fit into it begins the next one.
+ *
  * Nothing here makes a system call.
  */
 #include <errno.h>
@@ -10,8 +14,8 @@
 #include "internal.h"
 
 /* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
-struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                            size_t buffers)
+static struct zc_send *new_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                                size_t buffers)
 {
     struct zc_send *send = zc_alloc(core, sizeof(*send));
     if (!send)
@@ -36,7 +40,7 @@ struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_
     return send;
 }
 
-void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
+static void append_send(struct zc_core *core, struct zc_send *send)
 {
     struct zc_sock *sock = send->sock;
     link_append(&send->gen->sends, &send->gen_link);
@@ -50,7 +54,7 @@ void zc_send_enqueue(struct zc_core *core, struct zc_send *send)
 }
 
 /* Counts `size` more bytes of `count` more sends of the program. */
-void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count)
+static void grow_send(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count)
 {
     struct zc_ctx *ctx = send->gen->ctx;
     if (send->slab)
@@ -70,7 +74,7 @@ void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint3
 }
 
 /* What the caller is told of a send that was queued. */
-int64_t zc_send_queued(struct zc_core *core, struct zc_send *send)
+static int64_t queued_result(struct zc_core *core, struct zc_send *send)
 {
     int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
     size_t enough =
@@ -136,15 +140,69 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
                        const char *const *data, const size_t *sizes, size_t count, size_t total,
                        uint32_t flags)
 {
-    struct zc_send *send = zc_send_new(core, ctx, sock, count);
+    struct zc_send *send = new_send(core, ctx, sock, count);
     if (!send)
         return -ENOMEM;
     take_parts(core, send, data, sizes, count);
     send->flags = flags;
-    zc_send_enqueue(core, send);
-    zc_send_grow(core, send, total, 1);
+    append_send(core, send);
+    grow_send(core, send, total, 1);
     send->ticket = ctx->stats.sends;
-    return zc_send_queued(core, send);
+    return queued_result(core, send);
+}
+
+/* The run at the end of a socket's queue, if more of this context's bytes can follow in it. */
+static struct zc_send *last_run(const struct zc_ctx *ctx, const struct zc_sock *sock)
+{
+    if (link_alone(&sock->sends))
+        return NULL;
+    struct zc_send *last = container(sock->sends.prev, struct zc_send, sock_link);
+    return last->slab && last->queue_ref && last->state == SEND_QUEUED && !last->cancelled &&
+                   last->gen == ctx->open
+               ? last
+               : NULL;
+}
+
+/*
+ * Writes a send into staging memory.  ENOSPC: no slab is free, or the socket has its share, so that
+ * one stalled peer never starves another; the send then goes the other way.
+ */
+static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                          const char *data, size_t size)
+{
+    struct zc_send *run = last_run(ctx, sock);
+    size_t room = run ? (size_t)(run->slab + STAGE_SLAB - (char *)run->one.iov_base) -
+                            run->one.iov_len
+                      : 0;
+    size_t first = size < room ? size : room;
+    if (size - first > STAGE_SLAB)
+        return -ENOSPC;
+    if (size > first) {
+        char *slab = sock->slabs < STAGE_SHARE ? zc_take_slab(&core->stage) : NULL;
+        if (!slab)
+            return -ENOSPC;
+        struct zc_send *rest = new_send(core, ctx, sock, 1);
+        if (!rest) {
+            zc_give_slab(&core->stage, slab);
+            return -ENOMEM;
+        }
+        sock->slabs++;
+        rest->slab = slab;
+        rest->one.iov_base = slab;
+        rest->region = STAGE_REGION;
+        rest->registered = true;
+        rest->continues = first > 0;
+        if (first) {
+            memcpy((char *)run->one.iov_base + run->one.iov_len, data, first);
+            grow_send(core, run, first, 0);
+        }
+        run = rest;
+        append_send(core, run);
+    }
+    size_t part = size > first ? size - first : first;
+    memcpy((char *)run->one.iov_base + run->one.iov_len, data + (size - part), part);
+    grow_send(core, run, part, 1);
+    return queued_result(core, run);
 }
 
 static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
@@ -179,7 +237,7 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
         return -EAGAIN;
     int64_t sent = -ENOSPC;
     if (is_staged(core, ctx, sock, count, total, flags))
-        sent = zc_stage_send(core, ctx, sock, data[0], total);
+        sent = stage_send(core, ctx, sock, data[0], total);
     if (sent == -ENOSPC)
         sent = enqueue(core, ctx, sock, data, sizes, count, total, flags);
     zc_gen_roll(core, ctx);
@@ -206,7 +264,7 @@ int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const 
     memcpy(address, to, to_size);
     int64_t sent = zc_sendv(core, ctx, sock, data, sizes, count, flags);
     if (sent < 0) {
-        zc_release(core, address);
+        zc_free(core, address);
         return sent;
     }
     struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);

@@ -93,7 +93,7 @@ int zc_sock_free(zc_core *core, zc_sock *sock)
     if (err < 0)
         return err;
     link_remove(&sock->link);
-    zc_release(core, sock);
+    zc_free(core, sock);
     return 0;
 }
 
@@ -127,10 +127,10 @@ void zc_send_forget(struct zc_core *core, struct zc_send *send)
 {
     if (send->slab)
         zc_stage_give_back(core, send);
-    zc_release(core, send->to);
+    zc_free(core, send->to);
     if (send->iov != &send->one)
-        zc_release(core, send->iov);
-    zc_release(core, send);
+        zc_free(core, send->iov);
+    zc_free(core, send);
 }
 
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock)

@@ -42,7 +42,7 @@ int zc_ctx_free(zc_core *core, zc_ctx *ctx)
     link_remove(&ctx->window_event.link);
     link_remove(&ctx->link);
     core->stats.contexts--;
-    zc_release(core, ctx);
+    zc_free(core, ctx);
     return 0;
 }
 

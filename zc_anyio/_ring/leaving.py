@@ -71,7 +71,6 @@ class Leaving:
                     self.raised = exc
         except BaseException as exc:
             # A scope objects to being left outside of its task.
-
             if self._may_await() and self._may_replace():
                 self.raised = exc
 

@@ -259,7 +259,7 @@ class WebSocket:
             # Without a Content-Length the body ends with the connection.
             head, self._denial = self._denial, []
             parts = [join_lines(head)] if head else []
-            await self._peer.send([*parts, bytes(message.get("body", b""))])
+            await self._peer.send([*parts, bytes(memoryview(message.get("body", b"")))])
             if not message.get("more_body", False):
                 self._denial = None
                 self._disconnect(CloseReason.ABNORMAL_CLOSURE, "")
