@@ -24,6 +24,8 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 MINUTES ?= 10
 # Of `make fuzz`.
 SECONDS ?= 600
+# The cross compiler, the other libc and the other processor of `make dist`.
+DIST_PACKAGES := gcc-aarch64-linux-gnu musl-tools qemu-user-static
 FUZZ_PACKAGES := clang libclang-rt-dev
 # What `make stream` serves: a test video, unless told otherwise.
 FOLDER ?= build/videos
@@ -53,7 +55,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo stream chat test bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
-	fuzz-keep mutants wheel test-versions clean
+	fuzz-keep mutants wheel dist test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -91,13 +93,16 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
 		docs build/docs/html
-	@$(BIN)/python -m pytest --quiet -c /dev/null --rootdir build/docs/html -p no:cacheprovider \
-		--check-links --check-anchors --check-links-ignore 'https?://.*' build/docs/html
-	@echo "docs: build/docs/html/index.html"
+	@$(BIN)/python scripts/check_links.py build/docs/html
 
-lint: $(VENV)/.lint ## Check style and formatting
+lint: $(VENV)/.lint ## Check style and formatting, workflows, and news fragments
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms \
+		$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	@$(BIN)/zizmor --offline --quiet .github
+	@$(BIN)/towncrier build --draft >/dev/null
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
 	@$(BIN)/mypy --strict
@@ -132,6 +137,9 @@ mutants: build/mutants/.built $(VENV)/.mutants build/fuzz/accounting ## Change t
 		$(CURDIR)/$(BIN)/mutmut results
 
 wheel: dist/.built ## Build the wheel into dist/
+
+dist: $(VENV)/.dist ## Build the sdist and the wheels of a release into dist/, and try them
+	@scripts/make_dist "$(CURDIR)/$(BIN)/python"
 
 test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
 	@for version in $(VERSIONS); do \
@@ -179,6 +187,12 @@ $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 $(VENV)/.lint: $(VENV)/.installed pyproject.toml
 	@echo "setup: installing the linters and type checkers into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench,lint]'
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.installed pyproject.toml
+	@[ "$$(uname -m)" != x86_64 ] || scripts/install_debian_packages "$(PYTHON)" $(DIST_PACKAGES)
+	@echo "setup: installing what builds a release into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,dist]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed pyproject.toml
