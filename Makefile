@@ -14,6 +14,14 @@ ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
 	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
 	tests/features/test_garbage.py tests/trio_only
+# Debian releases on whose kernels test-kernels runs KERNEL_TESTS: what the kernel decides.
+KERNELS ?= bookworm trixie
+KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
+	tests/contract/test_data.py tests/contract/test_release.py \
+	tests/contract/test_cancellation.py tests/contract/test_vectors.py \
+	tests/features/test_pool.py tests/features/test_closed_or_not.py \
+	tests/streams/test_content.py tests/streams/test_ring_receiving.py
+KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server as reference, a load, a source of videos, and what
 # several chat servers share rooms through.
@@ -34,6 +42,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
 
 NATIVE := $(wildcard _native/*.c _native/*.h) _native/build.py setup.py pyproject.toml
@@ -98,10 +107,12 @@ docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
 lint: $(VENV)/.lint ## Check style and formatting, workflows, and news fragments
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms \
-		$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
-	@$(BIN)/zizmor --offline --quiet .github
+	@$(BIN)/zizmor --offline --quiet --no-progress .github
+	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	@$(BIN)/pre-commit validate-config
 	@$(BIN)/towncrier build --draft >/dev/null
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
@@ -149,6 +160,14 @@ test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is t
 		else \
 			echo "test-versions: there is no Python $$version here"; \
 		fi; \
+	done
+
+test-kernels: $(VENV)/.peers ## Run KERNEL_TESTS on the kernels of KERNELS, in a virtual machine
+	@scripts/install_debian_packages "$(PYTHON)" $(KERNEL_PACKAGES)
+	@for suite in $(KERNELS); do \
+		echo "test-kernels: $$suite"; \
+		scripts/run_kernel $$suite $(BIN)/python -m pytest -q -n 2 -p no:cacheprovider \
+			--timeout 300 -k "not uvloop" $(KERNEL_TESTS) $(PYTEST_ARGS) || exit 1; \
 	done
 
 clean: ## Remove all that was built and installed here

@@ -52,6 +52,9 @@ class Output(Sender):
         self._native = ring._native
         # What is held does not count: it would limit a stream to a window in each round trip.
         self._native.until_taken(self._context.handle)
+        # What is zero-copied whatever its size is staged, and not handed over by the call.  It
+        # leaves with the call all the same: the program may keep the event loop to itself.
+        self._leaves_at_once = ring._zero_copy == "always"
         small = ring._threshold
         if ring._zero_copy == "auto":
             small *= ALONE_THRESHOLDS
@@ -115,7 +118,10 @@ class Output(Sender):
 
     def _push(self, sent: int) -> None:
         if sent & SENT_STAGED:
-            super()._push(sent)
+            if self._leaves_at_once:
+                self._ring._reaper.turn()
+            else:
+                super()._push(sent)
             return
         # A generation for each, so that the reference goes as soon as the kernel lets go; and a
         # turn, since such a send is large enough not to need company.

@@ -306,7 +306,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
 
         :param message: at least one byte.
         :param fds: descriptors, or file or socket objects; at least one.
-        :raises ValueError: the message or the descriptors are empty.
+        :raises ValueError: an empty message, or no descriptors.
 
         Raises what :meth:`ZeroCopySocketStream.send` raises.
         """
@@ -344,13 +344,15 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
         :param msglen: bytes of the message at most.
         :param maxfds: descriptors at most; the kernel closes what is more.
         :return: the message, and the descriptors, which are the caller's to close.
+        :raises ValueError: a number that is negative, or no ``int``; no descriptors asked for.
         :raises RuntimeError: something else came with the message; its descriptors are closed.
 
         Raises what :meth:`ZeroCopySocketStream.receive` raises.
         """
-        if msglen < 0:
+        # As of anyio's streams: a wrong type is a wrong value.
+        if not isinstance(msglen, int) or msglen < 0:  # type: ignore[redundant-expr]
             raise ValueError("msglen must be a non-negative integer")
-        if maxfds < 1:
+        if not isinstance(maxfds, int) or maxfds < 1:  # type: ignore[redundant-expr]
             raise ValueError("maxfds must be a positive integer")
         fds = array.array("i")
         with self._receiving:

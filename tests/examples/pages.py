@@ -46,6 +46,14 @@ def programs(page: str) -> int:
     return (ROOT / page).read_text(encoding="utf-8").count("```python\n")
 
 
+def commands(page: str) -> set[str]:
+    """Return the targets of ``make`` that a page names, in code spans and at the start of lines."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    given = re.findall(r"(?:`|^)make ([^`\n#]+)", text, re.MULTILINE)
+    without_values = [re.sub(r"[A-Z_]+=(\"[^\"]*\"|\S*)", "", one) for one in given]
+    return {name for one in without_values for name in one.split()}
+
+
 def links(page: str) -> set[str]:
     """Return the links of a page that lead to files here, or to headings."""
     return set(re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")))

@@ -92,7 +92,7 @@ async def test_wrong_input(driver: Any) -> None:
         for message, fds in ((b"", [0]), (b"x", [])):
             with pytest.raises(ValueError, match="must not be empty"):
                 await one.send_fds(message, fds)
-        for length, most in ((-1, 1), (1, 0)):
+        for length, most in ((-1, 1), (1, 0), ("1", 1), (1, "1"), (1.0, 1), (1, None)):
             with pytest.raises(ValueError, match="must be a"):
                 await one.receive_fds(length, most)
         await other.aclose()

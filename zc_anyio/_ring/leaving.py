@@ -39,6 +39,17 @@ class Leaving:
         self._left_by = raised
         self.raised: BaseException | None = raised
 
+    def end(self) -> None:
+        """Raise what has come out of a wait, if that is not what the scope is left by anyway."""
+        raised, self.raised = self.raised, None
+        if raised is None or raised is self._left_by:
+            return
+        try:
+            raise raised
+        finally:
+            # No cycle of the exception and this frame: it would keep buffers until it is collected.
+            del raised
+
     async def until(self, done: Callable[[], bool], seconds: float) -> None:
         """Wait until ``done()``, for ``seconds`` at most; raises nothing."""
         if self._may_await():

@@ -102,8 +102,7 @@ class SendGroup(Sender):
                 await self._context.take_back(leaving)
         finally:
             self._context.close()
-        if leaving.raised is not None and leaving.raised is not exc:
-            raise leaving.raised
+        leaving.end()
 
     async def _release(self, leaving: Leaving) -> None:
         """Flush and wait for the release; reset what does not come back in time."""
