@@ -99,7 +99,9 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
+# From nothing: what Sphinx finds unchanged it does not warn of again.
 docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
+	@rm -rf build/docs
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
 		docs build/docs/html
 	@$(BIN)/python scripts/check_links.py build/docs/html
@@ -113,7 +115,7 @@ lint: $(VENV)/.lint ## Check style and formatting, workflows, and news fragments
 	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	@$(BIN)/pre-commit validate-config
-	@$(BIN)/towncrier build --draft >/dev/null
+	@news=$$($(BIN)/towncrier build --draft 2>&1) || { echo "$$news"; exit 1; }
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
 	@$(BIN)/mypy --strict
