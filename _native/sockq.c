@@ -342,26 +342,6 @@ int zc_sock_fail(zc_core *core, zc_sock *sock, int error)
     return 0;
 }
 
-/* Resets every stream that anything refers to, what was staged included: the ring ends. */
-int zc_core_reset(zc_core *core, int error)
-{
-    if (!core || error <= 0)
-        return -EINVAL;
-    for (struct link *l = core->sockets.next; l != &core->sockets; l = l->next) {
-        struct zc_sock *sock = container(l, struct zc_sock, link);
-        if (link_alone(&sock->sends))
-            continue;
-        if (sock->kind == ZC_STREAM) {
-            zc_sock_break(core, sock, error, true);
-            continue;
-        }
-        for (struct link *s = sock->sends.next; s != &sock->sends; s = s->next)
-            container(s, struct zc_send, sock_link)->cancelled = true;
-        zc_sock_sweep(core, sock);
-    }
-    return 0;
-}
-
 /*
  * Deals with the cancelled sends of a socket that are queued or in flight.  A send of the program
  * that has begun is whole, or its stream is broken: also where it stands in two units here, of which

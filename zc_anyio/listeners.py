@@ -15,7 +15,8 @@ from ._base.takeover import take_socket
 from ._receiving.receiver import DirectAcceptor, is_shortage, wait_shortage
 from ._ring.opening import require_ring
 from ._ring.ring import Ring
-from .streams import ZeroCopySocketStream, make_unix_stream
+from ._seqpacket import make_unix_stream
+from .streams import ZeroCopySocketStream
 
 __all__ = ["ZeroCopySocketListener"]
 

@@ -24,6 +24,7 @@ FLOORS = [
     {"_receiving", "_doctor", "lowlevel", "testing"},
     {"_outputs"},
     {"streams", "datagrams"},
+    {"_seqpacket"},
     {"listeners"},
     {"_connecting"},
     {"httpcore", "asgi"},

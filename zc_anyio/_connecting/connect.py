@@ -15,7 +15,8 @@ from anyio.streams.tls import TLSStream
 from .._base.takeover import take_socket
 from .._ring.opening import require_ring
 from .._ring.ring import Ring
-from ..streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, make_unix_stream
+from .._seqpacket import make_unix_stream
+from ..streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 from .kinds import UNIXKind, of_kind
 from .wrap import take_over
 

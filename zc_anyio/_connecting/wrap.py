@@ -11,8 +11,9 @@ from anyio.streams.stapled import MultiListener
 from .._base.takeover import take_socket
 from .._ring.opening import require_ring
 from .._ring.ring import Ring
+from .._seqpacket import make_unix_stream
 from ..listeners import ZeroCopySocketListener
-from ..streams import ZeroCopySocketStream, make_unix_stream
+from ..streams import ZeroCopySocketStream
 
 if TYPE_CHECKING:
     import trio.abc
