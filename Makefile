@@ -32,6 +32,8 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 MINUTES ?= 10
 # Of `make fuzz`.
 SECONDS ?= 600
+# The cross compiler, the other libc and the other processor of `make dist`.
+DIST_PACKAGES := gcc-aarch64-linux-gnu musl-tools qemu-user-static
 FUZZ_PACKAGES := clang libclang-rt-dev
 # What `make stream` serves: a test video, unless told otherwise.
 FOLDER ?= build/videos
@@ -62,7 +64,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo stream chat test bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
-	fuzz-keep mutants wheel test-versions clean
+	fuzz-keep mutants wheel dist test-versions clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -97,14 +99,14 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
+# From nothing: what Sphinx finds unchanged it does not warn of again.
 docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
+	@rm -rf build/docs
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
 		docs build/docs/html
-	@$(BIN)/python -m pytest --quiet -c /dev/null --rootdir build/docs/html -p no:cacheprovider \
-		--check-links --check-anchors --check-links-ignore 'https?://.*' build/docs/html
-	@echo "docs: build/docs/html/index.html"
+	@$(BIN)/python scripts/check_links.py build/docs/html
 
-lint: $(VENV)/.lint ## Check style and formatting, and the workflows in .github
+lint: $(VENV)/.lint ## Check style and formatting, workflows, and news fragments
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/zizmor --offline --quiet --no-progress .github
@@ -113,6 +115,7 @@ lint: $(VENV)/.lint ## Check style and formatting, and the workflows in .github
 	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	@$(BIN)/pre-commit validate-config
+	@news=$$($(BIN)/towncrier build --draft 2>&1) || { echo "$$news"; exit 1; }
 
 types: $(VENV)/.lint ## Check types, and that the public interface is typed completely
 	@$(BIN)/mypy --strict
@@ -147,6 +150,9 @@ mutants: build/mutants/.built $(VENV)/.mutants build/fuzz/accounting ## Change t
 		$(CURDIR)/$(BIN)/mutmut results
 
 wheel: dist/.built ## Build the wheel into dist/
+
+dist: $(VENV)/.dist ## Build the sdist and the wheels of a release into dist/, and try them
+	@scripts/make_dist "$(CURDIR)/$(BIN)/python"
 
 test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
 	@for version in $(VERSIONS); do \
@@ -202,6 +208,12 @@ $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 $(VENV)/.lint: $(VENV)/.installed pyproject.toml
 	@echo "setup: installing the linters and type checkers into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench,lint]'
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.installed pyproject.toml
+	@[ "$$(uname -m)" != x86_64 ] || scripts/install_debian_packages "$(PYTHON)" $(DIST_PACKAGES)
+	@echo "setup: installing what builds a release into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[test,dist]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed pyproject.toml

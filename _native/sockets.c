@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -45,6 +46,19 @@ static bool is_local(const struct sockaddr_storage *a, const struct sockaddr_sto
            memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0;
 }
 
+/*
+ * As fstat(2).  glibc has a symbol of that name since 2.33 only, and wheels are to load with older
+ * ones.  Where wheels are built for, a struct stat of glibc and of musl is the kernel's.
+ */
+static int status_of(int fd, struct stat *st)
+{
+#if defined(__x86_64__) || defined(__aarch64__)
+    return (int)syscall(SYS_fstat, fd, st);
+#else
+    return fstat(fd, st);
+#endif
+}
+
 int zc_socket_info(int fd, struct zc_socket_info *out)
 {
     struct stat st;
@@ -54,7 +68,7 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
         return -EINVAL;
     memset(out, 0, sizeof(*out));
     memset(&own, 0, sizeof(own));
-    if (fstat(fd, &st) < 0)
+    if (status_of(fd, &st) < 0)
         return -errno;
     out->inode = st.st_ino;
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &out->type, &size) < 0 ||
@@ -157,7 +171,7 @@ int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
     socklen_t peer_size = sizeof(peer);
     if (!ring || !sock || !sock->suspended)
         return -EINVAL;
-    if (fstat(fd, &st) < 0)
+    if (status_of(fd, &st) < 0)
         return -errno;
     if (!S_ISSOCK(st.st_mode) || st.st_ino != sock->inode)
         return -ESTALE;

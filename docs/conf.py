@@ -29,7 +29,6 @@ html_show_sourcelink = False
 
 # Pages link to each other's headings as on a forge: `page.md#a-heading`.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -164,6 +164,13 @@ def test_liburing_is_linked_statically(environment: Environment) -> None:
     assert "not found" not in libraries
 
 
+def test_old_libraries_of_c_are_enough(environment: Environment) -> None:
+    # Of the symbols that it asks for, the newest decides which manylinux tag the wheel may have.
+    named = re.findall(rb"GLIBC_(\d+)\.(\d+)", environment.extension.read_bytes())
+    assert named
+    assert max((int(major), int(minor)) for major, minor in named) <= (2, 17)
+
+
 def test_send(environment: Environment, tmp_path: Path) -> None:
     script = tmp_path / "send.py"
     script.write_text(SEND, encoding="utf-8")
