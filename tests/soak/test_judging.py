@@ -91,3 +91,14 @@ def test_what_grows_is_found(name: str, step: int) -> None:
     found = growth(samples(**{name: step}))
     assert found
     assert found[0].startswith(f"{name} grew")
+
+
+@pytest.mark.parametrize(
+    ("count", "mebibytes", "grown"), [(6, 3, 0), (6, 6, 1), (30, 2, 0), (30, 3, 1)]
+)
+def test_a_short_run_cannot_tell_a_little_memory_from_a_leak(
+    count: int, mebibytes: int, grown: int
+) -> None:
+    more = Sample(**{**QUIET, "memory": QUIET["memory"] + (mebibytes << 20)})
+    half = count // 2
+    assert len(growth([Sample(**QUIET)] * half + [more] * half)) == grown
