@@ -338,7 +338,8 @@ static bool append(struct zc_rx *rx, const void *data, size_t size)
 static void take_bytes(struct zc_ring *ring, struct zc_rx *rx, size_t size, uint32_t flags)
 {
     unsigned id = flags >> IORING_CQE_BUFFER_SHIFT;
-    if (id >= SHARED_BUFFERS || size > SHARED_BUFFER - ring->shared_used[id]) {
+    if (!(flags & IORING_CQE_F_BUFFER) || id >= SHARED_BUFFERS ||
+        size > SHARED_BUFFER - ring->shared_used[id]) {
         rx->error = EPROTO;
         return;
     }

@@ -87,7 +87,12 @@ static int probe_report_usage(struct zc_ring *ring)
     int err = io_uring_submit(&ring->uring);
     struct io_uring_cqe *cqe = NULL;
     bool more = err == 1;
-    while (more && (err = io_uring_wait_cqe(&ring->uring, &cqe)) == 0) {
+    while (more) {
+        do
+            err = io_uring_wait_cqe(&ring->uring, &cqe);
+        while (err == -EINTR);
+        if (err < 0)
+            break;
         if (!(cqe->flags & IORING_CQE_F_NOTIF))
             known = cqe->res != -EINVAL;
         more = cqe->flags & IORING_CQE_F_MORE;

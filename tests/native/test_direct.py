@@ -415,3 +415,45 @@ def test_sends_that_go_at_once_count_after_memory_was_denied(ring: Direct, pair:
         assert ring.send(bytes(LARGE)) == STAGED
         ring.read(pair[1], LARGE)
     assert ring.send(bytes(LARGE)) & STAGED == 0
+
+
+# --- the end of a connection
+
+
+def test_a_break_in_the_last_round_of_a_turn_asks_for_another(
+    made: list[Direct], pair: Pair
+) -> None:
+    made.append(ring := Direct(pair[0], policy=ALWAYS))
+    copies = lib.zc_ctx_new(ring.core, 2, 0, 1 << 40, NEVER, THRESHOLD)
+    # One that is zero-copied has its result in the next round, and then another follows.
+    for number in range(7):
+        assert ring.queue(b"zero-copied ") >= 0
+        data = ffi.cast("char *", 8) if number == 6 else ffi.new("char[]", b"copied ")
+        ring.kept.append(data)
+        assert lib.zc_send(ring.core, copies, ring.sock, data, 7, 0) >= 0
+    ring.turn()
+    assert ring.stats("failed") == (1,)
+    assert lib.zc_sock_error(ring.sock) == errno.EFAULT
+    sent = b"zero-copied copied " * 6 + b"zero-copied "
+    assert pair[1].recv(1000) == sent
+    assert not select.select([pair[1]], [], [], 0)[0], "it is shut down in the next turn"
+    assert lib.ZC_EV_AGAIN in [event[0] for event in ring.events]
+    ring.turn()
+    assert pair[1].recv(1000) == b""
+
+
+@pytest.mark.parametrize("by", ["a turn", "the end of the ring"])
+def test_an_end_that_is_owed_is_not_forgotten(made: list[Direct], pair: Pair, by: str) -> None:
+    with pair[0].dup() as twin:
+        made.append(ring := Direct(twin))
+        assert lib.zc_sock_fail(ring.core, ring.sock, errno.ECONNABORTED) == 0
+        assert lib.zc_ring_suspend(ring.ring, ring.sock) == -errno.EBUSY
+        assert lib.zc_ring_detach(ring.ring, ring.sock) == -errno.EBUSY
+        if by == "a turn":
+            ring.turn()
+            assert lib.zc_ring_suspend(ring.ring, ring.sock) >= 0
+        else:
+            made.remove(ring)
+            ring.close()
+        # The program's own descriptors of it are still open.
+        assert pair[1].recv(1000) == b""
