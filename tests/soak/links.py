@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +127,11 @@ class Link:
 
     async def _receive(self) -> bytes:
         if self.kind == "plain":
-            await anyio.wait_readable(self.stream)
-            return bytes(self.stream.recv(100))
+            while True:
+                await anyio.wait_readable(self.stream)
+                # A notification of MSG_ZEROCOPY wakes whoever polls the socket.
+                with suppress(BlockingIOError):
+                    return bytes(self.stream.recv(100))
         if self.kind == "trio":
             return bytes(await self.stream.receive_some(100))
         return bytes(await self.stream.receive(100))
