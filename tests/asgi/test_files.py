@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,21 +134,25 @@ async def test_a_file_that_has_grown_is_sent_as_long_as_it_was_said_to_be(folder
 
 
 @one_backend
-async def test_a_file_that_is_truncated_meanwhile_resets_the_connection(
+async def test_a_file_that_is_truncated_meanwhile_ends_the_connection_early(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = folder / "large.bin"
+    path, size = folder / "large.bin", 64 << 20
     async with serving(sends(path)) as rig:
 
         def run(sock: socket.socket) -> None:
             sock.sendall(GET % (b"/file", b""))
             sock.recv(1000)
             os.truncate(path, 1000)
-            with pytest.raises(ConnectionResetError):
-                while sock.recv(1 << 16):
-                    pass
+            received = 0
+            # The stream is shut down for sending, and reset when it is closed: which of them the
+            # client meets first depends on how fast it reads.
+            with suppress(ConnectionResetError):
+                while chunk := sock.recv(1 << 16):
+                    received += len(chunk)
+            assert received < size
 
-        path.write_bytes(bytes(64 << 20))
+        path.write_bytes(bytes(size))
         await rig.client(run, receive_buffer=4096)
     # Told in one line, and not as an error of the application.
     assert failures(caplog) == [f"{path} was truncated while it was sent"]
