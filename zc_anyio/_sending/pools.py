@@ -6,6 +6,7 @@ protocol works on it, and parts of it can be sent.  A send knows it again by its
 
 from __future__ import annotations
 
+import errno
 import mmap
 import weakref
 from collections import deque
@@ -155,10 +156,21 @@ class _Region:
             _Slot(pool, self, number * pool.stride) for number in range(count)
         ]
         self.refused: str | None = None
-        try:
-            pool._ring._native.register(self.pinned, min(registered, REGION_MOST))
-        except OSError as exc:
-            self.refused = str(exc)
+        sizes = [min(registered, REGION_MOST)]
+        if pool.pages == PAGES_RESERVED:
+            # Linux 6.1 refuses pages of two sizes (EINVAL): without the page that follows them the
+            # huge ones are charged whole to a socket's send buffer, and not pinned at each send.
+            sizes.append(min(registered - PAGE, REGION_MOST))
+        for size in sizes:
+            try:
+                pool._ring._native.register(self.pinned, size)
+            except OSError as exc:
+                self.refused = str(exc)
+                if exc.errno != errno.EINVAL:
+                    break
+            else:
+                self.refused = None
+                break
 
 
 class BufferPool:
