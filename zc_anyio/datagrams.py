@@ -117,6 +117,8 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
     async def receive(self) -> bytes:
         """Return the next datagram.
 
+        Cancelled, the call has taken nothing.
+
         :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
         :raises anyio.BrokenResourceError: the peer refused one that was sent; from the ``OSError``.
             The socket can be used on.
@@ -133,6 +135,8 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
 
     async def send(self, item: UDPPacketType) -> None:
         """Send a datagram to an address: ``(data, (host, port))``; a name is looked up each time.
+
+        Cancelled, the call has queued nothing.
 
         :param item: the datagram, and the address that it goes to.
         :raises OSError: the name has no address.
@@ -151,6 +155,8 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
 
     async def receive(self) -> UDPPacketType:
         """Return the next datagram and where it comes from: ``(data, (host, port))``.
+
+        Cancelled, the call has taken nothing.
 
         Raises what :meth:`ZeroCopyConnectedUDPSocket.receive` raises.
         """

@@ -56,7 +56,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a host.
+        """Connect to a host.  Cancelled, the call has left no connection.
 
         :param host: its name or address; all its addresses are tried, as anyio does it.
         :param port: port at that host.
@@ -76,11 +76,13 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a UNIX socket; raises what :meth:`connect_tcp` raises.
+        """Connect to a UNIX socket.  Cancelled, the call has left no connection.
 
         :param path: path of the socket.
         :param timeout: seconds.
         :param socket_options: as of :meth:`connect_tcp`.
+
+        Raises what :meth:`connect_tcp` raises.
         """
         with _connecting(timeout):
             stream = await connect_unix(path, ring=self._ring)

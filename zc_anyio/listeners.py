@@ -98,7 +98,7 @@ class ZeroCopySocketListener(SocketListener):
     async def aclose(self) -> None:
         """Close the listener; a task that waits in it gets :exc:`anyio.ClosedResourceError`.
 
-        Its streams stay open.  Calling it again does nothing.
+        Its streams stay open.  Calling it again does nothing.  It closes, cancelled or not.
         """
         if not self._closed:
             self._closed = True

@@ -235,6 +235,8 @@ class ZeroCopySocketStream(SocketStream):
     async def wait_send_might_not_block(self) -> None:
         """Wait until :meth:`send` would probably not wait, or would fail.
 
+        Cancelling the wait changes nothing else.
+
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
         :raises anyio.BusyResourceError: another task is sending.
         """

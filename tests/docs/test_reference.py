@@ -1,4 +1,4 @@
-"""The reference has every public name, and says what each parameter is."""
+"""The reference has every public name, each parameter, and what cancellation leaves behind."""
 
 from __future__ import annotations
 
@@ -70,3 +70,13 @@ def test_each_parameter_is_explained(name: str) -> None:
     said = set(re.findall(r":param (\w+):", inspect.getdoc(made) or ""))
     taken = set(inspect.signature(made).parameters) - {"self", "cls"}
     assert said == taken
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_it_is_said_what_cancellation_leaves(name: str) -> None:
+    made = getattr(DOCUMENTED[name], "__func__", DOCUMENTED[name])
+    inner = inspect.unwrap(made) if callable(made) else made
+    waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    # A fixture is not called by programs, and this one is httpcore's own.
+    if waits and "fixture" not in repr(made) and not name.endswith("RingBackend.sleep"):
+        assert "ancel" in (inspect.getdoc(made) or "")

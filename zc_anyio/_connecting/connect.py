@@ -100,6 +100,8 @@ async def connect_tcp(
 ) -> ZeroCopySocketStream | TLSStream:
     """Connect to a host over TCP; :func:`anyio.connect_tcp` for a ring, with its arguments.
 
+    Cancelled, the call has left no connection.
+
     :param remote_host: IP address or host name; all its addresses are tried, as anyio does it.
     :param remote_port: port at that host.
     :param local_host: address or name of the interface to bind to.
@@ -145,6 +147,8 @@ async def connect_unix(
     ring: Ring | None = None,
 ) -> ZeroCopyUNIXSocketStream:
     """Connect to a UNIX socket; :func:`anyio.connect_unix` for a ring.
+
+    Cancelled, the call has left no connection.
 
     :param path: path of the socket.
     :param kind: ``SOCK_STREAM``, or ``SOCK_SEQPACKET`` (anyio 4.16 or newer): what one call sends,

@@ -30,6 +30,8 @@ async def create_tcp_listener(
 ) -> MultiListener[SocketStream]:
     """Listen on TCP; :func:`anyio.create_tcp_listener` for a ring, with its arguments.
 
+    Cancelled, the call has left nothing open.
+
     :param local_host: address of the interface; default all of them.
     :param local_port: 0 for any that is free, the same on all interfaces.
     :param family: of the addresses, if ``local_host`` was not given.
@@ -59,6 +61,8 @@ async def create_unix_listener(
     ring: Ring | None = None,
 ) -> ZeroCopySocketListener:
     """Listen on a UNIX socket; :func:`anyio.create_unix_listener` for a ring.
+
+    Cancelled, the call has left nothing open.
 
     :param path: of the socket; one that exists there is removed.
     :param mode: permissions of the socket.

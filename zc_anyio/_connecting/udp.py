@@ -26,6 +26,9 @@ async def create_udp_socket(
 ) -> ZeroCopyUDPSocket:
     """Make a UDP socket; :func:`anyio.create_udp_socket` for a ring, with its arguments.
 
+    Cancelled, the call has left nothing open; but uvloop may keep a socket until its end, as it
+    may with anyio.
+
     :param family: default that of ``local_host``; one of the two has to be given.
     :param local_host: address or name of the interface to bind to.
     :param local_port: port to bind to, 0 for any.
@@ -53,6 +56,9 @@ async def create_connected_udp_socket(
     ring: Ring | None = None,
 ) -> ZeroCopyConnectedUDPSocket:
     """Make a connected UDP socket; :func:`anyio.create_connected_udp_socket` for a ring.
+
+    Cancelled, the call has left nothing open; but uvloop may keep a socket until its end, as it
+    may with anyio.
 
     :param remote_host: address or name of the only peer.
     :param remote_port: port of the peer.

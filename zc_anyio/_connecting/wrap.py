@@ -25,7 +25,7 @@ async def wrap_stream(stream: SocketStream, *, ring: Ring | None = None) -> Zero
     """Take over the connection of an anyio socket stream, and what that has received already.
 
     The stream itself is closed by this; tasks that use it meanwhile get
-    :exc:`anyio.ClosedResourceError`.
+    :exc:`anyio.ClosedResourceError`.  A cancel scope does not interrupt it.
 
     :param stream: one of anyio's, TCP or UNIX.
     :param ring: default the ambient ring.
@@ -56,7 +56,7 @@ async def wrap_listener(
 ) -> ZeroCopySocketListener | MultiListener[SocketStream]:
     """Take over the socket of an anyio listener, or those of a ``MultiListener``.
 
-    The listener itself is closed by this.
+    The listener itself is closed by this.  A cancel scope does not interrupt it.
 
     :param listener: one of anyio's, TCP or UNIX.
     :param ring: default the ambient ring.

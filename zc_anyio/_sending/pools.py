@@ -353,9 +353,10 @@ async def open_buffer_pool(
 ) -> AsyncGenerator[BufferPool, None]:
     """Open a pool of registered buffers for the length of a scope.
 
-    Leaving does not wait: buffers that are still being sent stay in memory until they are released.
-    Tasks that wait in :meth:`BufferPool.acquire` get :exc:`anyio.ClosedResourceError`, and so does
-    later use of the pool; views that are out and not being sent are revoked.
+    Leaving does not wait, cancelled or not: buffers that are still being sent stay in memory until
+    they are released. Tasks that wait in :meth:`BufferPool.acquire` get
+    :exc:`anyio.ClosedResourceError`, and so does later use of the pool; views that are out and not
+    being sent are revoked.
 
     :param buffer_size: bytes of each buffer.
     :param count: how many.

@@ -76,6 +76,8 @@ class Sender(Queueing):
     async def send_to(self, stream: object, data: Data, address: tuple[str, int]) -> None:
         """Queue one datagram to an address, on a UDP socket that need not be connected.
 
+        Waits like :meth:`send`; a call that was cancelled has queued nothing.
+
         :param stream: an anyio ``UDPSocket``, a trio socket or a ``socket.socket``, of UDP.
         :param data: as of :meth:`send`; one datagram.
         :param address: ``(host, port)``, or IPv6's ``(host, port, flow, scope)``; the host numeric.
