@@ -134,12 +134,8 @@ bool zc_turn_is_spent(const struct zc_core *core)
  */
 struct zc_req *zc_build_request(struct zc_core *core)
 {
-    if (link_alone(&core->ready)) {
-        core->waiting_bytes = core->waiting_sends = 0;
-        return NULL;
-    }
-    if (zc_turn_is_spent(core)) {
-        /* The rest has a turn soon; what is queued until then asks for none of its own. */
+    if (link_alone(&core->ready) || zc_turn_is_spent(core)) {
+        /* What is left has a turn soon; what is queued until then asks for none of its own. */
         core->waiting_bytes = core->waiting_sends = 0;
         return NULL;
     }

@@ -192,12 +192,11 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
         add_event(events, &count, ZC_EV_LATER);
         events[(ptrdiff_t)(count - 1) * ZC_EVENT_FIELDS + 1] = !link_alone(&ring->core->lingering);
     }
-    bool spent = zc_turn_is_spent(ring->core);
-    if (taken < 0 || (!spent && !link_alone(&ring->core->ready)) ||
-        !link_alone(&ring->core->cancels) || !link_alone(&ring->core->broken) ||
+    bool ready = !link_alone(&ring->core->ready), spent = zc_turn_is_spent(ring->core);
+    if (taken < 0 || (ready && !spent) || !link_alone(&ring->core->cancels) || !link_alone(&ring->core->broken) ||
         !link_alone(&ring->receiver_work))
         add_event(events, &count, ZC_EV_AGAIN);
-    else if (spent || !ring->reaps_left || !link_alone(&ring->core->events))
+    else if (ready || !ring->reaps_left || !link_alone(&ring->core->events))
         add_event(events, &count, ZC_EV_MORE);
     return count;
 }

@@ -417,6 +417,25 @@ def test_sends_that_go_at_once_count_after_memory_was_denied(ring: Direct, pair:
     assert ring.send(bytes(LARGE)) & STAGED == 0
 
 
+# --- the share of a turn
+
+
+def test_a_share_that_is_used_up_asks_for_no_turn_if_nothing_is_left(made: list[Direct]) -> None:
+    with parked_pair() as (client, _):
+        made.append(ring := Direct(client, policy=ALWAYS))
+        with parked_pair() as (other, _):
+            second = ring.add(other)
+            # All that a turn submits, in one request that waits for its peer.
+            assert ring.queue(bytes(4 << 20)) >= 0
+            ring.turn()
+            assert ring.stats("requests", "in_flight") == (1, 1)
+            assert lib.ZC_EV_MORE not in [event[0] for event in ring.events]
+            for sock in (ring.add(client), second):
+                assert ring.queue(bytes(4 << 20), sock) >= 0
+            ring.turn()
+            assert lib.ZC_EV_MORE in [event[0] for event in ring.events]
+
+
 # --- the end of a connection
 
 

@@ -36,7 +36,6 @@ RETRY_SECONDS = 0.001
 # An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
 # costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A
 # busy event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
-# In each tick some are also looked at, whether the program has closed them.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
 # So often it is looked whether the program has closed sockets of its own.  No more often: who waits
