@@ -62,7 +62,7 @@ static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
     if (error == EOPNOTSUPP) {
         req->sock->can_zero_copy = false;
     } else {
-        core->zero_copy_denied = DENIED_REQUESTS;
+        core->copy_left = DENIED_REQUESTS;
         core->stats.refused++;
     }
     for (uint32_t i = 0; i < req->sends; i++)
@@ -168,7 +168,7 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
             learn(req->sock, req->copied);
         /* What was pinned is not any more, so there is room for the next. */
         if (req->touched && !req->covered[0]->registered)
-            core->zero_copy_denied = 0;
+            core->copy_left = 0;
         if (req->result_seen)
             request_ends(core, req);
         return 0;

@@ -28,10 +28,10 @@ static void count(struct zc_core *core, struct zc_ctx *ctx)
 }
 
 /*
- * Like zc_send (or zc_send_to, with an address), but tries to hand the bytes over at once.  When the
- * kernel takes all of them there is nothing to keep, and ZC_SENT_STAGED is what it returns.
+ * Like zc_queue (or zc_queue_to, with an address), but tries to hand the bytes over at once.  When the
+ * kernel takes all of them there is nothing to keep, and ZC_SENT_COPIED is what it returns.
  */
-int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size)
 {
     if (!ring || !ctx || !sock || !data || (to && sock->kind != ZC_DATAGRAM))
@@ -56,8 +56,8 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
         }
         if (sock->copy_left && sent >= 0)
             sock->copy_left--;
-        if (core->zero_copy_denied && sent >= 0)
-            core->zero_copy_denied--;
+        if (core->copy_left && sent >= 0)
+            core->copy_left--;
         if (sent >= 0) {
             taken = (size_t)sent;
             core->stats.bytes_sent += taken;
@@ -65,12 +65,12 @@ int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data
         }
         if (sent >= 0 && taken == size) {
             count(core, ctx);
-            return ZC_SENT_STAGED;
+            return ZC_SENT_COPIED;
         }
     }
     if (to)
-        return zc_send_to(core, ctx, sock, &data, &size, 1, flags, to, to_size);
-    int64_t queued = zc_send(core, ctx, sock, data + taken, size - taken, flags);
+        return zc_queue_to(core, ctx, sock, &data, &size, 1, flags, to, to_size);
+    int64_t queued = zc_queue(core, ctx, sock, data + taken, size - taken, flags);
     if (queued < 0 && taken)
         /* Memory is out, in the middle of what the caller takes for one send. */
         zc_sock_break(core, sock, ENOMEM, false);

@@ -158,7 +158,7 @@ struct zc_core {
     uint32_t regions_used; /* none is in use from this index on */
     uint32_t open_requests; /* that were built and have not ended */
     size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
-    uint32_t zero_copy_denied; /* requests left that go out by copying, see DENIED_REQUESTS */
+    uint32_t copy_left; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
     size_t turn_bytes;         /* that this turn may still submit... */
@@ -179,7 +179,7 @@ struct zc_ctx {
     bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
     size_t window, threshold;
     size_t alone; /* bytes below which what needs no queue is copied */
-    size_t unreleased; /* bytes of sends that are not retired, each broadcast counted once */
+    size_t unreleased; /* bytes of sends that are not settled, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
     struct zc_gen *open;
     struct link gens; /* struct zc_gen: the open one and the flushed ones not yet released */

@@ -32,12 +32,12 @@
 #define GROUP 0
 #define SHARED_BUFFER ((size_t)64 << 10)
 #define SHARED_SIZE (SHARED_BUFFERS * (SHARED_BUFFER + sizeof(struct io_uring_buf)))
-/* What a receiver holds before its operation is cancelled; a socket's own buffer may come on top. */
-#define HELD_BYTES ((size_t)256 << 10)
+/* What a receiver keeps unread before its operation is cancelled; a socket's own buffer may come on top. */
+#define UNREAD_BYTES ((size_t)256 << 10)
 /* A piece of this size makes a receiver bulk. */
 #define BULK_BYTES 16384
 /* Memory that an idle receiver keeps. */
-#define KEPT_BYTES ((size_t)4 << 10)
+#define IDLE_BYTES ((size_t)4 << 10)
 
 struct zc_rx {
     struct link work_link; /* ring->receiver_work: to be armed or cancelled */
@@ -240,7 +240,7 @@ int zc_rx_consume(zc_rx *rx, size_t size)
     if (rx->used)
         return 0;
     rx->start = 0;
-    if (rx->size > KEPT_BYTES) {
+    if (rx->size > IDLE_BYTES) {
         free(rx->data);
         rx->data = NULL;
         rx->size = 0;
@@ -352,7 +352,7 @@ static void take_bytes(struct zc_ring *ring, struct zc_rx *rx, size_t size, uint
     ring->core->stats.receives++;
     if (size >= BULK_BYTES)
         rx->bulk = true;
-    if (rx->bulk || rx->used >= HELD_BYTES || rx->error)
+    if (rx->bulk || rx->used >= UNREAD_BYTES || rx->error)
         stop(ring, rx);
 }
 

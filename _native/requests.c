@@ -23,7 +23,7 @@ static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, bool registered)
 {
-    if (!sock->can_zero_copy || size > sock->most_zero_copy || core->zero_copy_denied ||
+    if (!sock->can_zero_copy || size > sock->most_zero_copy || core->copy_left ||
         ctx->policy == ZC_POLICY_NEVER || !may_hold(core, sock))
         return false;
     if (ctx->policy == ZC_POLICY_ALWAYS)
@@ -195,8 +195,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
     core->stats.requests++;
     core->turn_requests--;
     core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
-    if (core->zero_copy_denied)
-        core->zero_copy_denied--;
+    if (core->copy_left)
+        core->copy_left--;
     if (sock->copy_left && !zero_copy)
         sock->copy_left--;
     sock->in_flight++;

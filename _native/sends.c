@@ -83,7 +83,7 @@ static int64_t queued_result(struct zc_core *core, struct zc_send *send)
         sent |= ZC_SENT_TURN;
     else if (core->waiting_sends % LOOK_SENDS == 1)
         sent |= ZC_SENT_KICK;
-    return send->slab ? sent | ZC_SENT_STAGED : sent;
+    return send->slab ? sent | ZC_SENT_COPIED : sent;
 }
 
 /* Only the thread that opened the ring may send, and no forked child. */
@@ -212,7 +212,7 @@ static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
            sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
 }
 
-int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                  const size_t *sizes, size_t count, uint32_t flags)
 {
     size_t total = 0;
@@ -244,14 +244,14 @@ int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *d
     return sent;
 }
 
-int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                 uint32_t flags)
 {
-    return zc_sendv(core, ctx, sock, &data, &size, 1, flags);
+    return zc_queue_vector(core, ctx, sock, &data, &size, 1, flags);
 }
 
 /* One datagram to an address, a struct sockaddr of `to_size` bytes. */
-int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                    const size_t *sizes, size_t count, uint32_t flags, const char *to,
                    size_t to_size)
 {
@@ -262,7 +262,7 @@ int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const 
     if (!address)
         return -ENOMEM;
     memcpy(address, to, to_size);
-    int64_t sent = zc_sendv(core, ctx, sock, data, sizes, count, flags);
+    int64_t sent = zc_queue_vector(core, ctx, sock, data, sizes, count, flags);
     if (sent < 0) {
         zc_free(core, address);
         return sent;

@@ -2,7 +2,7 @@
  * Contexts and generations: who owns which sends, and when a generation is released.
  *
  * A generation is open (sends join it), then flushed (none joins any more), then released: flushed,
- * and every send of it retired.  Generations of one context may be released in any order, because
+ * and every send of it settled.  Generations of one context may be released in any order, because
  * notifications of different requests come in any order; each is told exactly once.
  *
  * Nothing here makes a system call.
@@ -65,7 +65,7 @@ struct zc_gen *zc_gen_open(struct zc_core *core, struct zc_ctx *ctx)
     return gen;
 }
 
-/* Tells the release of a generation as soon as it is flushed and its last send is retired. */
+/* Tells the release of a generation as soon as it is flushed and its last send is settled. */
 void zc_gen_check(struct zc_core *core, struct zc_gen *gen)
 {
     if (!gen->flushed || !link_alone(&gen->sends))
@@ -152,7 +152,7 @@ int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty)
     return number;
 }
 
-/* How many sends of a context are not retired. */
+/* How many sends of a context are not settled. */
 int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable)
 {
     if (!ctx)

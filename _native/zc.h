@@ -24,10 +24,10 @@
 #define ZC_POLICY_ALWAYS 1  /* every send or run of staged ones, whatever was learned */
 #define ZC_POLICY_NEVER 2
 
-/* Low bits of what a successful zc_send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
+/* Low bits of what a successful zc_queue returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first of some hundred sends: a turn has to come soon; look at the clock */
-#define ZC_SENT_STAGED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
+#define ZC_SENT_COPIED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
 #define ZC_SENT_SHIFT 3
 
 /* Kinds of a socket. */
@@ -138,11 +138,11 @@ int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
 int zc_core_reset(zc_core *core, int error);
 int zc_sock_error(const zc_sock *sock);
 
-int64_t zc_send(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                 uint32_t flags);
-int64_t zc_sendv(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                  const size_t *sizes, size_t count, uint32_t flags);
-int64_t zc_send_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                    const size_t *sizes, size_t count, uint32_t flags, const char *to,
                    size_t to_size);
 int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
@@ -215,7 +215,7 @@ int zc_rx_consume(zc_rx *rx, size_t size);
 int zc_rx_is_bulk(const zc_rx *rx);
 int zc_rx_is_armed(const zc_rx *rx);
 int zc_ring_stop_receiving(zc_ring *ring);
-int64_t zc_ring_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);
 int zc_sock_unsent(const zc_sock *sock);
 int zc_sock_reset(zc_core *core, zc_sock *sock, int error);

@@ -12,7 +12,7 @@ import anyio
 
 from ._base.errors import os_error
 from ._base.loops import uninterrupted
-from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_STAGED, queue_or_send
+from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_COPIED, queue_or_send
 from ._receiving.receiver import Receiver
 from ._ring.reaper import CLOSING_SECONDS
 from ._ring.ring import Ring
@@ -109,7 +109,7 @@ class Output(Sender):
             to,
             len(to) if to else 0,
         )
-        if sent == SENT_STAGED:
+        if sent == SENT_COPIED:
             return True
         if sent < 0:
             return self._failed(-sent)
@@ -117,7 +117,7 @@ class Output(Sender):
         return True
 
     def _push(self, sent: int) -> None:
-        if sent & SENT_STAGED:
+        if sent & SENT_COPIED:
             if self._leaves_at_once:
                 self._ring._reaper.turn()
             else:

@@ -97,9 +97,9 @@ void send_parts(size_t count, bool many)
     bool room = overflow || fits(ctx, total), to = sock->kind == ZC_DATAGRAM && next(2);
     int64_t allocations = budget();
     int64_t answer =
-        to ? zc_send_to(shadow.core, ctx->handle, sock->handle, data, sizes, count, flags,
+        to ? zc_queue_to(shadow.core, ctx->handle, sock->handle, data, sizes, count, flags,
                         "address", 8)
-           : zc_sendv(shadow.core, ctx->handle, sock->handle, data, sizes, count, flags);
+           : zc_queue_vector(shadow.core, ctx->handle, sock->handle, data, sizes, count, flags);
     zc_core_alloc_budget(shadow.core, -1);
     TRACE("send %zu bytes in %zu parts on socket %td by context %td, flags %x: %lld\n", total,
           count, sock - shadow.sockets, ctx - shadow.contexts, flags, (long long)answer);

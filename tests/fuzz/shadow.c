@@ -91,7 +91,7 @@ struct sent *accept_send(struct context *ctx, struct socket *sock, const struct 
                           .weight = weight,
                           .flags = flags,
                           .ticket = ++ctx->sends,
-                          .staged = answer & ZC_SENT_STAGED};
+                          .staged = answer & ZC_SENT_COPIED};
     sock->order[sock->sends++] = shadow.n_sends++;
     ctx->ever_staged |= send->staged;
     return send;

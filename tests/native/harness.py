@@ -60,7 +60,7 @@ class Queue:
     def send(self, *sizes: int, ctx: Any = None, sock: Any = None, flags: int = 0) -> int:
         data = [MEMORY] * len(sizes)
         where = (self.core, ctx or self.ctx, sock or self.sock)
-        sent: int = lib.zc_sendv(*where, data, sizes, len(sizes), flags)
+        sent: int = lib.zc_queue_vector(*where, data, sizes, len(sizes), flags)
         return sent
 
     def take(self) -> Any:
@@ -145,6 +145,6 @@ def small(queues: list[Queue], slabs: int, **ctx: int) -> Queue:
 def send_bytes(q: Queue, data: bytes, ctx: Any = None) -> int:
     """The memory is overwritten at once, as the caller of a staged send may do."""
     memory = ffi.new("char[]", data)
-    sent: int = lib.zc_send(q.core, ctx or q.ctx, q.sock, memory, len(data), 0)
+    sent: int = lib.zc_queue(q.core, ctx or q.ctx, q.sock, memory, len(data), 0)
     ffi.buffer(memory)[:] = bytes(len(data) + 1)
     return sent

@@ -253,11 +253,11 @@ class Accounting(RuleBasedStateMachine):
         expected = self.model.send(ctx, sock, pieces, flags)
         common = (self.core, self.ctxs[ctx], self.socks[sock])
         if len(pieces) == 1:
-            sent = lib.zc_send(*common, MEMORY + pieces[0][0], pieces[0][1], flags)
+            sent = lib.zc_queue(*common, MEMORY + pieces[0][0], pieces[0][1], flags)
         else:
             data = [MEMORY + offset for offset, _ in pieces]
             lengths = [size for _, size in pieces]
-            sent = lib.zc_sendv(*common, data, lengths, len(pieces), flags)
+            sent = lib.zc_queue_vector(*common, data, lengths, len(pieces), flags)
         self.set_budget(-1)
         assert sent == expected
         if sent >= 0:

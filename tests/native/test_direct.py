@@ -71,12 +71,12 @@ class Direct:
         self.kept.append(memory)
         address = (to or ffi.NULL, len(to or b""))
         common = (self.ring, self.ctx, sock or self.sock)
-        return int(lib.zc_ring_send(*common, memory, len(data), flags, *address))
+        return int(lib.zc_queue_or_send(*common, memory, len(data), flags, *address))
 
     def queue(self, data: bytes, sock: Any = None) -> int:
         memory = ffi.new("char[]", data)
         self.kept.append(memory)
-        return int(lib.zc_send(self.core, self.ctx, sock or self.sock, memory, len(data), 0))
+        return int(lib.zc_queue(self.core, self.ctx, sock or self.sock, memory, len(data), 0))
 
     def turn(self) -> None:
         events = ffi.new("int64_t[]", 4 * 100)
@@ -449,7 +449,7 @@ def test_a_break_in_the_last_round_of_a_turn_asks_for_another(
         assert ring.queue(b"zero-copied ") >= 0
         data = ffi.cast("char *", 8) if number == 6 else ffi.new("char[]", b"copied ")
         ring.kept.append(data)
-        assert lib.zc_send(ring.core, copies, ring.sock, data, 7, 0) >= 0
+        assert lib.zc_queue(ring.core, copies, ring.sock, data, 7, 0) >= 0
     ring.turn()
     assert ring.stats("failed") == (1,)
     assert lib.zc_sock_error(ring.sock) == errno.EFAULT

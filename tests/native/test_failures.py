@@ -88,7 +88,7 @@ def test_a_notification_of_what_was_pinned_makes_room(
     if registered:
         q.register(MEMORY, 20)
     for start in (0, 20):
-        lib.zc_send(q.core, q.ctx, q.sock, MEMORY + start, 10, 0)
+        lib.zc_queue(q.core, q.ctx, q.sock, MEMORY + start, 10, 0)
     held, denied = q.take(), q.take()
     q.result(held, taken)
     q.result(denied, -errno.ENOMEM, 0)

@@ -20,7 +20,7 @@ from zc_anyio._native._zc import ffi, lib
 from zc_anyio.testing import reset
 
 # receive.c
-SHARED, HELD_BYTES, BULK_BYTES, KEPT_BYTES = 32 * (64 << 10), 256 << 10, 16384, 4 << 10
+SHARED, UNREAD_BYTES, BULK_BYTES, IDLE_BYTES = 32 * (64 << 10), 256 << 10, 16384, 4 << 10
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_it_holds_so_much_and_goes_on_when_asked(ring: Receiving) -> None:
         sent += 1000
         ring.settle()
         assert stream.ready == sent
-    assert HELD_BYTES <= sent < HELD_BYTES + 1000
+    assert UNREAD_BYTES <= sent < UNREAD_BYTES + 1000
     assert not stream.is_bulk()
     stream.peer.send(b"behind")
     ring.settle()
@@ -352,7 +352,7 @@ def test_memory_of_those_that_are_idle(ring: Receiving) -> None:
             stream.peer.send(bytes(10_000))
             ring.settle()
         assert stream.take() == bytes(60_000)
-    assert allocated() - before < len(streams) * KEPT_BYTES + (256 << 10)
+    assert allocated() - before < len(streams) * IDLE_BYTES + (256 << 10)
 
 
 @pytest.mark.parametrize("receivers", [0, 1000])

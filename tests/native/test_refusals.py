@@ -119,7 +119,7 @@ def test_missing_arguments_are_refused(q: Queue) -> None:
         lib.zc_sock_tell_idle(core, null),
         lib.zc_sock_unsent(null),
         lib.zc_sock_error(null),
-        lib.zc_send(core, null, sock, MEMORY, 1, 0),
+        lib.zc_queue(core, null, sock, MEMORY, 1, 0),
         lib.zc_broadcast(core, ctx, [sock, null], 2, MEMORY, 1, 0, errors),
         lib.zc_broadcast(core, ctx, [null, sock], 2, MEMORY, 1, 0, errors),
         lib.zc_broadcast(core, ctx, [sock], 1, MEMORY, 0, 0, errors),
@@ -161,7 +161,7 @@ def test_a_datagram_to_an_address(q: Queue) -> None:
 
     def send_to(sock: Any, to_size: int) -> int:
         where, data = (q.core, q.ctx, sock), ([MEMORY, MEMORY], [10, 20], 2, 0)
-        sent: int = lib.zc_send_to(*where, *data, address, to_size)
+        sent: int = lib.zc_queue_to(*where, *data, address, to_size)
         return sent
 
     assert send_to(q.sock, 16) == -errno.EINVAL

@@ -150,7 +150,7 @@ def test_gathering_stops_at_a_share_of_what_may_be_pinned(
     if registered:
         q.register(memory, 2 * GATHER_BYTES_MOST)
     for start in range(0, GATHER_BYTES_MOST + 1, GATHER_BYTES):
-        lib.zc_send(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, 0)
+        lib.zc_queue(q.core, q.ctx, q.sock, memory + start, GATHER_BYTES, 0)
     view = q.take()
     assert view.bytes == (GATHER_BYTES_MOST if registered else most)
     q.result(view, view.bytes, 0)
@@ -161,7 +161,7 @@ def test_registered_neighbours_leave_as_one_piece(q: Queue) -> None:
     memory = ffi.new("char[]", 5 << 10)
     q.register(memory, 4 << 10)
     for start in (0, 1, 3, 4):
-        lib.zc_send(q.core, q.ctx, q.sock, memory + (start << 10), 1 << 10, 0)
+        lib.zc_queue(q.core, q.ctx, q.sock, memory + (start << 10), 1 << 10, 0)
     seen = []
     while view := q.take():
         seen.append((view.bytes, view.buffers, view.sends))
@@ -287,8 +287,8 @@ def test_parts_of_any_memory_leave_whole_and_in_order(
     expected = b"".join(content[start << 10 : (start + n) << 10] for start, n in parts)
     taken = b""
     for _ in range(2):
-        assert lib.zc_sendv(q.core, q.ctx, q.sock, data, sizes, len(parts), 0) >= 0
-        lib.zc_send(q.core, q.ctx, q.sock, memory + (12 << 10), 1024, 0)
+        assert lib.zc_queue_vector(q.core, q.ctx, q.sock, data, sizes, len(parts), 0) >= 0
+        lib.zc_queue(q.core, q.ctx, q.sock, memory + (12 << 10), 1024, 0)
         expected_here = expected + content[12 << 10 :]
         got = b""
         while view := q.take():
@@ -306,7 +306,7 @@ def test_a_piece_is_registered_only_if_it_lies_in_one_region(q: Queue) -> None:
     q.register(memory + (4 << 10), 4 << 10)
     # What touches leaves as one piece, but not across an edge.
     for start, size in ((3, 1), (4, 1), (5, 1), (7, 2), (9, 1)):
-        lib.zc_send(q.core, q.ctx, q.sock, memory + (start << 10), size << 10, 0)
+        lib.zc_queue(q.core, q.ctx, q.sock, memory + (start << 10), size << 10, 0)
     seen = []
     while view := q.take():
         seen.append((view.bytes >> 10, view.buffers, view.sends))

@@ -24,7 +24,7 @@ from zc_anyio._receiving import through_ring as _ring_receiving
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 # receive.c
-HELD_BYTES, SHARED = 256 << 10, 32 * (64 << 10)
+UNREAD_BYTES, SHARED = 256 << 10, 32 * (64 << 10)
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
         await settle()
         assert isinstance(stream._receiver, _ring_receiving.RingReceiver)
         held = rx_ready(stream._receiver._handle)
-        assert HELD_BYTES <= held < HELD_BYTES + SHARED
+        assert UNREAD_BYTES <= held < UNREAD_BYTES + SHARED
 
 
 async def test_a_stalled_stream_does_not_keep_others_from_receiving() -> None:

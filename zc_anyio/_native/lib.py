@@ -40,7 +40,7 @@ __all__ = [
     "SENT_FLAGS",
     "SENT_KICK",
     "SENT_SHIFT",
-    "SENT_STAGED",
+    "SENT_COPIED",
     "SENT_TURN",
     "WINDOW",
     "SocketInfo",
@@ -96,14 +96,14 @@ POLICIES: Final = {
 }
 SENT_TURN: Final = _constant("ZC_SENT_TURN")
 SENT_KICK: Final = _constant("ZC_SENT_KICK")
-SENT_STAGED: Final = _constant("ZC_SENT_STAGED")
+SENT_COPIED: Final = _constant("ZC_SENT_COPIED")
 SENT_SHIFT: Final = _constant("ZC_SENT_SHIFT")
 SENT_FLAGS: Final = (1 << SENT_SHIFT) - 1
-queue: Final[Callable[..., int]] = getattr(lib, "zc_send", None)  # type: ignore[assignment]
+queue: Final[Callable[..., int]] = getattr(lib, "zc_queue", None)  # type: ignore[assignment]
 # (pointer, size): an object that exports memory, and keeps the pointer's memory alive.
 export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
 # The same for a ring instead of a core; what need not wait is handed to the kernel at once.
-queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_ring_send", None)  # type: ignore[assignment]
+queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_queue_or_send", None)  # type: ignore[assignment]
 unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type: ignore[assignment]
 # See receive.c.
 rx_ready: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_ready", None)  # type: ignore[assignment]
@@ -191,7 +191,7 @@ def queue_to(
 ) -> int:
     """Queue several buffers as one datagram to an address."""
     pointers = _pointers(pinned)
-    result: int = lib.zc_send_to(
+    result: int = lib.zc_queue_to(
         core, context, socket, pointers, sizes, len(sizes), flags, address, len(address)
     )
     return result
@@ -205,9 +205,9 @@ def _pointers(pinned: Sequence[Any]) -> list[Any]:
 def queue_vector(
     core: Any, context: Any, socket: Any, pinned: Sequence[Any], sizes: Sequence[int], flags: int
 ) -> int:
-    """Queue several buffers as one send; the result is that of ``zc_send``."""
+    """Queue several buffers as one send; the result is that of ``zc_queue``."""
     pointers = _pointers(pinned)
-    result: int = lib.zc_sendv(core, context, socket, pointers, sizes, len(sizes), flags)
+    result: int = lib.zc_queue_vector(core, context, socket, pointers, sizes, len(sizes), flags)
     return result
 
 

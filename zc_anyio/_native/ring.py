@@ -183,7 +183,7 @@ class NativeRing:
         check(lib.zc_core_reset(self.core, error))
 
     def unreleased(self, handle: Any, *, only_mutable: bool = False) -> int:
-        """Return how many sends of a context are not retired."""
+        """Return how many sends of a context are not settled."""
         return check(lib.zc_ctx_unreleased(handle, only_mutable))
 
     def context_statistics(self, handle: Any) -> Any:

@@ -213,7 +213,7 @@ class Context:
         return self._told == self._native.generations(self.handle)
 
     def has_unreleased(self, *, only_mutable: bool) -> bool:
-        """Whether a send is not retired: any, or one of a buffer that the caller can change."""
+        """Whether a send is not settled: any, or one of a buffer that the caller can change."""
         return self._native.unreleased(self.handle, only_mutable=only_mutable) > 0
 
     async def wait_result(self) -> int:

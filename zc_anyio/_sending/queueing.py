@@ -16,7 +16,7 @@ from .._native.lib import (
     SENT_FLAGS,
     SENT_KICK,
     SENT_SHIFT,
-    SENT_STAGED,
+    SENT_COPIED,
     SENT_TURN,
     broadcast,
     queue,
@@ -100,7 +100,7 @@ class Queueing:
             )
             if sent >= 0:
                 # What was staged, and asks for no turn, is done with.
-                if sent & SENT_FLAGS != SENT_STAGED:
+                if sent & SENT_FLAGS != SENT_COPIED:
                     self._queued(sent, data)
                 return True
         elif (
@@ -274,7 +274,7 @@ class Queueing:
 
     def _queued(self, sent: int, reference: object) -> None:
         """Keep the reference of what was queued, and see to it that it leaves."""
-        if not sent & SENT_STAGED:
+        if not sent & SENT_COPIED:
             generation = sent >> SENT_SHIFT
             try:
                 self._references[generation].append(reference)
