@@ -14,7 +14,7 @@ DEFINED = re.compile(r"^(?!static|typedef)[a-z][\w *]*?\b(zc_\w+)\([^;]*?\)\n\{"
 
 @pytest.mark.skipif(not NATIVE.is_dir(), reason="the sources are not here")
 def test_no_files_call_each_other_in_a_circle() -> None:
-    sources = {path.name: path.read_text(encoding="utf-8") for path in NATIVE.glob("*.c")}
+    sources = {path.name: path.read_text(encoding="utf-8") for path in NATIVE.rglob("*.c")}
     where = {name: file for file, text in sources.items() for name in DEFINED.findall(text)}
     assert len(where) > 100
     calls: dict[str, set[str]] = {}

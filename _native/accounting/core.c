@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 void *zc_alloc(struct zc_core *core, size_t size)
 {

@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
 static struct zc_send *new_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,

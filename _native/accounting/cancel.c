@@ -6,7 +6,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* The sockets that a cancelled or timed-out context has to do with, each once, on `work`. */
 static void collect_sockets(struct zc_ctx *ctx, struct link *work, bool cancel, bool only_mutable)

@@ -8,7 +8,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Notes a region under a free index, and returns that. */
 int zc_core_add_region(zc_core *core, const char *memory, size_t size)

@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Gives the core memory for staging, which stays the caller's to free after the core. */
 int zc_core_stage(zc_core *core, char *memory, size_t size)

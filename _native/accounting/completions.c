@@ -9,7 +9,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* The last CQE of a request is in: everything it covered is no longer referred to by it. */
 static void request_ends(struct zc_core *core, struct zc_req *req)

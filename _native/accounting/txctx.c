@@ -9,7 +9,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
                    int policy, size_t threshold)

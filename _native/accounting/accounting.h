@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "zc.h"
+#include "../zc.h"
 
 /* A circular doubly linked list; a node that is on no list points to itself. */
 struct link {

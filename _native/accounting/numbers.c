@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Where the requests with a number begin; those of one socket, which follow each other, lie side by side. */
 static struct zc_req **place(struct zc_core *core, const struct zc_sock *sock, uint32_t number)

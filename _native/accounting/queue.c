@@ -5,7 +5,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy)
 {

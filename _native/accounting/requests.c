@@ -9,7 +9,7 @@
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Whether one more request of a socket may be held, see SLOTS_SHARE. */
 static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)

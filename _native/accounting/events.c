@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 int zc_events(zc_core *core, int64_t *out, int max_events)
 {

@@ -4,7 +4,7 @@
 
 #include <liburing.h>
 
-#include "internal.h"
+#include "../accounting/accounting.h"
 
 #ifndef IORING_SEND_ZC_REPORT_USAGE
 #define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
