@@ -1,8 +1,6 @@
 /*
  * Taking back and resetting what a whole context, or a whole ring, has to do with.  It is above the
  * queues: those deal with one socket each.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 

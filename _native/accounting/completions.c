@@ -4,8 +4,6 @@
  * A request ends with its result when the result says that no notification follows (no ZC_MORE),
  * else with its notification.  The flag decides, never the result: errors come with ZC_MORE too.
  * Notifications of different requests come in any order.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 

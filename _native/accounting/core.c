@@ -1,7 +1,5 @@
 /*
  * The core of a ring: its memory, its counters, and the events that wait to be told.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,7 +1,5 @@
 /*
  * Telling what has happened, and the end of a core: both let go of what waited to be told.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -5,8 +5,6 @@
  *
  * Requests that have a number are found by it in a hash of the core: a range costs what it names, in
  * whatever order ranges come and however many requests are held.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdatomic.h>

@@ -3,8 +3,6 @@
  *
  * A part of a send is registered if it lies whole in one region.  That is asked of its address, and
  * not said by the sender: parts of one send may lie anywhere.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 

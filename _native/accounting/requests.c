@@ -4,8 +4,6 @@
  * Two requests in flight on one TCP socket can reorder its bytes (one parks on poll while the next
  * gets through), so a stream has one request in flight; what is queued meanwhile is gathered into
  * the next.  Datagrams are one request each.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
@@ -195,10 +193,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
     core->stats.requests++;
     core->turn_requests--;
     core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
-    if (core->copy_left)
-        core->copy_left--;
-    if (sock->copy_left && !zero_copy)
-        sock->copy_left--;
+    if (!zero_copy)
+        zc_sock_count_copy(core, sock);
     sock->in_flight++;
     sock->open_requests++;
     core->open_requests++;

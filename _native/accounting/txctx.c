@@ -4,8 +4,6 @@
  * A generation is open (sends join it), then flushed (none joins any more), then released: flushed,
  * and every send of it settled.  Generations of one context may be released in any order, because
  * notifications of different requests come in any order; each is told exactly once.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
