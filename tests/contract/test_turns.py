@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from zc_anyio.testing import reset
 
 MIB = 1 << 20
-# The bounds of _native/ring/ring.c and _native/accounting/accounting.h, and the room for events of a turn.
+# The bounds of ring.c and accounting.h, and the room for events of a turn.
 REQUESTS, REAPS, EVENTS, BYTES = 128, 2048, 512, 4 * MIB
 
 
