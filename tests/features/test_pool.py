@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import select
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 import zc_anyio
 from tests.features.memory import address_of, mapping_flags
 from tests.support.confined import run_confined
-from tests.support.needs import missing, need_root
+from tests.support.needs import missing, need_io_uring, need_root
 from tests.support.peers import Reader, receive_exactly, tcp_pair
 from tests.support.waiting import until, until_held
 from zc_anyio import open_buffer_pool
@@ -52,6 +54,7 @@ async def test_memory_is_registered_or_the_pool_says_why_not(driver: str) -> Non
 
 @pytest.mark.parametrize("part", [slice(None), slice(5000, 20_001)], ids=["whole", "slice"])
 async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
+    need_io_uring()
     # Pages that the process has given up are still those of the registration: whoever sends by
     # address sends the new ones.
     libc = ctypes.CDLL(None)
@@ -73,6 +76,7 @@ async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
 
 
 async def test_buffers_sent_in_a_burst_are_read_from_registered_memory_too() -> None:
+    need_io_uring()
     data = [os.urandom(SIZE) for _ in range(8)]
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with (
@@ -92,8 +96,17 @@ async def test_buffers_sent_in_a_burst_are_read_from_registered_memory_too() -> 
 
 @contextmanager
 def reserved_huge_pages(count: int) -> Iterator[None]:
-    """Have so many huge pages reserved."""
+    """Have so many huge pages reserved, by one test at a time."""
     need_root("reserving huge pages")
+    # The number is the whole machine's: other tests at the same time change it too.
+    with (Path(tempfile.gettempdir()) / "zc-anyio-huge-pages.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _reserved_huge_pages(count):
+            yield
+
+
+@contextmanager
+def _reserved_huge_pages(count: int) -> Iterator[None]:
     setting = Path("/proc/sys/vm/nr_hugepages")
     before = setting.read_text(encoding="ascii")
     try:
@@ -137,6 +150,7 @@ def _is_full(sock: socket.socket) -> bool:
 
 
 async def test_a_socket_takes_as_much_of_huge_pages_as_of_others() -> None:
+    need_io_uring()
     taken = []
     with reserved_huge_pages(4):
         for huge_pages in ("never", "always"):

@@ -146,14 +146,15 @@ async def test_large_pieces_cost_no_submission_where_the_loop_stays_registered()
 
 
 async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
-    async with ring_of_its_own() as ring, facing(receive_buffer=64 << 10) as (stream, peer):
+    async with ring_of_its_own(), facing(receive_buffer=64 << 10) as (stream, peer):
         await arm(stream, peer)
         peer.setblocking(False)
         with pytest.raises(BlockingIOError):
             # Small pieces, each of which the ring could bring.
-            for _ in range(200_000):
+            for number in range(200_000):
                 peer.send(bytes(1000))
-                if ring.statistics().receives % 64 == 0:
+                # Before the shared buffers are used up, also where a piece takes a whole one.
+                if number % 16 == 0:
                     await anyio.lowlevel.checkpoint()
         await settle()
         assert isinstance(stream._receiver, _ring_receiving.RingReceiver)
