@@ -2,7 +2,8 @@
 # test-versions), except for missing Debian packages, which apt-get installs.
 
 PYTHON ?= $(shell scripts/find_python '>=3.11')
-VERSIONS ?= 3.12 3.13
+# Those that are there; scripts/make_pythons makes the newest ones.
+VERSIONS ?= 3.12 3.13 3.14 3.15 3.14t
 # The accounting, and what drives every line of the drivers; all of it takes several times longer.
 ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order.py \
 	tests/contract/test_cancellation.py tests/contract/test_sockets.py \
