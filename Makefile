@@ -46,7 +46,7 @@ BIN := $(VENV)/bin
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
 
-NATIVE := $(wildcard _native/*.c _native/*.h) _native/build.py setup.py pyproject.toml
+NATIVE := $(wildcard _native/*.h _native/*/*.c _native/*/*.h) _native/build.py setup.py pyproject.toml
 PACKAGE := $(shell find zc_anyio -name '*.py' -o -name '*.pyi' -o -name py.typed)
 # Everything the sanitized copy is made of.
 TREE := $(NATIVE) $(PACKAGE) $(shell find tests examples -type f -not -path '*/__pycache__/*')

@@ -131,8 +131,8 @@ def setup_arguments() -> dict[str, Any]:
     """Return the arguments of ``setuptools.setup`` that pyproject.toml cannot express."""
     if sys.platform != "linux":
         return {}
-    sources = sorted(str(NATIVE / path.name) for path in HERE.glob("*.c"))
-    headers = sorted(str(NATIVE / path.name) for path in HERE.glob("*.h"))
+    sources = sorted(str(NATIVE / path.relative_to(HERE)) for path in HERE.rglob("*.c"))
+    headers = sorted(str(NATIVE / path.relative_to(HERE)) for path in HERE.rglob("*.h"))
     extension = Extension(
         MODULE,
         sources,

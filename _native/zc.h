@@ -13,26 +13,35 @@
 
 /* cdef begin */
 
-/* Flags of one send. */
-#define ZC_SEND_MUTABLE 1   /* the caller can change this buffer: cancelling must wait for its release */
-#define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
-#define ZC_SEND_REPORT 4    /* tell its result */
-#define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
+/* What carries the sends of a ring. */
+#define ZC_DRIVER_IO_URING 0
+#define ZC_DRIVER_MSG_ZEROCOPY 1
+#define ZC_DRIVER_COPY 2
+
+/* How a ring tells the event loop that completions wait. */
+#define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
+#define ZC_WAKE_EVENTFD 1   /* DEFER_TASKRUN, an eventfd is polled */
+
+/* Kinds of a socket. */
+#define ZC_STREAM 0         /* bytes in order: one request in flight, neighbours gathered */
+#define ZC_DATAGRAM 1       /* one request a send, many in flight */
 
 /* What goes out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
 #define ZC_POLICY_ALWAYS 1  /* every send or run of staged ones, whatever was learned */
 #define ZC_POLICY_NEVER 2
 
-/* Low bits of what a successful zc_queue returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
+/* Flags of one send. */
+#define ZC_SEND_MUTABLE 1   /* the caller can change this buffer: cancelling must wait for its release */
+#define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
+#define ZC_SEND_REPORT 4    /* tell its result */
+#define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
+
+/* Low bits of what a send that was taken returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first of some hundred sends: a turn has to come soon; look at the clock */
-#define ZC_SENT_COPIED 4    /* copied, to staging memory or the socket: the buffer is the caller's again */
+#define ZC_SENT_COPIED 4    /* to staging memory or the socket: the buffer is the caller's again */
 #define ZC_SENT_SHIFT 3
-
-/* Kinds of a socket. */
-#define ZC_STREAM 0         /* bytes in order: one request in flight, neighbours gathered */
-#define ZC_DATAGRAM 1       /* one request a send, many in flight */
 
 /* What a completion says, in the driver-neutral form that zc_complete takes. */
 #define ZC_MORE 1           /* a notification of this request follows */
@@ -43,18 +52,13 @@
 #define ZC_EVENT_FIELDS 4
 #define ZC_EV_RELEASED 1    /* a = context, b = generation */
 #define ZC_EV_FAILED 2      /* a = context, b = socket, c = errno: one send of that context failed */
-#define ZC_EV_WINDOW 3      /* a = context: a send that was refused with EAGAIN fits now */
-#define ZC_EV_IDLE 4        /* a = socket: nothing of it is queued, in flight or held */
-#define ZC_EV_AGAIN 5       /* something is ready that could not be submitted: take a turn in a while */
+#define ZC_EV_RESULT 3      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
+#define ZC_EV_WINDOW 4      /* a = context: a send that was refused with EAGAIN fits now */
+#define ZC_EV_IDLE 5        /* a = socket: nothing of it is queued, in flight or held */
+#define ZC_EV_READY 6       /* a = receiver: look what can be taken */
+#define ZC_EV_LATER 7       /* a tick is wanted: a = 1, sockets are idle; 0, some may be closed unnoticed */
+#define ZC_EV_AGAIN 8       /* something is ready that could not be submitted: take a turn in a while */
 #define ZC_EV_MORE 9        /* the turn has had its share, and there is more: take one when others had theirs */
-
-/* What carries the sends of a ring. */
-#define ZC_DRIVER_IO_URING 0
-#define ZC_DRIVER_MSG_ZEROCOPY 1
-#define ZC_DRIVER_COPY 2
-#define ZC_EV_LATER 8       /* a tick is wanted: a = 1, sockets are idle; 0, some may be closed unnoticed */
-#define ZC_EV_READY 7       /* a = receiver: look what can be taken */
-#define ZC_EV_RESULT 6      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
 
 /* What a receiver waits for. */
 #define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
@@ -65,9 +69,11 @@
 #define ZC_PAGES_TRANSPARENT 1 /* huge ones, where the kernel finds some */
 #define ZC_PAGES_RESERVED 2    /* huge ones, of those that were reserved (vm.nr_hugepages) */
 
-/* How a ring tells the event loop that completions wait. */
-#define ZC_WAKE_RING_FD 0   /* COOP_TASKRUN, the ring's own descriptor is polled */
-#define ZC_WAKE_EVENTFD 1   /* DEFER_TASKRUN, an eventfd is polled */
+typedef struct zc_core zc_core;
+typedef struct zc_ctx zc_ctx;
+typedef struct zc_sock zc_sock;
+typedef struct zc_ring zc_ring;
+typedef struct zc_rx zc_rx;
 
 struct zc_stats {
     uint64_t sends, bytes_sent, zero_copied, copied, staged, failed;
@@ -93,72 +99,6 @@ struct zc_request_view {
     int zero_copy;
 };
 
-typedef struct zc_core zc_core;
-typedef struct zc_ctx zc_ctx;
-typedef struct zc_sock zc_sock;
-typedef struct zc_ring zc_ring;
-typedef struct zc_rx zc_rx;
-
-/* --- accounting: no system calls --- */
-
-zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
-int zc_core_free(zc_core *core);
-int zc_core_disown(zc_core *core);
-int zc_core_linger(zc_core *core, uint32_t ticks);
-int zc_core_advance(zc_core *core, uint64_t now);
-int zc_core_stage(zc_core *core, char *memory, size_t size);
-int zc_core_lockable(zc_core *core, size_t bytes);
-int zc_core_add_region(zc_core *core, const char *memory, size_t size);
-int zc_core_drop_region(zc_core *core, const char *memory);
-void zc_core_stats(const zc_core *core, struct zc_stats *out);
-void zc_core_alloc_budget(zc_core *core, int64_t allocations);
-int zc_events(zc_core *core, int64_t *out, int max_events);
-
-zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
-                   int policy, size_t threshold);
-int zc_ctx_by_hand(zc_ctx *ctx);
-int zc_ctx_until_taken(zc_ctx *ctx);
-int zc_ctx_may_reset(zc_ctx *ctx, int may_reset);
-uint64_t zc_ctx_generations(const zc_ctx *ctx);
-int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
-uint64_t zc_ctx_ticket(const zc_ctx *ctx);
-int zc_ctx_free(zc_core *core, zc_ctx *ctx);
-int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
-int zc_ctx_cancel(zc_core *core, zc_ctx *ctx);
-int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable);
-int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
-int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
-
-zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
-int zc_sock_suspend(zc_core *core, zc_sock *sock);
-int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
-int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd);
-int zc_sock_free(zc_core *core, zc_sock *sock);
-int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
-int zc_core_reset(zc_core *core, int error);
-int zc_sock_error(const zc_sock *sock);
-
-int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
-                uint32_t flags);
-int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
-                 const size_t *sizes, size_t count, uint32_t flags);
-int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
-                   const size_t *sizes, size_t count, uint32_t flags, const char *to,
-                   size_t to_size);
-int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
-                     const char *data, size_t size, uint32_t flags, int32_t *errors);
-
-int zc_next_request(zc_core *core, struct zc_request_view *out);
-int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, uint64_t *sizes,
-                      int max_buffers);
-int zc_next_cancel(zc_core *core, uint64_t *user_data);
-int zc_next_broken(zc_core *core, int *fd, int *reset);
-int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
-int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number);
-int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
-
-/* --- the ring --- */
-
 struct zc_ring_info {
     uint32_t setup_flags, sq_entries, cq_entries;
     int wake_fd, report_usage;
@@ -178,48 +118,131 @@ struct zc_learned {
     uint64_t forks;
 };
 
-int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
-int zc_ring_close(zc_ring *ring);
-zc_core *zc_ring_core(zc_ring *ring);
-int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events);
-uint64_t zc_ring_submits(const zc_ring *ring);
-int zc_ring_stage(zc_ring *ring, size_t size, int registered);
-int zc_ring_register(zc_ring *ring, char *memory, size_t size);
-int zc_ring_unregister(zc_ring *ring, char *memory);
+/* --- accounting/ --- */
 
-int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
-int zc_socket_info(int fd, struct zc_socket_info *out);
-zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
-                        const struct zc_learned *learned);
-int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
-int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
-void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
-int zc_ring_detach(zc_ring *ring, zc_sock *sock);
-int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
+/* core.c */
+zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests);
+int zc_core_disown(zc_core *core);
+void zc_core_stats(const zc_core *core, struct zc_stats *out);
+void zc_core_alloc_budget(zc_core *core, int64_t allocations);
+
+/* regions.c */
+int zc_core_add_region(zc_core *core, const char *memory, size_t size);
+int zc_core_drop_region(zc_core *core, const char *memory);
+
+/* txctx.c */
+zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
+                   int policy, size_t threshold);
+int zc_ctx_free(zc_core *core, zc_ctx *ctx);
+int zc_ctx_by_hand(zc_ctx *ctx);
+int zc_ctx_until_taken(zc_ctx *ctx);
+int zc_ctx_may_reset(zc_ctx *ctx, int may_reset);
+int zc_ctx_copy_alone(zc_ctx *ctx, size_t below);
+int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty);
+int64_t zc_ctx_unreleased(const zc_ctx *ctx, int only_mutable);
+int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out);
+uint64_t zc_ctx_generations(const zc_ctx *ctx);
+uint64_t zc_ctx_ticket(const zc_ctx *ctx);
+
+/* stage.c */
+int zc_core_stage(zc_core *core, char *memory, size_t size);
+
+/* sock.c */
+zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
+int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd);
+int zc_sock_suspend(zc_core *core, zc_sock *sock);
+int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
+int zc_sock_free(zc_core *core, zc_sock *sock);
+int zc_sock_error(const zc_sock *sock);
+int zc_sock_unsent(const zc_sock *sock);
+int zc_core_advance(zc_core *core, uint64_t now);
+int zc_core_linger(zc_core *core, uint32_t ticks);
+int zc_sock_tell_idle(zc_core *core, zc_sock *sock);
+
+/* queue.c */
+int zc_sock_fail(zc_core *core, zc_sock *sock, int error);
+int zc_sock_reset(zc_core *core, zc_sock *sock, int error);
+
+/* cancel.c */
+int zc_ctx_cancel(zc_core *core, zc_ctx *ctx);
+int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable);
+int zc_core_reset(zc_core *core, int error);
+
+/* taking.c */
+int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                 const size_t *sizes, size_t count, uint32_t flags);
+int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                uint32_t flags);
+int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                   const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                   size_t to_size);
+int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
+                     const char *data, size_t size, uint32_t flags, int32_t *errors);
+
+/* requests.c */
+int zc_core_lockable(zc_core *core, size_t bytes);
+int zc_next_request(zc_core *core, struct zc_request_view *out);
+int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, uint64_t *sizes,
+                      int max_buffers);
+int zc_next_cancel(zc_core *core, uint64_t *user_data);
+int zc_next_broken(zc_core *core, int *fd, int *reset);
+
+/* numbers.c */
+int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number);
 void zc_forked(void);
 
-/* --- memory.c --- */
+/* completions.c */
+int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags);
+int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied);
 
+/* events.c */
+int zc_events(zc_core *core, int64_t *out, int max_events);
+int zc_core_free(zc_core *core);
+
+/* --- ring/ --- */
+
+/* memory.c */
 char *zc_map(size_t size, int pages);
 size_t zc_mapped_size(size_t size, int pages);
 void zc_unmap(char *memory, size_t size, int pages);
 
-/* --- receiving (receive.c) --- */
-
+/* receive.c */
 int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out);
 int zc_rx_free(zc_ring *ring, zc_rx *rx);
-int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what);
+int zc_rx_is_armed(const zc_rx *rx);
 int64_t zc_rx_ready(const zc_rx *rx);
 const char *zc_rx_data(const zc_rx *rx);
 int zc_rx_consume(zc_rx *rx, size_t size);
 int zc_rx_is_bulk(const zc_rx *rx);
-int zc_rx_is_armed(const zc_rx *rx);
+int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what);
 int zc_ring_stop_receiving(zc_ring *ring);
+
+/* closed.c */
+int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
+
+/* direct.c */
 int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);
-int zc_sock_unsent(const zc_sock *sock);
-int zc_sock_reset(zc_core *core, zc_sock *sock, int error);
-int zc_sock_tell_idle(zc_core *core, zc_sock *sock);
+
+/* attach.c */
+int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);
+int zc_socket_info(int fd, struct zc_socket_info *out);
+zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
+                        const struct zc_learned *learned);
+void zc_sock_learned(const zc_sock *sock, struct zc_learned *out);
+int zc_ring_suspend(zc_ring *ring, zc_sock *sock);
+int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd);
+int zc_ring_detach(zc_ring *ring, zc_sock *sock);
+
+/* ring.c */
+int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info);
+int zc_ring_close(zc_ring *ring);
+zc_core *zc_ring_core(zc_ring *ring);
+uint64_t zc_ring_submits(const zc_ring *ring);
+int zc_ring_register(zc_ring *ring, char *memory, size_t size);
+int zc_ring_unregister(zc_ring *ring, char *memory);
+int zc_ring_stage(zc_ring *ring, size_t size, int registered);
+int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events);
 
 /* cdef end */
 

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from zc_anyio.testing import reset
 
 MIB = 1 << 20
-# The bounds of _native/ring.c and _native/internal.h, and the room for events of a turn.
+# The bounds of ring.c and accounting.h, and the room for events of a turn.
 REQUESTS, REAPS, EVENTS, BYTES = 128, 2048, 512, 4 * MIB
 
 
@@ -69,7 +69,7 @@ def unix_pairs(count: int) -> Iterator[list[tuple[socket.socket, socket.socket]]
 async def test_a_broadcast_to_many_is_submitted_in_shares(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with unix_pairs(3 * REQUESTS) as pairs:
+    with unix_pairs(6 * REQUESTS) as pairs:
         async with zc_anyio.open_ring(driver=driver) as ring, anyio.create_task_group() as tasks:
             turns = Turns(ring, monkeypatch)
             tasks.start_soon(turns.count_passes)
@@ -78,7 +78,7 @@ async def test_a_broadcast_to_many_is_submitted_in_shares(
             tasks.cancel_scope.cancel()
             assert ring.statistics().requests == len(pairs)
         assert max(turns.requests) <= REQUESTS
-        # Others have had a turn of the event loop in between.
+        # Others have had a turn of the event loop in between; who flushes may take one of his own.
         busy = {number for number, n in zip(turns.passes, turns.requests, strict=True) if n}
         assert len(busy) > 1
         for _, peer in pairs:
@@ -134,7 +134,7 @@ async def test_many_releases_at_once_are_reaped_and_told_in_shares_by_io_uring(
         assert sum(turns.completions) >= count
         assert max(turns.completions) <= REAPS
         assert max(turns.events) <= EVENTS
-        # Others have had a turn of the event loop in between.
+        # Others have had a turn of the event loop in between; who flushes may take one of his own.
         told = {number for number, n in zip(turns.passes, turns.events, strict=True) if n > 1}
         assert len(told) > 1
 

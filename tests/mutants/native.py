@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-ACCOUNTING = " * Nothing here makes a system call."
+ACCOUNTING = Path("_native/accounting")
 # Pattern, replacement.  Each place that a pattern matches is a change of its own.
 OPERATORS = [
     (r" == ", " != "),
@@ -197,11 +197,7 @@ def main() -> None:
     parser.add_argument("--seed", default="1", help="of the order in which changes are tried")
     parser.add_argument("files", nargs="*", type=Path, help="default: the accounting")
     arguments = parser.parse_args()
-    files = arguments.files or [
-        path
-        for path in sorted(Path("_native").rglob("*.c"))
-        if ACCOUNTING in path.read_text(encoding="utf-8").splitlines()
-    ]
+    files = arguments.files or sorted(ACCOUNTING.glob("*.c"))
     todo = [change for path in files for change in changes(path)]
     random.Random(arguments.seed).shuffle(todo)
     results: dict[str, str] = {}

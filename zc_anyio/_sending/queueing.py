@@ -13,10 +13,10 @@ from .._base.loops import uninterrupted
 from .._base.reports import SendFailure
 from .._native.lib import (
     SEND_UNSTAGED,
+    SENT_COPIED,
     SENT_FLAGS,
     SENT_KICK,
     SENT_SHIFT,
-    SENT_COPIED,
     SENT_TURN,
     broadcast,
     queue,

@@ -1,12 +1,10 @@
 /*
  * Taking back and resetting what a whole context, or a whole ring, has to do with.  It is above the
  * queues: those deal with one socket each.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* The sockets that a cancelled or timed-out context has to do with, each once, on `work`. */
 static void collect_sockets(struct zc_ctx *ctx, struct link *work, bool cancel, bool only_mutable)

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "zc.h"
+#include "../zc.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define HUGE_PAGE_FLAG (21 << 26) /* MAP_HUGE_2MB, which is not in every sys/mman.h */

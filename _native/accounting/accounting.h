@@ -1,6 +1,11 @@
-/* What the C files share among themselves: the structures, and who may touch which list. */
-#ifndef ZC_INTERNAL_H
-#define ZC_INTERNAL_H
+/*
+ * The accounting: which sends there are, which requests carry them, and when their buffers are free.
+ *
+ * Nothing in this folder makes a system call, so that tests and fuzzing put in completions of their
+ * own.  Its files share these structures.
+ */
+#ifndef ZC_ACCOUNTING_H
+#define ZC_ACCOUNTING_H
 
 #include <limits.h>
 #include <pthread.h>
@@ -8,7 +13,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "zc.h"
+#include "../zc.h"
 
 /* A circular doubly linked list; a node that is on no list points to itself. */
 struct link {
@@ -288,8 +293,7 @@ static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t 
 
 /*
  * What the files offer each other, from the lowest layer to the highest: each calls only those above
- * it here, and itself.  Above all of them are taking back (cancel.c), completions, events, and the
- * drivers (ring.h).
+ * it here, and itself.  Some offer nothing but what zc.h has.
  */
 
 /* core.c */
@@ -309,26 +313,39 @@ void zc_gen_flush(struct zc_core *core, struct zc_gen *gen);
 /* stage.c */
 char *zc_take_slab(struct zc_stage *stage);
 void zc_give_slab(struct zc_stage *stage, const char *memory);
-void zc_stage_give_back(struct zc_core *core, struct zc_send *run);
 
-/* sockq.c */
-void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
+/* sock.c */
 void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
-struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
-void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);
-void zc_send_unref(struct zc_core *core, struct zc_send *send);
-void zc_send_leave_queue(struct zc_core *core, struct zc_send *send);
-void zc_send_fail(struct zc_core *core, struct zc_send *send, int error);
-void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
-void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
-void zc_send_forget(struct zc_core *core, struct zc_send *send);
-void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
+void zc_sock_count_copy(struct zc_core *core, struct zc_sock *sock);
+void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 
-/* sends.c */
-bool zc_window_full(struct zc_ctx *ctx, size_t size);
+/* send.c */
+struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                            size_t buffers);
+void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
+void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);
+void zc_send_note_failure(struct zc_core *core, struct zc_send *send, int error);
+void zc_send_fail(struct zc_core *core, struct zc_send *send, int error);
+void zc_send_leave_queue(struct zc_core *core, struct zc_send *send);
+void zc_send_unref(struct zc_core *core, struct zc_send *send);
+void zc_send_forget_told(struct zc_core *core, struct zc_send *send);
+void zc_send_forget(struct zc_core *core, struct zc_send *send);
+
+/* queue.c */
+void zc_sock_append(struct zc_core *core, struct zc_send *send);
+struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
+void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
+void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
+
+/* cancel.c */
+
+/* taking.c */
 bool zc_may_send(const struct zc_core *core);
+bool zc_window_full(struct zc_ctx *ctx, size_t size);
+void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
+                     bool whole);
 
 /* requests.c */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
@@ -346,5 +363,9 @@ void zc_number(struct zc_core *core, struct zc_req *req, uint32_t number);
 void zc_forget_number(struct zc_core *core, struct zc_req *req);
 void zc_sock_lose_count(struct zc_sock *sock);
 uint64_t zc_forks(void);
+
+/* completions.c */
+
+/* events.c */
 
 #endif

@@ -5,73 +5,11 @@
  * A small send is written into a slab of staging memory.  A staged run is an ordinary send whose
  * buffer is a slab, and which grows while it is the last of its socket's queue and its generation is
  * open; what does not fit into it begins the next one.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <string.h>
 
-#include "internal.h"
-
-/* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
-static struct zc_send *new_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                                size_t buffers)
-{
-    struct zc_send *send = zc_alloc(core, sizeof(*send));
-    if (!send)
-        return NULL;
-    link_init(&send->gen_link);
-    link_init(&send->sock_link);
-    link_init(&send->failed_event.link);
-    link_init(&send->result_event.link);
-    send->sock = sock;
-    send->ctx_id = ctx->id;
-    send->buffers = (uint32_t)buffers;
-    send->region = NO_REGION;
-    send->state = SEND_QUEUED;
-    send->refs = 1;
-    send->queue_ref = true;
-    send->iov = buffers > 1 ? zc_alloc(core, buffers * sizeof(struct iovec)) : &send->one;
-    send->gen = send->iov ? zc_gen_open(core, ctx) : NULL;
-    if (!send->gen) {
-        zc_send_forget(core, send);
-        return NULL;
-    }
-    return send;
-}
-
-static void append_send(struct zc_core *core, struct zc_send *send)
-{
-    struct zc_sock *sock = send->sock;
-    link_append(&send->gen->sends, &send->gen_link);
-    link_append(&sock->sends, &send->sock_link);
-    link_remove(&sock->idle_event.link);
-    link_remove(&sock->linger_link);
-    sock->sent_to = true;
-    if (!sock->head)
-        sock->head = send;
-    zc_sock_make_ready(core, sock);
-}
-
-/* Counts `size` more bytes of `count` more sends of the program. */
-static void grow_send(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count)
-{
-    struct zc_ctx *ctx = send->gen->ctx;
-    if (send->slab)
-        send->one.iov_len += size;
-    send->size += size;
-    send->count += count;
-    send->weight += size;
-    send->gen->bytes += size;
-    send->gen->total += count;
-    ctx->unreleased += size;
-    ctx->stats.sends += count;
-    ctx->stats.unreleased_sends += count;
-    core->stats.sends += count;
-    core->stats.queued += count;
-    core->waiting_bytes += size;
-    core->waiting_sends += count;
-}
+#include "accounting.h"
 
 /* What the caller is told of a send that was queued. */
 static int64_t queued_result(struct zc_core *core, struct zc_send *send)
@@ -140,13 +78,13 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
                        const char *const *data, const size_t *sizes, size_t count, size_t total,
                        uint32_t flags)
 {
-    struct zc_send *send = new_send(core, ctx, sock, count);
+    struct zc_send *send = zc_send_new(core, ctx, sock, count);
     if (!send)
         return -ENOMEM;
     take_parts(core, send, data, sizes, count);
     send->flags = flags;
-    append_send(core, send);
-    grow_send(core, send, total, 1);
+    zc_sock_append(core, send);
+    zc_send_grow(core, send, total, 1);
     send->ticket = ctx->stats.sends;
     return queued_result(core, send);
 }
@@ -181,7 +119,7 @@ static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
         char *slab = sock->slabs < STAGE_SHARE ? zc_take_slab(&core->stage) : NULL;
         if (!slab)
             return -ENOSPC;
-        struct zc_send *rest = new_send(core, ctx, sock, 1);
+        struct zc_send *rest = zc_send_new(core, ctx, sock, 1);
         if (!rest) {
             zc_give_slab(&core->stage, slab);
             return -ENOMEM;
@@ -194,14 +132,14 @@ static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
         rest->continues = first > 0;
         if (first) {
             memcpy((char *)run->one.iov_base + run->one.iov_len, data, first);
-            grow_send(core, run, first, 0);
+            zc_send_grow(core, run, first, 0);
         }
         run = rest;
-        append_send(core, run);
+        zc_sock_append(core, run);
     }
     size_t part = size > first ? size - first : first;
     memcpy((char *)run->one.iov_base + run->one.iov_len, data + (size - part), part);
-    grow_send(core, run, part, 1);
+    zc_send_grow(core, run, part, 1);
     return queued_result(core, run);
 }
 
@@ -271,6 +209,19 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
     send->to = address;
     send->to_size = (socklen_t)to_size;
     return sent;
+}
+
+/* Bytes that the kernel took without a queue; with `whole` they are all that was left of a send. */
+void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
+                     bool whole)
+{
+    zc_sock_count_copy(core, sock);
+    core->stats.bytes_sent += taken;
+    ctx->stats.bytes_sent += taken;
+    core->stats.sends += whole;
+    ctx->stats.sends += whole;
+    core->stats.copied += whole;
+    ctx->stats.copied += whole;
 }
 
 /*

@@ -11,6 +11,7 @@
 #include "ring.h"
 
 #define REAP_BATCH 64u
+
 static uint32_t neutral_flags(const struct io_uring_cqe *cqe)
 {
     uint32_t flags = 0;
@@ -33,7 +34,10 @@ static void reap(struct zc_ring *ring)
     }
     struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned count;
-    /* Until it is empty, or the turn has had its share: one run of deferred task work may leave some, and signals no more of it. */
+    /*
+     * Until it is empty, or the turn has had its share: one run of deferred task work may leave some,
+     * and signals no more of it.
+     */
     while (ring->reaps_left) {
         /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
         count = io_uring_peek_batch_cqe(&ring->uring, cqes,
@@ -83,14 +87,10 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
  */
 static bool send_at_once(struct zc_ring *ring, struct zc_req *req)
 {
-    ssize_t sent;
-    do
-        sent = sendmsg(req->sock->fd, &req->msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    if (sent < 0 && errno == EAGAIN)
+    ssize_t sent = send_now(req->sock->fd, &req->msg);
+    if (sent == -EAGAIN)
         return false;
-    zc_complete(ring->core, zc_request_user_data(ring->core, req),
-                sent < 0 ? -errno : (int32_t)sent, 0);
+    zc_complete(ring->core, zc_request_user_data(ring->core, req), (int32_t)sent, 0);
     return true;
 }
 

@@ -3,12 +3,10 @@
  *
  * A part of a send is registered if it lies whole in one region.  That is asked of its address, and
  * not said by the sender: parts of one send may lie anywhere.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Notes a region under a free index, and returns that. */
 int zc_core_add_region(zc_core *core, const char *memory, size_t size)

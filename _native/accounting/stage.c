@@ -5,13 +5,11 @@
  * It is cut into slabs.  The first that is free is the next: so the runs of a busy socket touch, and
  * go out as one piece, and memory that was read a moment ago is written again while the processor's
  * cache has it.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Gives the core memory for staging, which stays the caller's to free after the core. */
 int zc_core_stage(zc_core *core, char *memory, size_t size)
@@ -43,11 +41,4 @@ void zc_give_slab(struct zc_stage *stage, const char *memory)
     stage->taken[slab] = false;
     if (slab < stage->first)
         stage->first = slab;
-}
-
-/* Gives back the slab that a run was written into. */
-void zc_stage_give_back(struct zc_core *core, struct zc_send *run)
-{
-    zc_give_slab(&core->stage, run->slab);
-    run->sock->slabs--;
 }

@@ -4,12 +4,10 @@
  * A generation is open (sends join it), then flushed (none joins any more), then released: flushed,
  * and every send of it settled.  Generations of one context may be released in any order, because
  * notifications of different requests come in any order; each is told exactly once.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t window,
                    int policy, size_t threshold)

@@ -2,9 +2,10 @@
 #ifndef ZC_RING_H
 #define ZC_RING_H
 
+#include <errno.h>
 #include <liburing.h>
 
-#include "internal.h"
+#include "../accounting/accounting.h"
 
 #ifndef IORING_SEND_ZC_REPORT_USAGE
 #define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
@@ -60,6 +61,23 @@ struct zc_ring {
 
 extern const struct zc_driver zc_uring_driver, zc_msg_zerocopy_driver, zc_copy_driver;
 
+/* One sendmsg that copies and does not wait: how many bytes the kernel took, or -errno. */
+static inline ssize_t send_now(int fd, const struct msghdr *msg)
+{
+    ssize_t sent;
+    do
+        sent = sendmsg(fd, msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+/*
+ * What the files offer each other, above all of the accounting; again from the lowest to the highest.
+ */
+
+/* memory.c */
+
+/* receive.c */
 void zc_rx_submit(struct zc_ring *ring);
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);
 void zc_rx_close(struct zc_ring *ring);
@@ -68,7 +86,18 @@ void zc_rx_close(struct zc_ring *ring);
 bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock);
 void zc_disconnect(int fd);
 
+/* uring.c */
+
+/* setup.c */
 int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char **step);
+
+/* epoll.c */
 int zc_epoll_open(struct zc_ring *ring, bool zero_copy, const char **step);
+
+/* direct.c */
+
+/* attach.c */
+
+/* ring.c */
 
 #endif

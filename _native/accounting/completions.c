@@ -4,12 +4,10 @@
  * A request ends with its result when the result says that no notification follows (no ZC_MORE),
  * else with its notification.  The flag decides, never the result: errors come with ZC_MORE too.
  * Notifications of different requests come in any order.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* The last CQE of a request is in: everything it covered is no longer referred to by it. */
 static void request_ends(struct zc_core *core, struct zc_req *req)

@@ -4,12 +4,10 @@
  * Two requests in flight on one TCP socket can reorder its bytes (one parks on poll while the next
  * gets through), so a stream has one request in flight; what is queued meanwhile is gathered into
  * the next.  Datagrams are one request each.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Whether one more request of a socket may be held, see SLOTS_SHARE. */
 static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)
@@ -195,10 +193,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
     core->stats.requests++;
     core->turn_requests--;
     core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
-    if (core->copy_left)
-        core->copy_left--;
-    if (sock->copy_left && !zero_copy)
-        sock->copy_left--;
+    if (!zero_copy)
+        zc_sock_count_copy(core, sock);
     sock->in_flight++;
     sock->open_requests++;
     core->open_requests++;

@@ -5,13 +5,11 @@
  *
  * Requests that have a number are found by it in a hash of the core: a range costs what it names, in
  * whatever order ranges come and however many requests are held.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdatomic.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 /* Where the requests with a number begin; those of one socket, which follow each other, lie side by side. */
 static struct zc_req **place(struct zc_core *core, const struct zc_sock *sock, uint32_t number)

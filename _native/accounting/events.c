@@ -1,12 +1,10 @@
 /*
  * Telling what has happened, and the end of a core: both let go of what waited to be told.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 int zc_events(zc_core *core, int64_t *out, int max_events)
 {

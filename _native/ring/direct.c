@@ -6,7 +6,6 @@
  * loop to find that completion.  What the socket does not take is queued like any other send.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "ring.h"
 
@@ -16,15 +15,6 @@ static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
     return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
            !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
            (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
-}
-
-/* The whole send was taken. */
-static void count(struct zc_core *core, struct zc_ctx *ctx)
-{
-    core->stats.sends++;
-    core->stats.copied++;
-    ctx->stats.sends++;
-    ctx->stats.copied++;
 }
 
 /*
@@ -43,29 +33,22 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
     if (is_direct(core, ctx, sock, size, flags)) {
         if (zc_window_full(ctx, size))
             return -EAGAIN;
-        ssize_t sent;
-        do
-            sent = sendto(sock->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL,
-                          (const struct sockaddr *)(const void *)to, (socklen_t)to_size);
-        while (sent < 0 && errno == EINTR);
-        if (sent < 0 && errno != EAGAIN && errno != ENOBUFS) {
-            int error = errno;
+        struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+        struct msghdr msg = {.msg_name = (void *)(uintptr_t)to,
+                             .msg_namelen = (socklen_t)to_size,
+                             .msg_iov = &part,
+                             .msg_iovlen = 1};
+        ssize_t sent = send_now(sock->fd, &msg);
+        if (sent < 0 && sent != -EAGAIN && sent != -ENOBUFS) {
             if (sock->kind == ZC_STREAM)
-                zc_sock_break(core, sock, error, false);
-            return -error;
+                zc_sock_break(core, sock, (int)-sent, false);
+            return sent;
         }
-        if (sock->copy_left && sent >= 0)
-            sock->copy_left--;
-        if (core->copy_left && sent >= 0)
-            core->copy_left--;
         if (sent >= 0) {
             taken = (size_t)sent;
-            core->stats.bytes_sent += taken;
-            ctx->stats.bytes_sent += taken;
-        }
-        if (sent >= 0 && taken == size) {
-            count(core, ctx);
-            return ZC_SENT_COPIED;
+            zc_count_direct(core, ctx, sock, taken, taken == size);
+            if (taken == size)
+                return ZC_SENT_COPIED;
         }
     }
     if (to)
@@ -79,33 +62,4 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
         rest->copied = rest->continues = true;
     }
     return queued;
-}
-
-/* Whether bytes of the socket are queued or in flight: 0 means that the kernel has all of them. */
-int zc_sock_unsent(const zc_sock *sock)
-{
-    if (!sock)
-        return -EINVAL;
-    return sock->head != NULL || sock->in_flight > 0;
-}
-
-/* Tells once more that a socket is idle, if it is; returns whether it is. */
-int zc_sock_tell_idle(zc_core *core, zc_sock *sock)
-{
-    if (!core || !sock)
-        return -EINVAL;
-    if (!link_alone(&sock->sends) || !link_alone(&sock->requests))
-        return 0;
-    link_remove(&sock->linger_link);
-    zc_tell(core, &sock->idle_event, ZC_EV_IDLE);
-    return 1;
-}
-
-/* Resets the connection of a stream: what is queued is lost, what is held comes back at once. */
-int zc_sock_reset(zc_core *core, zc_sock *sock, int error)
-{
-    if (!core || !sock || error <= 0 || sock->kind != ZC_STREAM)
-        return -EINVAL;
-    zc_sock_break(core, sock, error, true);
-    return 0;
 }

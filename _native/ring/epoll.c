@@ -204,20 +204,18 @@ static bool gave_back(const struct zc_sock *sock, int error)
            (error == ENOBUFS && !tells_full_queues(sock->fd));
 }
 
-/* One sendmsg, and the number of the request if it was given one. */
-static ssize_t send_now(struct zc_ring *ring, struct zc_req *req)
+/* One sendmsg with MSG_ZEROCOPY, and the number that the request is given if that took bytes. */
+static ssize_t send_zero_copy(struct zc_ring *ring, struct zc_req *req)
 {
     struct zc_sock *sock = req->sock;
-    int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (req->zero_copy ? MSG_ZEROCOPY : 0);
     for (int tries = 0;; tries++) {
-        ssize_t sent = sendmsg(sock->fd, &req->msg, flags);
+        ssize_t sent = sendmsg(sock->fd, &req->msg, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_ZEROCOPY);
         int error = errno;
         if (sent >= 0) {
-            if (req->zero_copy)
-                zc_number(ring->core, req, sock->next_number++);
+            zc_number(ring->core, req, sock->next_number++);
             return sent;
         }
-        if (req->zero_copy && !gave_back(sock, error)) {
+        if (!gave_back(sock, error)) {
             zc_sock_lose_count(sock);
             /* If it was notified of, that is there by now. */
             drain_errors(ring, sock);
@@ -226,7 +224,7 @@ static ssize_t send_now(struct zc_ring *ring, struct zc_req *req)
         if (error == EINTR)
             continue;
         /* Too many notifications are due (net.core.optmem_max): make room and ask once more. */
-        if (error != ENOBUFS || !req->zero_copy || tries)
+        if (error != ENOBUFS || tries)
             return -error;
         drain_errors(ring, sock);
     }
@@ -253,7 +251,7 @@ static int submit(struct zc_ring *ring)
     for (; (req = zc_build_request(core)); total++) {
         uint64_t user_data = zc_request_user_data(core, req);
         ring->submits++;
-        ssize_t sent = send_now(ring, req);
+        ssize_t sent = req->zero_copy ? send_zero_copy(ring, req) : send_now(req->sock->fd, &req->msg);
         if (sent == -EAGAIN)
             sent = wait_for_room(ring, req->sock);
         zc_complete(core, user_data, (int32_t)sent, req->has_number ? ZC_MORE : 0);

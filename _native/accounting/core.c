@@ -1,12 +1,10 @@
 /*
  * The core of a ring: its memory, its counters, and the events that wait to be told.
- *
- * Nothing here makes a system call.
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "accounting.h"
 
 void *zc_alloc(struct zc_core *core, size_t size)
 {
