@@ -13,8 +13,8 @@ ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order
 	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py
 # What another Python could break; empty for all.
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
-	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
-	tests/features/test_garbage.py tests/trio_only
+	tests/contract/test_release.py tests/contract/test_guards.py tests/contract/test_threads.py \
+	tests/features/test_pool.py tests/features/test_garbage.py tests/trio_only
 # Debian releases on whose kernels test-kernels runs KERNEL_TESTS: what the kernel decides.
 KERNELS ?= bookworm trixie
 KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
