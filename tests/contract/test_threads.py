@@ -23,6 +23,7 @@ import pytest
 import zc_anyio
 from tests.support.peers import Reader, tcp_pair
 from tests.support.waiting import LIMIT, until
+from zc_anyio._native.lib import queue, queue_or_send
 
 THREADS = 2
 ROUNDS = 25
@@ -242,9 +243,18 @@ async def test_a_pool_is_its_thread_s(driver: Any) -> None:
         assert (pool.count, pool.free) == (2, 2)
 
 
-@pytest.mark.skipif(
+free_threaded = pytest.mark.skipif(
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has its GIL"
 )
+
+
+@free_threaded
+def test_threads_do_not_count_references_to_the_functions_that_send() -> None:
+    # Deferred reference counting shows as a count that no program reaches.
+    assert min(map(sys.getrefcount, (queue, queue_or_send))) > 1 << 32
+
+
+@free_threaded
 def test_importing_leaves_the_gil_off() -> None:
     script = """
 import sys, zc_anyio, zc_anyio.asgi, zc_anyio.httpcore, zc_anyio.lowlevel, trio, uvloop

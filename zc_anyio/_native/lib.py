@@ -79,15 +79,16 @@ def _share_among_threads(*objects: object) -> None:
     Free-threaded Python counts those to functions of extensions at each call.  Two threads that
     send write to the same memory then, and did 1.4 times the sends of one in place of 1.9.
     """
-    if "t" not in sys.abiflags:
+    if "t" not in getattr(sys, "abiflags", ""):
         return
     import ctypes
 
-    # Since Python 3.14; it asks for nothing that has to be undone.
-    share = ctypes.pythonapi.PyUnstable_Object_EnableDeferredRefcount
-    share.argtypes = [ctypes.py_object]
-    for shared in objects:
-        share(shared)
+    # Of Python 3.14; a later one that has it no more may do without.
+    share = getattr(ctypes.pythonapi, "PyUnstable_Object_EnableDeferredRefcount", None)
+    if share is not None:
+        share.argtypes = [ctypes.py_object]
+        for shared in objects:
+            share(shared)
 
 
 # Read once: attributes of `lib` are slow to look up.
