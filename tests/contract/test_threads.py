@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import Queue
 from socket import socket
 from typing import Any
 
@@ -121,6 +122,40 @@ def test_a_ring_in_each_of_two_threads(anyio_backend: Backend, driver: Any) -> N
             assert counted.staged >= ROUNDS * 3
             for expected, reader in zip(sent.expected, mine, strict=True):
                 assert anyio.run(reader.all) == expected
+
+
+def test_connections_that_move_between_threads(anyio_backend: Backend, driver: Any) -> None:
+    """What one ring has learned of a socket, another one in another thread goes on with."""
+
+    async def send_one(sock: socket, data: bytes) -> int:
+        async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
+            async with zc_anyio.send_group() as group:
+                await group.send(sock, data[: 20 * KIB])
+                await group.send(sock, data[20 * KIB :])
+        return ring.statistics().sends
+
+    def pass_around(number: int) -> int:
+        choose = random.Random(number)
+        sends = 0
+        for _ in range(ROUNDS):
+            sock, expected = waiting[number].get(timeout=LIMIT)
+            data = choose.randbytes(40 * KIB)
+            sends += run(anyio_backend, send_one, sock, data)
+            expected += data
+            waiting[1 - number].put((sock, expected))
+        return sends
+
+    waiting: list[Queue[tuple[socket, bytearray]]] = [Queue() for _ in range(THREADS)]
+    sent = [bytearray() for _ in range(2 * THREADS)]
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(tcp_pair()) for _ in sent]
+        readers = [stack.enter_context(Reader(peer)) for _, peer in pairs]
+        for number, ((client, _), expected) in enumerate(zip(pairs, sent, strict=True)):
+            waiting[number % THREADS].put((client, expected))
+        assert in_threads(pass_around) == [2 * ROUNDS] * THREADS
+        for client, _ in pairs:
+            client.close()
+        assert [anyio.run(reader.all) for reader in readers] == sent
 
 
 def test_streams_between_two_threads(anyio_backend: Backend, driver: Any) -> None:
