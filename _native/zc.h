@@ -169,6 +169,7 @@ int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable);
 int zc_core_reset(zc_core *core, int error);
 
 /* taking.c */
+int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole);
 int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                  const size_t *sizes, size_t count, uint32_t flags);
 int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
@@ -221,6 +222,9 @@ int zc_ring_stop_receiving(zc_ring *ring);
 int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max);
 
 /* direct.c */
+int64_t zc_send_alone(zc_ring *ring, zc_sock *sock, const char *data, size_t size);
+int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                      size_t taken);
 int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);
 

@@ -319,6 +319,7 @@ void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_block(struct zc_sock *sock);
 void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_count_copy(struct zc_core *core, struct zc_sock *sock);
+void zc_sock_used(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 
 /* send.c */

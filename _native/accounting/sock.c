@@ -155,6 +155,14 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
+/* What was sent left nothing behind; the socket is idle from now on, and not since before that. */
+void zc_sock_used(struct zc_core *core, struct zc_sock *sock)
+{
+    link_remove(&sock->idle_event.link);
+    sock->sent_to = true;
+    zc_sock_check_idle(core, sock);
+}
+
 /* Tells of the sockets that have been idle for long enough; `now` counts ticks, and is never less. */
 int zc_core_advance(zc_core *core, uint64_t now)
 {

@@ -211,17 +211,29 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
     return sent;
 }
 
-/* Bytes that the kernel took without a queue; with `whole` they are all that was left of a send. */
+/* Counts such bytes (zc_count_direct) in a context. */
+int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole)
+{
+    if (!ctx)
+        return -EINVAL;
+    ctx->stats.bytes_sent += taken;
+    ctx->stats.sends += whole != 0;
+    ctx->stats.copied += whole != 0;
+    return 0;
+}
+
+/*
+ * Counts bytes that the kernel took without a queue; with `whole` they are all that was left of a
+ * send.  There may be no context.
+ */
 void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
                      bool whole)
 {
     zc_sock_count_copy(core, sock);
     core->stats.bytes_sent += taken;
-    ctx->stats.bytes_sent += taken;
     core->stats.sends += whole;
-    ctx->stats.sends += whole;
     core->stats.copied += whole;
-    ctx->stats.copied += whole;
+    zc_ctx_count_direct(ctx, taken, whole);
 }
 
 /*

@@ -9,12 +9,66 @@
 
 #include "ring.h"
 
+/* Whether nothing of a socket comes before what is handed over now. */
+static bool is_quiet(const struct zc_sock *sock)
+{
+    return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error;
+}
+
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
                       const struct zc_sock *sock, size_t size, uint32_t flags)
 {
-    return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error &&
-           !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
+    return is_quiet(sock) && !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
            (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
+}
+
+/* Queues what is left of a send whose first bytes the kernel has. */
+static int64_t queue_rest(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                          const char *data, size_t size, uint32_t flags)
+{
+    int64_t queued = zc_queue(core, ctx, sock, data, size, flags);
+    if (queued < 0) {
+        /* Memory is out, in the middle of what the caller takes for one send. */
+        zc_sock_break(core, sock, ENOMEM, false);
+        return queued;
+    }
+    struct zc_send *rest = container(sock->sends.prev, struct zc_send, sock_link);
+    rest->copied = rest->continues = true;
+    return queued;
+}
+
+/*
+ * Hands a buffer over to the kernel before there is a context: what a scope that sends one small
+ * message needs.  Returns how many bytes the kernel took; 0 if it is not to be, and -errno if the
+ * connection is broken, which is for the send that is queued then to find.
+ */
+int64_t zc_send_alone(zc_ring *ring, zc_sock *sock, const char *data, size_t size)
+{
+    if (!ring || !sock || !data || size == 0 || size > SSIZE_MAX)
+        return -EINVAL;
+    if (!zc_may_send(ring->core))
+        return -EPERM;
+    /* Asking a datagram socket would take its error away from the next send. */
+    if (sock->kind != ZC_STREAM || !is_quiet(sock))
+        return 0;
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+    ssize_t sent = send_now(sock->fd, &msg);
+    if (sent < 0)
+        return sent == -EAGAIN || sent == -ENOBUFS ? 0 : sent;
+    zc_count_direct(ring->core, NULL, sock, (size_t)sent, (size_t)sent == size);
+    zc_sock_used(ring->core, sock);
+    return sent;
+}
+
+/* Queues what zc_send_alone has left of a buffer, in the context that its scope has by now. */
+int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
+                      size_t taken)
+{
+    if (!core || !ctx || !sock || !data || taken == 0 || taken >= size)
+        return -EINVAL;
+    zc_ctx_count_direct(ctx, taken, false);
+    return queue_rest(core, ctx, sock, data + taken, size - taken, 0);
 }
 
 /*
@@ -53,13 +107,7 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
     }
     if (to)
         return zc_queue_to(core, ctx, sock, &data, &size, 1, flags, to, to_size);
-    int64_t queued = zc_queue(core, ctx, sock, data + taken, size - taken, flags);
-    if (queued < 0 && taken)
-        /* Memory is out, in the middle of what the caller takes for one send. */
-        zc_sock_break(core, sock, ENOMEM, false);
-    else if (taken) {
-        struct zc_send *rest = container(sock->sends.prev, struct zc_send, sock_link);
-        rest->copied = rest->continues = true;
-    }
-    return queued;
+    if (taken)
+        return queue_rest(core, ctx, sock, data + taken, size - taken, flags);
+    return zc_queue(core, ctx, sock, data, size, flags);
 }

@@ -177,7 +177,8 @@ GROWTH = """
             gc.collect()
             counters = native.statistics()
             assert counters.sends == (first + groups) * sends
-            assert counters.generations_released >= first + groups
+            # A third of the groups are of bytes: a single message of them needs no generation.
+            assert counters.generations_released >= (first + groups) * 2 // 3
             assert (counters.contexts, counters.sockets, counters.strays) == (0, 0, 0)
             assert counters.allocations == allocations
             print(resident() - before)

@@ -321,7 +321,7 @@ async def test_a_turn_that_fails_ends_the_ring(
                 async with zc_anyio.send_group() as group:
                     with monkeypatch.context() as patch:
                         patch.setattr(ring._native, "turn", fail)
-                        group.send_nowait(client, b"taken")
+                        group.send_nowait(client, bytearray(b"taken"))
                         await anyio.sleep(LIMIT)
         (error,) = caught.value.exceptions
         assert isinstance(error, OSError)

@@ -58,12 +58,14 @@ __all__ = [
     "process_forks",
     "queue",
     "queue_or_send",
+    "queue_rest",
     "queue_to",
     "queue_vector",
     "rx_consume",
     "rx_data",
     "rx_is_bulk",
     "rx_ready",
+    "send_alone",
     "socket_info",
     "unpack",
 ]
@@ -122,6 +124,9 @@ queue: Final[Callable[..., int]] = getattr(lib, "zc_queue", None)  # type: ignor
 export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
 # The same for a ring instead of a core; what need not wait is handed to the kernel at once.
 queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_queue_or_send", None)  # type: ignore[assignment]
+# What a scope sends before it has a context, and what that has left.
+send_alone: Final[Callable[..., int]] = getattr(lib, "zc_send_alone", None)  # type: ignore[assignment]
+queue_rest: Final[Callable[..., int]] = getattr(lib, "zc_queue_rest", None)  # type: ignore[assignment]
 unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type: ignore[assignment]
 # See receive.c.
 rx_ready: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_ready", None)  # type: ignore[assignment]

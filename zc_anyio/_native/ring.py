@@ -124,6 +124,10 @@ class NativeRing:
         """Have what can be handed over at once copied below a size, whatever the threshold is."""
         check(lib.zc_ctx_copy_alone(handle, below))
 
+    def count_direct(self, handle: Any, size: int) -> None:
+        """Count in a context what was sent whole before there was one."""
+        check(lib.zc_ctx_count_direct(handle, size, 1))
+
     def linger(self, ticks: int) -> None:
         """Keep idle sockets attached for so many ticks; with 0, tell of all that are idle."""
         check(lib.zc_core_linger(self.core, ticks))
@@ -233,6 +237,10 @@ class NativeRing:
     def tell_idle(self, handle: Any) -> bool:
         """Have it told again that a socket is idle, if it is; return whether it is."""
         return check(lib.zc_sock_tell_idle(self.core, handle)) > 0
+
+    def fail_socket(self, handle: Any, error: int) -> None:
+        """Break a socket: what is queued fails with an errno, and the connection is shut down."""
+        check(lib.zc_sock_fail(self.core, handle, error))
 
     def reset_socket(self, handle: Any, error: int) -> None:
         """Reset the connection of a stream; what is queued and held of it fails."""

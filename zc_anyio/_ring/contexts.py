@@ -248,6 +248,8 @@ class Context:
             self._channel, self._receiver = anyio.create_memory_object_stream[Notification](
                 math.inf
             )
+            if self.handle == self._native.no_handle:
+                self._channel.close()
         return self._receiver
 
     # --- the end ---
@@ -310,6 +312,7 @@ class Context:
         if not self.is_all_released():
             return
         self._native.free_context(self.handle)
+        self.handle = self.open_handle = self._native.no_handle
         self._reaper.remove(self.ident)
         # Its owner, which refers to this: without a cycle both go at once.
         self.on_failed = _told_nobody

@@ -9,10 +9,15 @@ from types import TracebackType
 from typing import Literal, Self
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 
+from .._base.loops import uninterrupted
+from .._base.reports import Notification
+from .._native.lib import queue_rest, send_alone
 from .._ring.leaving import Leaving
 from .._ring.opening import current_ring, open_ring
 from .._ring.ring import Ring, ZeroCopy
+from .buffers import Data
 from .senders import DEFAULT_WINDOW, Sender
 
 __all__ = ["SendGroup", "send_group"]
@@ -45,7 +50,10 @@ class SendGroup(Sender):
         self._release_timeout = release_timeout
         # Ends the ring that was opened for this scope.
         self._stack: AsyncExitStack | None = None
-        self._entered = self._left = False
+        # A context is made when it is needed: one small message leaves without.
+        self._entered = self._left = self._has_context = False
+        # What left so is shorter than this; and how long it was.
+        self._alone_below = self._alone = 0
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -56,9 +64,9 @@ class SendGroup(Sender):
             self._stack = AsyncExitStack()
             ring = await self._stack.enter_async_context(open_ring())
         ring.check_loop()
-        self._start(ring, tag=self.tag, window=self._window, zero_copy=self._zero_copy)
-        if self._release_timeout is not None:
-            self._context.may_reset()
+        self._ring = ring
+        if (self._zero_copy or ring._zero_copy) != "always":
+            self._alone_below = ring._threshold
         return self
 
     async def __aexit__(
@@ -72,22 +80,93 @@ class SendGroup(Sender):
         else:
             async with self._stack:
                 await self._leave(exc)
+        if self._failures and not self._collect and exc is None:
+            self._raise_failures()
+
+    def _raise_failures(self) -> None:
         unraised = [f for socket, f in self._failures.items() if socket not in self._raised]
-        if unraised and not self._collect and exc is None:
+        if unraised:
             raise ExceptionGroup(
                 f"sends of a group failed on {len(unraised)} socket(s)",
                 [_broken(failure.error) for failure in unraised],
             )
 
+    # --- what Sender asks for ---
+
     def _check(self) -> None:
+        self._check_open()
+        if not self._has_context:
+            self._make_context()
+
+    @uninterrupted
+    def _queue_any(self, stream: object, data: Data, flags: int) -> bool:
+        if self._has_context:
+            return super()._queue_any(stream, data, flags)
+        self._check_open()
+        if not self._alone and type(data) is bytes and 0 < len(data) < self._alone_below:
+            return self._send_alone(stream, data)
+        self._make_context()
+        return self._queue(stream, data, flags)
+
+    @property
+    def notifications(self) -> MemoryObjectReceiveStream[Notification]:
+        """See :attr:`Sender.notifications`."""
+        if not self._has_context:
+            self._make_context()
+        return super().notifications
+
+    # --- the context ---
+
+    def _check_open(self) -> None:
         if self._left or not self._entered:
             raise anyio.ClosedResourceError("the send group is not open")
         self._ring.check()
+
+    @uninterrupted
+    def _make_context(self) -> None:
+        self._has_context = True
+        self._start(self._ring, tag=self.tag, window=self._window, zero_copy=self._zero_copy)
+        if self._release_timeout is not None:
+            self._context.may_reset()
+        if self._alone:
+            self._ring._native.count_direct(self._context.handle, self._alone)
+        if self._left:
+            self._context.close()
+
+    @uninterrupted
+    def _send_alone(self, stream: object, data: bytes) -> bool:
+        """Hand the group's first message, which is small, over to the kernel at once.
+
+        Most groups that begin with one end after it, and so have nothing to wait for.
+        """
+        socket = self._attach(stream)
+        native = self._ring._native
+        taken = send_alone(native.ring, socket.handle, data, len(data))
+        if taken == len(data):
+            self._alone = taken
+            return True
+        self._make_context()
+        if taken <= 0:
+            queued = self._queue(stream, data)
+            if taken:
+                native.fail_socket(socket.handle, -taken)
+            return queued
+        sent = queue_rest(self._core, self._context.handle, socket.handle, data, len(data), taken)
+        if sent < 0:
+            return self._refused(sent, socket)
+        self._queued(sent, data)
+        return True
 
     # --- leaving ---
 
     async def _leave(self, exc: BaseException | None) -> None:
         self._left = True
+        # An end of the program does not wait for peers either.
+        in_order = exc is None or isinstance(exc, Exception)
+        if not self._has_context:
+            if in_order:
+                await self._ring._loop_calls.checkpoint()
+            return
         self._context.take_no_more()
         if self._ring.is_foreign():
             return
@@ -95,8 +174,7 @@ class SendGroup(Sender):
             raise RuntimeError("the ring was closed while a send group was open on it")
         leaving = Leaving(self._ring._reaper, exc)
         try:
-            # An end of the program does not wait for peers either.
-            if exc is None or isinstance(exc, Exception):
+            if in_order:
                 await self._release(leaving)
             else:
                 await self._context.take_back(leaving)
@@ -142,6 +220,9 @@ def send_group(
     for.  When it is cancelled, what the kernel has not taken is taken back; a connection whose send
     was cut short is shut down for sending; a changeable buffer that the kernel holds on to has its
     connection reset; buffers that cannot change (``bytes``) are left to the ring.
+
+    The first message of a group leaves with the call if it is ``bytes`` below the ring's threshold
+    and nothing of its connection waits; what follows is gathered.
 
     :param ring: default the ambient ring; with none open, one is opened for this scope.
     :param tag: for :class:`Notification`; default one that no other group has.

@@ -48,6 +48,7 @@ class Queueing:
         # Sockets whose failure a call has raised, by identity as the failures are.
         self._raised: set[object] = set()
         self._streams: dict[object, Any] = {}
+        self._yield_is_due = False
 
     def _start(self, ring: Ring, *, tag: int, window: int, zero_copy: ZeroCopy | None) -> None:
         self._ring = ring
@@ -59,10 +60,9 @@ class Queueing:
         self._leases = self._context.leases
         self._streams = ring._sockets.by_stream
         self._views = ring._leases_by_view
-        self._yield_is_due = False
 
     def _check(self) -> None:
-        """Raise unless sends are taken."""
+        """Raise unless sends are taken; there is a context after this."""
         raise NotImplementedError
 
     def _on_failed(self, ident: int, error: int) -> None:
