@@ -135,9 +135,8 @@ rx_consume: Final[Callable[[Any, int], int]] = getattr(lib, "zc_rx_consume", Non
 rx_is_bulk: Final[Callable[[Any], int]] = getattr(lib, "zc_rx_is_bulk", None)  # type: ignore[assignment]
 from_buffer: Final[Callable[..., Any]] = getattr(ffi, "from_buffer", None)  # type: ignore[assignment]
 NO_ADDRESS: Final[Any] = getattr(ffi, "NULL", None)
-_share_among_threads(
-    lib, queue, queue_or_send, unpack, rx_ready, rx_data, rx_consume, rx_is_bulk, from_buffer
-)
+_share_among_threads(lib, queue, queue_or_send, send_alone, queue_rest, unpack, from_buffer)
+_share_among_threads(rx_ready, rx_data, rx_consume, rx_is_bulk)
 
 
 class SocketInfo(Protocol):
