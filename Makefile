@@ -2,7 +2,8 @@
 # test-versions), except for missing Debian packages, which apt-get installs.
 
 PYTHON ?= $(shell scripts/find_python '>=3.11')
-VERSIONS ?= 3.12 3.13
+# Those that are there; scripts/make_pythons makes the newest ones.
+VERSIONS ?= 3.12 3.13 3.14 3.15 3.14t
 # The accounting, and what drives every line of the drivers; all of it takes several times longer.
 ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order.py \
 	tests/contract/test_cancellation.py tests/contract/test_sockets.py \
@@ -12,8 +13,8 @@ ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order
 	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py
 # What another Python could break; empty for all.
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
-	tests/contract/test_release.py tests/contract/test_guards.py tests/features/test_pool.py \
-	tests/features/test_garbage.py tests/trio_only
+	tests/contract/test_release.py tests/contract/test_guards.py tests/contract/test_threads.py \
+	tests/features/test_pool.py tests/features/test_garbage.py tests/trio_only
 # Debian releases on whose kernels test-kernels runs KERNEL_TESTS: what the kernel decides.  What takes
 # long in an emulated machine is left out.
 KERNELS ?= bullseye bookworm trixie

@@ -235,7 +235,7 @@ class Output(Sender):
 
     def drop(self, receiver: Receiver) -> None:
         """Close all of a stream that nobody closed and nothing refers to, in whatever thread."""
-        self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket)
+        self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket.close)
 
     def _close_dropped(self, receiver: Receiver) -> None:
         # No event loop runs any more, or none of its tasks: there is nobody to wake.

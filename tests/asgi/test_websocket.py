@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -368,3 +372,24 @@ async def test_an_application_broadcasts_one_frame_in_order_with_its_own(driver:
                 tasks.start_soon(partial(client, rig, "", run, compression=compression))
         # Held and counted once for each member.
         assert rig.ring.statistics().bytes_sent > 300_000
+
+
+def test_frames_that_two_threads_make() -> None:
+    def slowly(frame: FrameType, event: str, _: object) -> Any:
+        # The other thread has its turn at every line of what makes frames.
+        if event == "line" and frame.f_code.co_name == "send_data":
+            time.sleep(0.0005)
+        return slowly
+
+    def make(data: str | bytes) -> None:
+        sys.settrace(slowly)
+        made.extend((data, websocket_frame(data)) for _ in range(20))
+
+    made: list[tuple[str | bytes, bytes]] = []
+    threads = [threading.Thread(target=make, args=[data]) for data in ("text", b"bytes")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 40
+    assert all(frame == websocket_frame(data) for data, frame in made)

@@ -353,6 +353,8 @@ def test_a_socket_that_a_ring_has_when_the_process_forks(
     )
 
 
+# The child ends at once, whatever threads the test tools have here.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_what_is_held_when_the_process_forks_is_released() -> None:
     with tcp_pair(stalled=True) as (client, peer):
         data = bytearray(os.urandom(1 << 20))

@@ -122,8 +122,9 @@ class TrioLoop:
         self.wake: Callable[[Any], None] = _TaskWaiter.wake
         self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
-        while _uninterrupted:
-            trio.lowlevel.enable_ki_protection(_uninterrupted.pop())
+        # Each time, which changes nothing: another thread may open a ring meanwhile.
+        for function in _uninterrupted:
+            trio.lowlevel.enable_ki_protection(function)
         self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
 
     def new_waiter(self) -> Waiter:

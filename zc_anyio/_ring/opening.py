@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -33,7 +34,10 @@ DEFAULT_STAGING = 8 << 20
 SLAB = 64 << 10
 
 _ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
+# The rings of all threads.  While its lock is held none of them is closed; what garbage collection
+# does in the same thread may close one.
 _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
+_open_rings_lock = threading.RLock()
 
 
 def require_ring(ring: Ring | None) -> Ring:
@@ -125,7 +129,8 @@ async def open_ring(
                 finally:
                     ring._reaper.stop()
     finally:
-        _open_rings.discard(ring)
+        with _open_rings_lock:
+            _open_rings.discard(ring)
         # Only now: until its task has ended the event loop polls the ring's descriptor.
         ring._close()
     if raised is not None:
@@ -153,16 +158,20 @@ _guarded = False
 
 def _guard(ring: Ring) -> None:
     global _guarded
-    _open_rings.add(ring)
-    if _guarded:
-        return
-    _guarded = True
-    os.register_at_fork(before=process_forks, after_in_child=_disown)
-    sys.addaudithook(_refuse_exec)
+    with _open_rings_lock:
+        _open_rings.add(ring)
+        if _guarded:
+            return
+        _guarded = True
+        os.register_at_fork(before=process_forks, after_in_child=_disown)
+        sys.addaudithook(_refuse_exec)
 
 
 def _disown() -> None:
     """In a forked child: no thread is the owner of the parent's rings."""
+    global _open_rings_lock
+    # A thread that is not there any more may have held it.
+    _open_rings_lock = threading.RLock()
     # Also where a program that embeds Python tells of forks in the child only.
     process_forks()
     for ring in _open_rings:
@@ -174,8 +183,9 @@ def _disown() -> None:
 def _refuse_exec(event: str, _arguments: tuple[Any, ...]) -> None:
     """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
     if event == "os.exec":
-        for ring in _open_rings:
-            if not ring.is_foreign() and ring._busy():
-                raise RuntimeError(
-                    "os.exec* would hang with zero-copy sends under way: leave the groups first"
-                )
+        with _open_rings_lock:
+            busy = any(not ring.is_foreign() and ring._busy() for ring in _open_rings)
+        if busy:
+            raise RuntimeError(
+                "os.exec* would hang with zero-copy sends under way: leave the groups first"
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 import warnings
 import weakref
@@ -135,22 +134,23 @@ class Ring:
             raise RuntimeError("the ring is closed")
         raise RuntimeError("the ring belongs to another thread; open one in each that sends")
 
-    def call_in_own_thread(self, close: Callable[[], None], sock: socket.socket) -> None:
-        """Close what belongs to an object that was dropped, which happens in any thread.
+    def call_in_own_thread(
+        self, let_go: Callable[[], None], otherwise: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let go of what belongs to an object that was dropped, which happens in any thread.
 
-        :param close: closes all of it, its socket too; called now, or soon in the event loop.
-        :param sock: what is closed if that does not run any more.
+        :param let_go: called now, or soon in the event loop.
+        :param otherwise: called in its place if that does not run any more, or is the parent's.
         """
-        if self.is_foreign():
-            # The event loop and its descriptors are the parent's.
-            sock.close()
-        elif self._thread == threading.get_ident():
-            close()
+        if self._thread == threading.get_ident():
+            let_go()
+        elif self.is_foreign():
+            otherwise()
         else:
             try:
-                self._loop_calls.call_from_thread(close)
+                self._loop_calls.call_from_thread(let_go)
             except RuntimeError:
-                sock.close()
+                otherwise()
 
     def is_foreign(self) -> bool:
         """Whether this is a forked child of the ring's process."""

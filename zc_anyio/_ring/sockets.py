@@ -35,9 +35,10 @@ __all__ = ["AttachedSocket", "KnownSocket", "SocketTable"]
 SOCKETS_REMEMBERED = 4096
 # Sockets that a ring keeps suspended; what is more is detached, that which was suspended first.
 SUSPENDED_MOST = 16384
-# What the native part knew of sockets when they were detached, from whichever ring.  While two
-# rings have one attached, or suspended, the second knows nothing of it.  Numbers of MSG_ZEROCOPY
-# in it are not trusted after a fork, neither by the parent nor by the child.
+# What the native part knew of sockets when they were detached, from whichever ring, in whichever
+# thread: each change is one call.  While two rings have one attached, or suspended, the second
+# knows nothing of it.  Numbers of MSG_ZEROCOPY in it are not trusted after a fork, neither by the
+# parent nor by the child.
 _learned: OrderedDict[int, Any] = OrderedDict()
 
 

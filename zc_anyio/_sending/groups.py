@@ -110,7 +110,11 @@ class SendGroup(Sender):
 
     @property
     def notifications(self) -> MemoryObjectReceiveStream[Notification]:
-        """See :attr:`Sender.notifications`."""
+        """A channel of :class:`Notification`, one a generation, in order.
+
+        It begins with the generations released after the first use of this attribute, and ends
+        when the group was left and all is released.  Close it, as any anyio stream.
+        """
         if not self._has_context:
             self._make_context()
         return super().notifications

@@ -12,8 +12,10 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from gc import get_referents
 from sys import getrefcount
+from threading import get_ident
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -132,6 +134,9 @@ class _Slot:
         self.pool._put(self)
 
     def _dropped(self, exporter: weakref.ref[Any]) -> None:
+        self.pool._ring.call_in_own_thread(partial(self._free_again, exporter))
+
+    def _free_again(self, exporter: weakref.ref[Any]) -> None:
         if self.exporter is exporter and not self.uses:
             self.take_back()
 
@@ -213,9 +218,11 @@ class BufferPool:
         :param count: how many.
         :raises OSError: no memory.
         :raises anyio.ClosedResourceError: the pool is closed.
+        :raises RuntimeError: this is not the ring's thread.
         """
         if self._closed:
             raise anyio.ClosedResourceError
+        self._ring.check()
         most = max(1, (REGION_MOST - PAGE) // self.stride)
         for first in range(0, count, most):
             region = _Region(self, min(most, count - first))
@@ -252,7 +259,10 @@ class BufferPool:
         without yielding to other tasks.
 
         :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
+        :raises RuntimeError: this is not the ring's thread.
         """
+        if self._ring._thread != get_ident():
+            self._ring.check()
         self._acquired += 1
         if not self._free or (self._acquired % CLOCK_EVERY == 0 and self._ring.yield_is_due()):
             if self._closed:
@@ -286,7 +296,10 @@ class BufferPool:
         :param view: what :meth:`acquire` returned.
         :raises ValueError: it is no buffer of this pool that is out.
         :raises BufferError: it is part of a send that is not released.
+        :raises RuntimeError: this is not the ring's thread.
         """
+        if self._ring._thread != get_ident():
+            self._ring.check()
         slot = self._views.get(id(view))
         if slot is None or slot.pool is not self or slot.view is None or slot.view() is not view:
             raise ValueError("not a buffer that this pool has given out")

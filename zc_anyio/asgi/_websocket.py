@@ -34,9 +34,6 @@ COMPRESSED_PIECE = 4 << 10
 VERSION = b"13"
 Fields: TypeAlias = Iterable[tuple[bytes, bytes]]
 
-# A server's frames are not masked, and without extensions they have no state.
-_framer = Connection(ConnectionType.SERVER)
-
 
 def websocket_frame(data: str | bytes) -> bytes:
     """Return a message as an unmasked frame, to be broadcast to WebSockets of this server.
@@ -46,7 +43,8 @@ def websocket_frame(data: str | bytes) -> bytes:
     :param data: a text or a binary message.
     """
     message: Event = TextMessage(data=data) if isinstance(data, str) else BytesMessage(data=data)
-    return _framer.send(message)
+    # A server's frames are not masked; without extensions one has nothing to do with another.
+    return Connection(ConnectionType.SERVER).send(message)
 
 
 class WebSocket:
