@@ -17,10 +17,11 @@ from .files import largest_file
 try:
     from rich.console import Console
 
-    from .report import bar, bars, print_report
+    from .report import bar, bars, print_dropped, print_report
 except ImportError as exc:  # pragma: no cover - rich is an optional dependency
     raise SystemExit(f"the demonstration needs rich: install zc_anyio[cli] ({exc})") from exc
 
+from .dropped import NotHere, measure
 from .sending import Measured, Payload, by_anyio, by_broadcast, by_group
 from .server import SLOW_BYTES_A_SECOND, start_server
 
@@ -42,8 +43,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=(
             "Send a file to a server in a second process on this machine, by anyio's own send, by "
             "a send group, and by a broadcast to many connections; compare what arrived, and "
-            "show what it cost.  Exit status 1 if anything else arrived than was sent, 2 if the "
-            "demonstration could not run."
+            "show what it cost.  Then, where a network namespace can be made, send datagrams to a "
+            "device that drops them, where nothing is copied.  Exit status 1 if anything else "
+            "arrived than was sent, 2 if the demonstration could not run."
         ),
     )
     parser.add_argument(
@@ -126,7 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, zc_anyio.DriverUnavailable) as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return UNABLE
-    return 0 if print_report(console, results) else DIFFERENT
+    if not print_report(console, results):
+        return DIFFERENT
+    try:
+        ways = measure(path, payload.size, options.driver, BACKENDS[options.backend])
+    except NotHere as exc:
+        console.print(f"What is not copied cannot be shown here: {exc}", highlight=False)
+    else:
+        print_dropped(console, ways)
+    return 0
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ class Payload:
             self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self.size = size
 
-    def chunks(self, count: int) -> list[memoryview]:
-        """Return the first ``count`` bytes in views of :data:`CHUNK_SIZE`."""
+    def chunks(self, count: int, each: int = CHUNK_SIZE) -> list[memoryview]:
+        """Return the first ``count`` bytes, or as many as there are, in views of ``each`` bytes."""
         view = memoryview(self._map)[:count]
-        return [view[at : at + CHUNK_SIZE] for at in range(0, count, CHUNK_SIZE)]
+        return [view[at : at + each] for at in range(0, len(view), each)]
 
     def sha256(self, count: int) -> str:
         """Return the digest of the first ``count`` bytes, in hexadecimal."""

@@ -16,10 +16,12 @@ import pytest
 pytest.importorskip("rich")
 
 from examples.demo import __main__ as demo
+from examples.demo import dropped
 from examples.demo.files import largest_file
 from examples.demo.report import differences
 from examples.demo.sending import Measured, Payload
 from examples.demo.server import Received, start_server
+from tests.support.needs import need_command, need_root
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (2 << 20) + 12345  # two whole chunks and a part of one
@@ -75,6 +77,34 @@ def test_every_backend_sends_in_three_ways_and_all_hashes_match(file: Path, back
     assert "cannot receive its own" in done.stdout
     # No terminal, so no bars.
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_what_a_device_drops_is_zero_copied(
+    file: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_root("making a network namespace for certain")
+    need_command("ip", "iproute2")
+    # The measurement is made in a second process, whose amount of work the first cannot change.
+    monkeypatch.setenv("ZC_DEMO_MIB", "8")
+    ways = dropped.measure(file, SIZE, "auto", demo.BACKENDS[backend])
+    assert [each.way for each in ways] == ["socket.send", "MSG_ZEROCOPY", "send group"]
+    # Whole rounds of the file, in datagrams of which the last of each is short.
+    rounds = (8 << 20) // SIZE + 1
+    assert {each.size for each in ways} == {rounds * SIZE}
+    large = rounds * (SIZE // dropped.DATAGRAM)
+    by_hand, by_group = ways[1:]
+    assert (by_hand.zero_copied, by_hand.copied) == (large + rounds, 0)
+    # What is shorter than the threshold is copied.
+    assert (by_group.zero_copied, by_group.copied) == (large, rounds)
+
+
+def test_where_no_namespace_can_be_made_one_line_says_why(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dropped, "UNSHARE", str(tmp_path / "nowhere"))
+    assert demo.main(["--connections", "2", "--slow", "0", str(file)]) == 0
+    assert "What is not copied cannot be shown here:" in capsys.readouterr().out
 
 
 def test_a_wrong_byte_ends_the_demonstration_with_status_1(
