@@ -201,8 +201,32 @@ async def ends_a_ring(ring: zc_anyio.Ring, client: Any, thrower: Thrower) -> Non
     thrower.armed = True
 
 
+async def sends_datagrams(ring: zc_anyio.Ring, _: Any, thrower: Thrower) -> None:
+    """Nothing makes the kernel give one back but its peer: leaving waits for that."""
+    buffer = bytearray(b"d" * 40_000)
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as own,
+        socket.socket(type=socket.SOCK_DGRAM) as peer,
+    ):
+        peer.bind(("127.0.0.1", 0))
+        own.connect(peer.getsockname())
+        own.setblocking(False)
+        reads = threading.Timer(READS_AFTER, peer.recv, [1])
+        reads.start()
+        try:
+            async with zc_anyio.send_group(ring=ring, zero_copy="always") as group:
+                await group.send(own, buffer)
+                thrower.armed = True
+        finally:
+            thrower.armed = False
+            assert not ring.statistics().held
+            buffer.append(1)
+            reads.join()
+
+
 SCENARIOS = [
     leaves_a_group,
+    sends_datagrams,
     waits_for_the_window,
     sends_on_a_stream,
     ends_contexts,
@@ -217,8 +241,11 @@ SCENARIOS = [
     [
         ("asyncio", KeyboardInterrupt),
         ("asyncio", RuntimeError),
+        ("asyncio", SystemExit),
         ("asyncio", GeneratorExit),
         ("uvloop", KeyboardInterrupt),
+        ("uvloop", SystemExit),
+        ("uvloop", GeneratorExit),
         ("trio", KeyboardInterrupt),
     ],
 )
