@@ -24,7 +24,8 @@ KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
 	tests/features/test_alone.py tests/features/test_pool.py tests/features/test_closed_or_not.py \
 	tests/features/test_closed_by_program.py \
 	tests/streams/test_content.py tests/streams/test_ring_receiving.py
-KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_groups
+KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_groups \
+	and not without_waiting
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server as reference, a load, a source of videos, and what

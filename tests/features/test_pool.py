@@ -6,9 +6,11 @@ import ctypes
 import fcntl
 import mmap
 import os
+import re
 import select
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +107,13 @@ def reserved_huge_pages(count: int) -> Iterator[None]:
             yield
 
 
+def free_huge_pages() -> int:
+    (free,) = re.findall(
+        r"^HugePages_Free: +(\d+)$", Path("/proc/meminfo").read_text(), re.MULTILINE
+    )
+    return int(free)
+
+
 @contextmanager
 def _reserved_huge_pages(count: int) -> Iterator[None]:
     setting = Path("/proc/sys/vm/nr_hugepages")
@@ -114,8 +123,13 @@ def _reserved_huge_pages(count: int) -> Iterator[None]:
     except OSError as exc:
         missing(f"huge pages cannot be reserved: {exc}")
     try:
-        if int(setting.read_text(encoding="ascii")) < int(before) + count:
-            missing("no huge pages can be reserved")
+        # Pages that an earlier ring still has count as well, until it is gone.
+        end = time.monotonic() + 10
+        while free_huge_pages() < count:
+            if time.monotonic() > end:
+                missing("no huge pages can be reserved")
+            time.sleep(0.05)
+            setting.write_text(str(int(before) + count), encoding="ascii")
         yield
     finally:
         setting.write_text(before, encoding="ascii")

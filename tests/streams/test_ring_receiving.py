@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import random
 import socket
 import struct
@@ -24,7 +25,8 @@ from zc_anyio._receiving import through_ring as _ring_receiving
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 # receive.c
-UNREAD_BYTES, SHARED = 256 << 10, 32 * (64 << 10)
+UNREAD_BYTES, SHARED_BUFFERS = 256 << 10, 32
+SHARED = SHARED_BUFFERS * (64 << 10)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +148,10 @@ async def test_large_pieces_cost_no_submission_where_the_loop_stays_registered()
 
 
 async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
+    # Before Linux 6.12 each piece takes a whole shared buffer: with all of them used up the ring
+    # brings no more until the stream is asked for bytes.
+    version = tuple(int(part) for part in platform.release().split(".")[:2])
+    least = UNREAD_BYTES if version >= (6, 12) else SHARED_BUFFERS * 1000
     async with ring_of_its_own(), facing(receive_buffer=64 << 10) as (stream, peer):
         await arm(stream, peer)
         peer.setblocking(False)
@@ -159,7 +165,7 @@ async def test_a_slow_reader_bounds_what_the_kernel_brings() -> None:
         await settle()
         assert isinstance(stream._receiver, _ring_receiving.RingReceiver)
         held = rx_ready(stream._receiver._handle)
-        assert UNREAD_BYTES <= held < UNREAD_BYTES + SHARED
+        assert least <= held < UNREAD_BYTES + SHARED
 
 
 async def test_a_stalled_stream_does_not_keep_others_from_receiving() -> None:
