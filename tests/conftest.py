@@ -42,6 +42,12 @@ def holding_driver(request: pytest.FixtureRequest) -> str:
     return usable(request.param)
 
 
+@pytest.fixture
+def io_uring_runs() -> None:
+    """Skip where the driver io_uring cannot run, as on the kernels of before 6.1."""
+    usable("io_uring")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def descriptors_of_the_process() -> None:
     """Have what is opened once and kept, as uvloop's pipe for signals, opened before the tests."""

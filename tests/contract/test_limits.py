@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.confined import run_confined
-from tests.support.needs import SANITIZED, need_io_uring, need_root
+from tests.support.needs import SANITIZED, need_root
 
 LIMITED = """
     import asyncio
@@ -200,9 +200,9 @@ def growth(backend: tuple[str, dict[str, Any]], driver: Any, groups: int, sends:
     return 0 if SANITIZED else grown
 
 
+@pytest.mark.usefixtures("io_uring_runs")
 @pytest.mark.timeout(150)
 def test_memory_over_100000_groups_with_one_loop_and_driver_since_it_takes_long() -> None:
-    need_io_uring()
     groups = 10_000 if SANITIZED else 100_000  # a sanitizer makes it ten times as slow
     assert growth(("asyncio", {"use_uvloop": True}), "io_uring", groups, 1) < 5 << 20
 

@@ -19,7 +19,6 @@ from tests.features.closing import (
     until_nothing_is_left,
 )
 from tests.support.backends import one_backend
-from tests.support.needs import need_io_uring
 from tests.support.peers import at_end, parked_pair, receive_exactly, receive_to_end, tcp_pair
 from tests.support.waiting import LIMIT, until, until_held, until_parked
 from zc_anyio.testing import open_descriptors
@@ -130,8 +129,8 @@ async def test_what_waits_is_given_up_after_a_while(
 # --- what is held can be had back ---
 
 
+@pytest.mark.usefixtures("io_uring_runs")
 async def test_io_uring_needs_no_descriptor_for_it() -> None:
-    need_io_uring()
     with tcp_pair(stalled=True) as (client, peer):
         async with ring_of("io_uring") as ring:
             before = len(open_descriptors())

@@ -24,7 +24,7 @@ import pytest
 import zc_anyio
 from tests.features.memory import address_of, mapping_flags
 from tests.support.confined import run_confined
-from tests.support.needs import missing, need_io_uring, need_root
+from tests.support.needs import missing, need_root
 from tests.support.peers import Reader, receive_exactly, tcp_pair
 from tests.support.waiting import until, until_held
 from zc_anyio import open_buffer_pool
@@ -55,8 +55,8 @@ async def test_memory_is_registered_or_the_pool_says_why_not(driver: str) -> Non
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(5000, 20_001)], ids=["whole", "slice"])
+@pytest.mark.usefixtures("io_uring_runs")
 async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
-    need_io_uring()
     # Pages that the process has given up are still those of the registration: whoever sends by
     # address sends the new ones.
     libc = ctypes.CDLL(None)
@@ -77,8 +77,8 @@ async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
         assert receive_exactly(peer, len(old[part])) == old[part]
 
 
+@pytest.mark.usefixtures("io_uring_runs")
 async def test_buffers_sent_in_a_burst_are_read_from_registered_memory_too() -> None:
-    need_io_uring()
     data = [os.urandom(SIZE) for _ in range(8)]
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with (
@@ -163,8 +163,8 @@ def _is_full(sock: socket.socket) -> bool:
     return not select.select([], [sock], [], 0)[1]
 
 
+@pytest.mark.usefixtures("io_uring_runs")
 async def test_a_socket_takes_as_much_of_huge_pages_as_of_others() -> None:
-    need_io_uring()
     taken = []
     with reserved_huge_pages(4):
         for huge_pages in ("never", "always"):

@@ -52,9 +52,3 @@ def why_not(driver: str) -> str | None:
     if sys.platform != "linux":
         return "this is not Linux"
     return anyio.run(attempt)
-
-
-def need_io_uring() -> None:
-    """Skip where the driver io_uring cannot run, as on the kernels of before 6.1."""
-    if (reason := why_not("io_uring")) is not None:
-        missing(f"the driver io_uring cannot run: {reason}")
