@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import weakref
 from collections.abc import Iterable
 
 import anyio
@@ -33,8 +32,6 @@ __all__ = [
 
 # IORING_MAX_TX_CTX of the proposal.
 MAX_TX_CONTEXTS = 1024
-
-_registered: weakref.WeakKeyDictionary[Ring, list[TxContext]] = weakref.WeakKeyDictionary()
 
 
 class TxContextError(OSError):
@@ -113,10 +110,10 @@ def register_tx_contexts(
         raise _error(errno.EINVAL)
     if len(tags) > MAX_TX_CONTEXTS:
         raise _error(errno.EMFILE)
-    if ring in _registered:
+    if ring._tx_contexts is not None:
         raise _error(errno.EBUSY)
     contexts = [TxContext(ring, tag, window) for tag in tags]
-    _registered[ring] = contexts
+    ring._tx_contexts = contexts
     return contexts
 
 
@@ -129,7 +126,8 @@ async def unregister_tx_contexts(ring: Ring) -> None:
     :raises TxContextError: ``ENXIO``, none are registered.
     """
     ring.check_loop()
-    contexts = _registered.pop(ring, None)
+    contexts: list[TxContext] | None = ring._tx_contexts
+    ring._tx_contexts = None
     if contexts is None:
         raise _error(errno.ENXIO)
     for context in contexts:

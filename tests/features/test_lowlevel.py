@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 
@@ -343,3 +345,18 @@ async def test_held_sends_are_released_when_the_ring_ends_before_the_contexts(dr
             await context.send(client, b"late")
         with pytest.raises(RuntimeError, match="the ring is closed"):
             await lowlevel.unregister_tx_contexts(ring)
+
+
+async def test_a_ring_whose_contexts_stay_registered_is_collected(
+    driver: str, rings: list[zc_anyio.Ring]
+) -> None:
+    async def use() -> weakref.ref[zc_anyio.Ring]:
+        async with zc_anyio.open_ring(driver=driver) as ring:
+            for context in lowlevel.register_tx_contexts(ring, [1, 2]):
+                context.notifications.close()
+        return weakref.ref(ring)
+
+    ring = await use()
+    rings.clear()  # the watch that nothing is left behind
+    gc.collect()
+    assert ring() is None

@@ -84,6 +84,8 @@ class Ring:
         self._pools: list[Pool] = []
         # Pool buffers that are out, by the identity of the view that was handed out.
         self._leases_by_view: dict[int, Any] = {}
+        # Those by hand, for as long as they are registered.
+        self._tx_contexts: list[Any] | None = None
         self._yield_at = 0.0
         # Whether receiving goes through the ring, and how many tasks wait for bytes.
         self._receives: bool = capabilities.driver == "io_uring"
