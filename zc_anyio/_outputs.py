@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
 from ._sending.buffers import Buffer
 from ._sending.groups import send_group
-from ._sending.senders import Sender
+from ._sending.queueing import Queueing
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
@@ -33,7 +34,7 @@ COPIED_AT_MOST = 64 << 10
 ALONE_THRESHOLDS = 16
 
 
-class Output(Sender):
+class Output(Queueing):
     """A context and an attached socket for as long as a stream is open.
 
     What would be copied anyway, on a socket with nothing queued, is sent at once; everything else
@@ -63,7 +64,7 @@ class Output(Sender):
         self._scope: anyio.CancelScope | None = None
         self.closed = False
 
-    # --- what Sender asks for ---
+    # --- what Queueing asks for ---
 
     def _check(self) -> None:
         if self.closed:
@@ -115,6 +116,10 @@ class Output(Sender):
             return self._failed(-sent)
         self._queued(sent, reference)
         return True
+
+    def offer_parts(self, stream: object, parts: Sequence[bytes]) -> bool:
+        """Queue several buffers as one send; ``False`` if the window is full."""
+        return self._queue(stream, parts)
 
     def _push(self, sent: int) -> None:
         if sent & SENT_COPIED:

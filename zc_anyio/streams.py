@@ -142,9 +142,12 @@ class ZeroCopySocketStream(SocketStream):
             raise self._sending.busy()
         if self._eof_sent:
             raise anyio.ClosedResourceError("the end of the stream was sent")
-        if len(parts) != 1:
-            self._output.send_nowait(self, parts)
-        elif not self._output.offer(parts[0]):
+        taken = (
+            self._output.offer(parts[0])
+            if len(parts) == 1
+            else self._output.offer_parts(self, parts)
+        )
+        if not taken:
             raise anyio.WouldBlock
         self._waits.sent = True
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import anyio
+from anyio import Event
 
 from .._base.errors import os_error
 from .._base.loops import uninterrupted
@@ -316,3 +317,13 @@ class Queueing:
             self._raised.add(socket.inode)
             raise self._ring._sockets.broken(socket)
         raise os_error(-result)
+
+    # --- waiting ---
+
+    async def _wait_window(self) -> None:
+        opened = self._context.window_opened
+        if opened is None:
+            opened = self._context.window_opened = Event()
+        # What is queued must be on its way before anything can come back.
+        self._ring._reaper.turn()
+        await opened.wait()

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
-from anyio import Event
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .._base.reports import GroupStatistics, Notification, SendFailure
@@ -212,11 +211,3 @@ class Sender(Queueing):
     async def _yield(self) -> None:
         self._yield_is_due = False
         await self._ring.let_others_run()
-
-    async def _wait_window(self) -> None:
-        opened = self._context.window_opened
-        if opened is None:
-            opened = self._context.window_opened = Event()
-        # What is queued must be on its way before anything can come back.
-        self._ring._reaper.turn()
-        await opened.wait()
