@@ -88,6 +88,8 @@ def run(backend: str, thrower: Thrower, scenario: Callable[[Thrower], Awaitable[
     raised: BaseException | None = None
     try:
         if backend == "trio":
+            # A shell has its jobs in the background ignore Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             trio.run(main, instruments=[CtrlC(thrower)])
         else:
             with asyncio.Runner(loop_factory=loops[backend]) as runner:
