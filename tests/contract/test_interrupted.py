@@ -20,7 +20,7 @@ import pytest
 import trio
 
 import zc_anyio
-from tests.support.peers import parked_pair
+from tests.support.peers import parked_pair, udp_pair
 from zc_anyio import lowlevel
 
 MIB = 1 << 20
@@ -206,13 +206,7 @@ async def ends_a_ring(ring: zc_anyio.Ring, client: Any, thrower: Thrower) -> Non
 async def sends_datagrams(ring: zc_anyio.Ring, _: Any, thrower: Thrower) -> None:
     """Nothing makes the kernel give one back but its peer: leaving waits for that."""
     buffer = bytearray(b"d" * 40_000)
-    with (
-        socket.socket(type=socket.SOCK_DGRAM) as own,
-        socket.socket(type=socket.SOCK_DGRAM) as peer,
-    ):
-        peer.bind(("127.0.0.1", 0))
-        own.connect(peer.getsockname())
-        own.setblocking(False)
+    with udp_pair() as (own, peer):
         reads = threading.Timer(READS_AFTER, peer.recv, [1])
         reads.start()
         try:

@@ -10,7 +10,14 @@ import anyio
 import pytest
 
 import zc_anyio
-from tests.support.peers import Reader, parked_pair, receive_exactly, receive_to_end, tcp_pair
+from tests.support.peers import (
+    Reader,
+    parked_pair,
+    receive_exactly,
+    receive_to_end,
+    tcp_pair,
+    udp_pair,
+)
 from tests.support.waiting import until, until_idle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -68,8 +75,34 @@ async def test_notifications_of_a_group_that_was_left_have_ended(driver: Any) ->
                 await notifications.receive()
             with pytest.raises(anyio.ClosedResourceError):
                 await group.send(client, b"late")
+            with pytest.raises(anyio.ClosedResourceError):
+                group.statistics()
         client.close()
         assert receive_to_end(peer) == b"alone"
+
+
+async def test_notifications_of_a_group_whose_ring_is_closed_have_ended(driver: Any) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver):
+            async with zc_anyio.send_group() as group:
+                await group.send(client, b"alone")
+        with group.notifications as notifications, pytest.raises(anyio.EndOfStream):
+            await notifications.receive()
+        assert group.notifications is notifications
+        assert receive_exactly(peer, 5) == b"alone"
+
+
+@pytest.mark.parametrize("sends", [0, 1, 2])
+async def test_a_ring_that_was_closed_within_a_group_is_an_error(driver: Any, sends: int) -> None:
+    with tcp_pair() as (client, peer):
+        scope = zc_anyio.open_ring(driver=driver)
+        ring = await scope.__aenter__()
+        with pytest.raises(RuntimeError, match="closed while a send group was open"):
+            async with zc_anyio.send_group(ring=ring) as group:
+                for _ in range(sends):
+                    await group.send(client, b"sent")
+                await scope.__aexit__(None, None, None)
+        assert receive_exactly(peer, 4 * sends) == b"sent" * sends
 
 
 @pytest.mark.parametrize("size", [0, THRESHOLD])
@@ -210,15 +243,9 @@ async def test_the_socket_is_given_up_after_it(driver: Any) -> None:
 
 
 async def test_a_datagram_goes_the_ordinary_way(driver: Any) -> None:
-    with (
-        socket.socket(type=socket.SOCK_DGRAM) as peer,
-        socket.socket(type=socket.SOCK_DGRAM) as own,
-    ):
-        peer.bind(("127.0.0.1", 0))
-        own.connect(peer.getsockname())
-        own.setblocking(False)
+    with udp_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
-                await group.send(own, b"datagram")
+                await group.send(client, b"datagram")
             assert ring.statistics().requests == 1
         assert peer.recv(100) == b"datagram"

@@ -19,7 +19,7 @@ import zc_anyio
 from tests.features.receivers import Collector
 from tests.support.backends import TRIO, one_backend
 from tests.support.netns import RECEIVER, Rig
-from tests.support.peers import LARGE_BUFFER, tcp_pair
+from tests.support.peers import LARGE_BUFFER, bound, tcp_pair, udp_pair
 from tests.support.waiting import LIMIT, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -30,24 +30,6 @@ LARGEST = 65_507
 each_family = pytest.mark.parametrize(
     "family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"]
 )
-
-
-def bound(family: int = socket.AF_INET) -> socket.socket:
-    """Return a UDP socket on loopback that holds many datagrams."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-    sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
-    sock.settimeout(LIMIT)
-    return sock
-
-
-@contextmanager
-def udp_pair(family: int = socket.AF_INET) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connected UDP socket, and the one that receives from it."""
-    with bound(family) as receiver, socket.socket(family, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        sender.connect(receiver.getsockname())
-        yield sender, receiver
 
 
 @contextmanager

@@ -64,6 +64,24 @@ def parked_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield pair
 
 
+def bound(family: int = socket.AF_INET) -> socket.socket:
+    """Return a UDP socket on loopback that holds many datagrams."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
+    sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    sock.settimeout(LIMIT)
+    return sock
+
+
+@contextmanager
+def udp_pair(family: int = socket.AF_INET) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connected UDP socket, and the one that receives from it."""
+    with bound(family) as receiver, socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.connect(receiver.getsockname())
+        yield sender, receiver
+
+
 async def wrap(sock: socket.socket) -> SocketStream:
     """Make an anyio stream of a connected socket; it belongs to the stream from now on."""
     return await SocketStream.from_socket(sock)

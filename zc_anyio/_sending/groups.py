@@ -54,6 +54,8 @@ class SendGroup(Sender):
         self._entered = self._left = self._has_context = False
         # What left so is shorter than this; and how long it was.
         self._alone_below = self._alone = 0
+        # The notifications of one that was left without a context: there are none.
+        self._ended: MemoryObjectReceiveStream[Notification] | None = None
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -115,6 +117,11 @@ class SendGroup(Sender):
         It begins with the generations released after the first use of this attribute, and ends
         when the group was left and all is released.  Close it, as any anyio stream.
         """
+        if self._left and not self._has_context:
+            if self._ended is None:
+                channel, self._ended = anyio.create_memory_object_stream[Notification]()
+                channel.close()
+            return self._ended
         if not self._has_context:
             self._make_context()
         return super().notifications
@@ -134,8 +141,6 @@ class SendGroup(Sender):
             self._context.may_reset()
         if self._alone:
             self._ring._native.count_direct(self._context.handle, self._alone)
-        if self._left:
-            self._context.close()
 
     @uninterrupted
     def _send_alone(self, stream: object, data: bytes) -> bool:
@@ -165,17 +170,18 @@ class SendGroup(Sender):
 
     async def _leave(self, exc: BaseException | None) -> None:
         self._left = True
+        if self._has_context:
+            self._context.take_no_more()
+            if self._ring.is_foreign():
+                return
+        if self._ring._closed:
+            raise RuntimeError("the ring was closed while a send group was open on it")
         # An end of the program does not wait for peers either.
         in_order = exc is None or isinstance(exc, Exception)
         if not self._has_context:
             if in_order:
                 await self._ring._loop_calls.checkpoint()
             return
-        self._context.take_no_more()
-        if self._ring.is_foreign():
-            return
-        if self._ring._closed:
-            raise RuntimeError("the ring was closed while a send group was open on it")
         leaving = Leaving(self._ring._reaper, exc)
         try:
             if in_order:
