@@ -205,14 +205,23 @@ async def use_and_close(ring: zc_anyio.Ring, kind: str, *, unread: bool) -> None
 async def test_everything_goes_back_to_where_it_was(driver: str, kind: str) -> None:
     closes = 60
     before = 0
+
+    async def nothing_is_left() -> None:
+        if driver == "copy":
+            # Nothing is held, so on a slow machine a socket is idle before it is closed, and then
+            # it is known until the ring ends.
+            await until_ended(ring)
+            ring._sockets.detach_suspended()
+        await until_nothing_is_left(ring)
+
     async with ring_of(driver) as ring:
         for number in range(closes):
             await use_and_close(ring, kind, unread=bool(number % 2))
             if number == 0:
                 # With its first transport uvloop opens /dev/null, and keeps it.
-                await until_nothing_is_left(ring)
+                await nothing_is_left()
                 before = len(open_descriptors())
-        await until_nothing_is_left(ring)
+        await nothing_is_left()
         await until(lambda: len(open_descriptors()) <= before)
         counters = ring.statistics()
         assert counters.sends == closes

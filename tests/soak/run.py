@@ -108,9 +108,9 @@ async def soak(seconds: float, driver: Any, seed: str, folder: Path) -> dict[str
                             tasks.start_soon(worker.work, rng, now + ROUND_SECONDS)
                     await rest(ring, taken[warm].descriptors if len(taken) > warm else None)
                     taken.append(samples.take(ring))
-                    if len(taken) - 2 != warm:
-                        # Of all but the first that counts and the newest; it is what would grow.
-                        taken[-2:-1] = [replace(sample, types=Counter()) for sample in taken[-2:-1]]
+                    if len(taken) > 1 and len(taken) - 2 != warm:
+                        # Types are compared of the first that counts and of the newest.
+                        taken[-2] = replace(taken[-2], types=Counter())
                     if now < begin + WARM_UP * seconds:
                         warm = len(taken)
                     number += 1
