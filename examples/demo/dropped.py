@@ -30,9 +30,8 @@ OWN, PEER = "198.51.100.1", "198.51.100.2"
 DEVICE = "zc-demo"
 # With its headers it fits the largest MTU.
 DATAGRAM = 60_000
-TOTAL = int(os.environ.get("ZC_DEMO_MIB", "1024")) << 20
+TOTAL = 1 << 30
 SECONDS = 120
-UNSHARE = "unshare"
 
 # Of linux/socket.h and linux/errqueue.h, which Python's socket module does not have.
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
@@ -60,14 +59,16 @@ class Dropped:
     copied: int | None
 
 
-def measure(path: Path, limit: int, driver: str, backend: dict[str, Any]) -> list[Dropped]:
-    """Send in a namespace of a second process; ``limit`` bytes of a file, again and again.
+def measure(
+    path: Path, limit: int, driver: str, backend: dict[str, Any], *, total: int = TOTAL
+) -> list[Dropped]:
+    """Send in a namespace of a second process: ``limit`` bytes of a file, until it is ``total``.
 
     :raises NotHere: it cannot be made.
     """
     names = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    asked = json.dumps([str(path), limit, driver, backend])
-    command = [UNSHARE, *names, "--net", sys.executable, "-m", "examples.demo.dropped", asked]
+    asked = json.dumps([str(path), limit, driver, backend, total])
+    command = ["unshare", *names, "--net", sys.executable, "-m", "examples.demo.dropped", asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
@@ -78,10 +79,10 @@ def measure(path: Path, limit: int, driver: str, backend: dict[str, Any]) -> lis
 
 
 def main() -> None:
-    path, limit, driver, backend = json.loads(sys.argv[1])
+    path, limit, driver, backend, total = json.loads(sys.argv[1])
     make_device()
     chunks = Payload(Path(path), limit).chunks(limit, DATAGRAM)
-    chunks *= TOTAL // sum(map(len, chunks)) + 1
+    chunks *= total // sum(map(len, chunks)) + 1
     ways = [by_socket(chunks), by_msg_zerocopy(chunks)]
     ways.append(anyio.run(by_group, chunks, driver, **backend))
     print(json.dumps([asdict(each) for each in ways]))
