@@ -69,7 +69,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo stream chat test test-anyio bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
-	fuzz-keep mutants wheel dist test-versions clean
+	fuzz-keep mutants wheel dist test-versions test-kernels clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
