@@ -1,4 +1,4 @@
-"""Zero-copy network sends over io_uring, with the lifetime of a buffer as a scope, for anyio."""
+"""Zero-copy network sends over io_uring for anyio; a scope says how long a buffer is in use."""
 
 from ._base.errors import DriverUnavailable
 from ._base.reports import GroupStatistics, Notification, RingStatistics, SendFailure

@@ -20,18 +20,18 @@ DEFAULT_SECONDS = 10.0
 
 DESCRIPTION = """\
 Report what this machine and this process can do: which drivers run and why the others do not, the
-settings that zero-copy sends depend on, and what becomes of one that is really sent over loopback.
-Nothing is connected to but loopback, unless --measure names a peer.
+settings that zero-copy sends depend on, and what the kernel does with a send over loopback.
+No connection leaves this machine unless --measure names a peer.
 """
 EPILOG = """\
-Exit status: 0, zero copy works: a ring takes io_uring or msg_zerocopy, and the kernel does not
-refuse to pin memory; 1, it does not; 2, the command line is wrong, rich is missing, or the
+Exit status: 0, zero copy works: a ring takes io_uring or msg_zerocopy, and the kernel pins
+memory; 1, zero copy does not work; 2, the command line is wrong, rich is missing, or the
 measurement could not be made.
 """
 
 
 class Display(Protocol):
-    """What prints for people; it needs rich."""
+    """Prints for people; needs rich."""
 
     def show(self, report: Report, /) -> None: ...
     def show_measurement(self, measurement: Measurement, /) -> None: ...
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, display: Display | None) -> int:
-    """Survey, measure if that is asked for, and print; without a display, as JSON."""
+    """Survey, measure if asked to, and print; without a display, print JSON."""
     report = anyio.run(survey)
     if display is not None:
         display.show(report)

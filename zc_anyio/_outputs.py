@@ -24,21 +24,21 @@ from ._sending.queueing import Queueing
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
-# Bytes that a stream has accepted and the kernel has not taken: what that has, its own buffers
-# bound.  A single larger send is let in alone.
+# Bytes that a stream has accepted and the kernel has not taken; the kernel's own buffers bound what
+# it has taken.  A single larger send is admitted on its own.
 STREAM_WINDOW = 1 << 20
 # A changeable buffer of this size at most is copied, so that its owner need not wait for the peer.
 COPIED_AT_MOST = 64 << 10
-# A send that leaves alone, and so has a turn and a notification of its own, is copied below so many
-# thresholds: measured, see docs/design.md.
+# A send that leaves alone has a turn and a notification of its own, so it is copied below this many
+# times the threshold.  Measured, see docs/design.md.
 ALONE_THRESHOLDS = 16
 
 
 class Output(Queueing):
     """A context and an attached socket for as long as a stream is open.
 
-    What would be copied anyway, on a socket with nothing queued, is sent at once; everything else
-    goes through the ring.
+    A send that would be copied anyway is sent at once if the socket has nothing queued; every other
+    send goes through the ring.
 
     :raises OSError: no descriptor is left for the ring's duplicate.
     """
@@ -51,10 +51,10 @@ class Output(Queueing):
         self._is_tcp = self._is_stream and sock.family != socket.AF_UNIX
         self._start(ring, tag=0, window=STREAM_WINDOW, zero_copy=None)
         self._native = ring._native
-        # What is held does not count: it would limit a stream to a window in each round trip.
+        # Held sends do not count: they would limit a stream to one window per round trip.
         self._native.until_taken(self._context.handle)
-        # What is zero-copied whatever its size is staged, and not handed over by the call.  It
-        # leaves with the call all the same: the program may keep the event loop to itself.
+        # With "always" small sends are staged instead of handed over by the call.  They leave with
+        # the call all the same, since the program may keep the event loop to itself.
         self._leaves_at_once = ring._zero_copy == "always"
         small = ring._threshold
         if ring._zero_copy == "auto":
@@ -75,7 +75,7 @@ class Output(Queueing):
         return self._attached
 
     def _on_failed(self, ident: int, error: int) -> None:
-        """The socket itself remembers what broke it; a datagram that failed is counted."""
+        """Do nothing: the socket remembers what broke it, and a datagram that failed is counted."""
 
     # --- sending ---
 
@@ -83,9 +83,9 @@ class Output(Queueing):
     def offer(self, data: Buffer, to: Any = NO_ADDRESS) -> bool:
         """Send or queue a buffer that nobody changes; ``False`` if the window is full.
 
-        :param to: a packed address, of a datagram.
+        :param to: the packed address of a datagram.
         :raises anyio.ClosedResourceError: the stream was closed.
-        :raises anyio.BrokenResourceError: the socket is broken; from its ``OSError``.
+        :raises anyio.BrokenResourceError: the socket is broken; its cause is the ``OSError``.
         """
         if self.closed:
             raise anyio.ClosedResourceError
@@ -128,15 +128,15 @@ class Output(Queueing):
             else:
                 super()._push(sent)
             return
-        # A generation for each, so that the reference goes as soon as the kernel lets go; and a
-        # turn, since such a send is large enough not to need company.
+        # It gets a generation of its own, so that the reference goes as soon as the kernel lets go.
+        # It gets a turn of its own, since it is large enough to be worth one.
         self._context.flush(even_empty=False)
         self._ring._reaper.turn()
 
     def unchangeable(self, data: Buffer) -> Buffer | None:
-        """Return what can be offered for a buffer; ``None`` if only :meth:`send_held` can send it.
+        """Return a buffer for :meth:`offer`, or ``None`` if only :meth:`send_held` can send it.
 
-        :raises TypeError: it is no buffer.
+        :raises TypeError: it is not a buffer.
         :raises BufferError: it is not C-contiguous.
         """
         _, size, flags, _ = self._pin(data)
@@ -147,7 +147,7 @@ class Output(Queueing):
     async def send_held(self, stream: object, data: Buffer) -> None:
         """Send a buffer that its owner may change, and wait until the kernel lets go of it.
 
-        When cancelled, or when the stream is closed meanwhile, it is taken back; see
+        If this is cancelled, or the stream is closed meanwhile, the send is taken back; see
         :func:`send_group` for what that means.
         """
         self._scope = anyio.CancelScope()
@@ -171,13 +171,13 @@ class Output(Queueing):
         raise anyio.BrokenResourceError from os_error(number)
 
     def lost_connection(self) -> OSError | None:
-        """Return why sending has failed, if that may have been the end of the connection."""
+        """Return why sending has failed, if the failure may have ended the connection."""
         if self.closed or self._ring._closed:
             return None
-        # The completion of the send that failed may still wait to be taken.
+        # The completion of the failed send may not have been reaped yet.
         self._ring._reaper.turn()
         number = self._native.socket_error(self._attached.handle)
-        # A send that was cut short here says nothing of the peer.
+        # A send that was cut short on this side says nothing about the peer.
         return os_error(number) if number not in (0, errno.ECANCELED) else None
 
     # --- waiting ---
@@ -215,12 +215,12 @@ class Output(Queueing):
     # --- the end ---
 
     def close(self, name: object, *, reset: bool = False) -> None:
-        """Take no more; what was accepted goes out, and the ring's duplicate is closed after it.
+        """Accept nothing more; what was accepted goes out, then the ring's duplicate is closed.
 
         To be called before the stream's own descriptor is closed.
 
-        :param name: what a later failure is reported for.
-        :param reset: what was accepted and has not arrived is lost instead.
+        :param name: the object for which later failures are reported.
+        :param reset: drop what was accepted and has not arrived.
         """
         self.closed = True
         if self._ring._closed or self._ring.is_foreign():
@@ -239,11 +239,11 @@ class Output(Queueing):
                 )
 
     def drop(self, receiver: Receiver) -> None:
-        """Close all of a stream that nobody closed and nothing refers to, in whatever thread."""
+        """Close a stream that was dropped without being closed, in whatever thread that happens."""
         self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket.close)
 
     def _close_dropped(self, receiver: Receiver) -> None:
-        # No event loop runs any more, or none of its tasks: there is nobody to wake.
+        # It raises when the event loop has ended: then there is nobody to wake.
         with suppress(RuntimeError):
             receiver.close()
         self.close(self._socket)

@@ -1,4 +1,4 @@
-"""UNIX streams by their kind: bytes through the ring, or messages past it."""
+"""UNIX streams by their kind: bytes, through the ring, or messages, without it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["make_unix_stream"]
 class SeqpacketStream(ZeroCopyUNIXSocketStream):
     """A UNIX stream of ``SOCK_SEQPACKET``: what one call sends, one call receives.
 
-    It sends past the ring, which knows no messages that keep an order; a send group refuses it.
+    It sends without the ring, which has no messages that keep their order; send groups refuse it.
     """
 
     async def send(self, item: Buffer) -> None:
-        """Send a message, no larger than the socket's send buffer; an empty one is not sent.
+        """Send a message no larger than the socket's send buffer; an empty one is not sent.
 
-        Cancelled, the call has sent nothing.
+        If cancelled, the call has sent nothing.
 
-        Raises what :meth:`ZeroCopySocketStream.send` raises; a message that is too large is an
-        :exc:`anyio.BrokenResourceError`, and the stream can be used on.
+        Raises what :meth:`ZeroCopySocketStream.send` raises.  A message that is too large raises
+        :exc:`anyio.BrokenResourceError`, after which the stream is still usable.
         """
         with self._sending, memoryview(item) as view:
             await self._checkpoint_before()

@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RingBackend", "httpx_transport"]
 
-# A body is handed over in pieces of this size: four fit into a stream's window, so that the kernel
-# always has some of it, and no more than the window is still to be sent when the call returns.
+# A body is sent in pieces of this size.  Four fit into a stream's window, so that the kernel always
+# has some of it, and at most a window is left to send when the call returns.
 PIECE = 256 << 10
 
 
 class RingBackend(httpcore.AsyncNetworkBackend):
     """Makes httpcore's connections, by :func:`connect_tcp` and :func:`connect_unix`.
 
-    For ``httpcore.AsyncConnectionPool(network_backend=RingBackend())``; httpx clients get it by
-    :func:`httpx_transport`.  Connecting with no ring open raises ``RuntimeError``; a pool that
-    outlives the ring it has connected by can only be closed.
+    Use ``httpcore.AsyncConnectionPool(network_backend=RingBackend())``; for httpx clients use
+    :func:`httpx_transport`.  Connecting with no ring open raises ``RuntimeError``.  A pool that
+    outlives the ring of its connections can only be closed.
 
-    :param ring: default the ambient ring of the task that connects.
+    :param ring: the ambient ring by default of the task that connects.
     """
 
     def __init__(self, *, ring: Ring | None = None) -> None:
@@ -56,14 +56,14 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a host.  Cancelled, the call has left no connection.
+        """Connect to a host.  If cancelled, the call leaves no connection behind.
 
-        :param host: its name or address; all its addresses are tried, as anyio does it.
+        :param host: its name or address; all its addresses are tried, as by anyio.
         :param port: port at that host.
         :param timeout: seconds for all of its addresses together.
         :param local_address: address of the interface to bind to.
-        :param socket_options: arguments of ``setsockopt``, set when it is connected.
-        :raises httpcore.ConnectTimeout: that was not enough.
+        :param socket_options: arguments of ``setsockopt``, which is called after connecting.
+        :raises httpcore.ConnectTimeout: the time was not enough.
         :raises httpcore.ConnectError: the connection failed.
         """
         with _connecting(timeout):
@@ -76,11 +76,11 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a UNIX socket.  Cancelled, the call has left no connection.
+        """Connect to a UNIX socket.  If cancelled, the call leaves no connection behind.
 
         :param path: path of the socket.
         :param timeout: seconds.
-        :param socket_options: as of :meth:`connect_tcp`.
+        :param socket_options: as for :meth:`connect_tcp`.
 
         Raises what :meth:`connect_tcp` raises.
         """
@@ -89,7 +89,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
             return await _with_options(stream, socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; between attempts to connect.
+        """Wait between attempts to connect.
 
         :param seconds: how long.
         """
@@ -99,15 +99,15 @@ class RingBackend(httpcore.AsyncNetworkBackend):
 def httpx_transport(*, ring: Ring | None = None, **options: Any) -> httpx.AsyncHTTPTransport:
     """Return a transport of httpx whose connections send through a ring.
 
-    :param ring: default the ambient ring of the task that connects.
+    :param ring: the ambient ring by default of the task that connects.
     :param options: those of :class:`httpx.AsyncHTTPTransport`: ``verify``, ``limits``, ``proxy``
-        and so on; a client that is given a transport does not apply its own to it.
-    :raises RuntimeError: this version of httpx makes its connections in a way that is not known.
+        and so on; a client does not apply its own options to a transport that it is given.
+    :raises RuntimeError: this version of httpx makes its connections in an unknown way.
     """
     import httpx
 
     transport = httpx.AsyncHTTPTransport(**options)
-    # httpx has no parameter for it, unlike httpcore.
+    # httpx has no parameter for the backend, unlike httpcore.
     pool: Any = transport._pool
     if not isinstance(getattr(pool, "_network_backend", None), httpcore.AsyncNetworkBackend):
         raise RuntimeError(f"httpx {httpx.__version__} has no place for a network backend")
@@ -116,9 +116,9 @@ def httpx_transport(*, ring: Ring | None = None, **options: Any) -> httpx.AsyncH
 
 
 class _Connection(httpcore.AsyncNetworkStream):
-    """A connection as httpcore has it.
+    """A connection with httpcore's interface.
 
-    :param stream: what is read from and written to: the connection, or TLS over it.
+    :param stream: what is read and written: the connection itself, or TLS over it.
     """
 
     def __init__(self, connection: ZeroCopySocketStream, stream: ByteStream) -> None:
@@ -133,7 +133,7 @@ class _Connection(httpcore.AsyncNetworkStream):
                 return b""
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # The time is for each piece: a large body may take long, as long as it goes on.
+        # The timeout is for each piece: a large body may take long if it makes progress.
         for start in range(0, len(buffer), PIECE):
             whole = len(buffer) <= PIECE
             piece: Any = buffer if whole else memoryview(buffer)[start : start + PIECE]
@@ -195,7 +195,7 @@ async def _with_options(
 def _errors(
     timeout: float | None, too_slow: type[Exception], failed: type[Exception]
 ) -> Generator[None, None, None]:
-    """Limit the time, and raise httpcore's exceptions in place of those of streams."""
+    """Limit the time, and turn exceptions of streams into httpcore's."""
     try:
         with anyio.fail_after(timeout):
             yield

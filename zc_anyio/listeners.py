@@ -39,10 +39,10 @@ class ZeroCopySocketListener(SocketListener):
     async def from_socket(
         cls, sock_or_fd: socket.socket | int, *, ring: Ring | None = None
     ) -> Self:
-        """Make a listener of a listening socket, which belongs to the listener from now on.
+        """Make a listener from a listening socket, which belongs to the listener from now on.
 
         :param sock_or_fd: a socket object or a file descriptor.
-        :param ring: default the ambient ring.
+        :param ring: the ambient ring by default.
         :raises ValueError: the socket is not bound, or of another kind.
         :raises RuntimeError: no ring is open.
         """
@@ -62,11 +62,11 @@ class ZeroCopySocketListener(SocketListener):
     async def accept(self) -> ZeroCopySocketStream:
         """Wait for a connection and return its stream.
 
-        While no descriptor or memory is left for another connection, this waits, and looks again
-        ten times a second.  Cancelled, the call has taken no connection.
+        While no descriptor or memory is left for another connection, this waits, and tries again
+        ten times a second.  If cancelled, the call has taken no connection.
 
         :raises anyio.ClosedResourceError: the listener is closed, or was while this waited.
-        :raises anyio.BrokenResourceError: the socket cannot accept; from its ``OSError``.
+        :raises anyio.BrokenResourceError: the socket cannot accept; its cause is the ``OSError``.
         :raises anyio.BusyResourceError: another task is accepting.
         :raises RuntimeError: the ring is closed.
         """
@@ -81,7 +81,7 @@ class ZeroCopySocketListener(SocketListener):
                     return self._make_stream(sock)
                 except OSError as exc:
                     sock.close()
-                    # Anything else is of this connection: one that was reset in the queue, say.
+                    # Any other error is one of this connection, which may have been reset.
                     if is_shortage(exc):
                         await wait_shortage(exc)
                 except BaseException:
@@ -91,14 +91,14 @@ class ZeroCopySocketListener(SocketListener):
     def _make_stream(self, sock: socket.socket) -> ZeroCopySocketStream:
         if sock.family == socket.AF_UNIX:
             return make_unix_stream(self._ring, sock)
-        # As anyio has it.
+        # As anyio does.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return ZeroCopySocketStream(self._ring, sock)
 
     async def aclose(self) -> None:
         """Close the listener; a task that waits in it gets :exc:`anyio.ClosedResourceError`.
 
-        Its streams stay open.  Calling it again does nothing.  It closes, cancelled or not.
+        Its streams stay open.  Calling it again does nothing.  Cancellation does not prevent it.
         """
         if not self._closed:
             self._closed = True
@@ -113,5 +113,5 @@ class ZeroCopySocketListener(SocketListener):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             self._closed = True
-            # Nobody waits in what nothing refers to.
+            # Nothing refers to the listener, so no task waits in it.
             self._socket.close()

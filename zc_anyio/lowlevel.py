@@ -3,7 +3,7 @@
 The interface that was proposed for Linux in 2021 registered an array of tagged contexts with a
 ring.  Each send named one of them, a flag ended a context's generation, and the kernel gave one
 notification, with the tag and the number, when all buffers of a generation were free.  Linux got
-another interface; this module is the proposal's, in user space.  Most programs want
+another interface; this module has the proposed one, in user space.  Most programs want
 :func:`zc_anyio.send_group`, which does the bookkeeping.
 """
 
@@ -35,7 +35,7 @@ MAX_TX_CONTEXTS = 1024
 
 
 class TxContextError(OSError):
-    """A wrong use of contexts; ``errno`` is the one that the proposal gave for it."""
+    """Contexts were used wrongly; ``errno`` is the one that the proposal gave for it."""
 
 
 class TxContext(Sender):
@@ -52,7 +52,7 @@ class TxContext(Sender):
         self._registered = True
         self._start(ring, tag=tag, window=window, zero_copy=None)
         self._context.by_hand()
-        # From the beginning, so that the first generation's notification is in it.
+        # Made now, so that the first generation's notification is in it.
         self._notifications = self._context.notifications
 
     def __repr__(self) -> str:
@@ -61,13 +61,13 @@ class TxContext(Sender):
     async def send(self, stream: object, data: Data, *, flush: bool = False) -> None:
         """Queue one send in the open generation, as :meth:`zc_anyio.SendGroup.send` does.
 
-        :param stream: as of :meth:`zc_anyio.SendGroup.send`.
-        :param data: as of :meth:`zc_anyio.SendGroup.send`.
+        :param stream: as for :meth:`zc_anyio.SendGroup.send`.
+        :param data: as for :meth:`zc_anyio.SendGroup.send`.
         :param flush: this send is the last of its generation.  The call then waits for its result,
             and the generation ends only if the send succeeds.  Sends that other tasks queue
             meanwhile belong to the same generation.  Cancelling the call does not take the send
             back.
-        :raises anyio.BrokenResourceError: with ``flush``, also when this send failed.
+        :raises anyio.BrokenResourceError: an earlier send failed; with ``flush``, also this one.
 
         Raises what :meth:`zc_anyio.SendGroup.send` raises.
         """
@@ -78,7 +78,7 @@ class TxContext(Sender):
         while not self._queue(stream, data, SEND_FLUSH):
             await self._wait_window()
         if self._ring._native.ticket(self._context.handle) == before:
-            # Nothing to send always succeeds.
+            # Sending nothing always succeeds.
             self.flush()
             await anyio.lowlevel.checkpoint()
             return
@@ -95,14 +95,14 @@ class TxContext(Sender):
 def register_tx_contexts(
     ring: Ring, tags: Iterable[int], *, window: int = DEFAULT_WINDOW
 ) -> list[TxContext]:
-    """Register one context for each tag; their places in the list are their indexes.
+    """Register one context for each tag; a context's index is its place in the returned list.
 
-    :param ring: an open ring that has none registered.
-    :param tags: 64-bit numbers of the caller's own choice, 1 to 1024 of them; they need not differ.
+    :param ring: an open ring that has no contexts registered.
+    :param tags: 1 to 1024 numbers of up to 64 bits, of the caller's choice; they may be equal.
     :param window: bytes of each context that may be unreleased before a send waits.
-    :raises TxContextError: ``EINVAL``, no tags, or one that has not 64 bits; ``EMFILE``, more than
-        1024; ``EBUSY``, contexts are registered already.
-    :raises RuntimeError: the ring is closed, or another thread's or event loop's.
+    :raises TxContextError: ``EINVAL``, there are no tags, or one does not fit into 64 bits;
+        ``EMFILE``, there are more than 1024; ``EBUSY``, contexts are registered already.
+    :raises RuntimeError: the ring is closed, or belongs to another thread or event loop.
     """
     ring.check_loop()
     tags = list(tags)
@@ -118,12 +118,13 @@ def register_tx_contexts(
 
 
 async def unregister_tx_contexts(ring: Ring) -> None:
-    """Flush what is open, wait for the release of all, and end the contexts and their channels.
+    """Flush open generations, wait for the release of all, and end the contexts and channels.
 
-    Cancelling the wait leaves the contexts unregistered, and what is held to the ring.
+    If the wait is cancelled, the contexts are unregistered all the same, and the ring keeps what is
+    held.
 
-    :param ring: the ring that they are registered with.
-    :raises TxContextError: ``ENXIO``, none are registered.
+    :param ring: the ring that the contexts are registered with.
+    :raises TxContextError: ``ENXIO``, no contexts are registered.
     """
     ring.check_loop()
     contexts: list[TxContext] | None = ring._tx_contexts

@@ -34,12 +34,12 @@ class ZeroCopySocketStream(SocketStream):
 
     Made by :func:`connect_tcp`, :func:`wrap_stream` and listeners.  Send groups take it like any
     other stream, and what they send keeps its order with :meth:`send`.  It belongs to the event
-    loop and the thread of its ring; when that is closed, sending raises ``RuntimeError``, and only
-    receiving and closing remain.
+    loop and the thread of its ring.  When the ring is closed, sending raises ``RuntimeError``;
+    receiving and closing still work.
     """
 
     def __init__(self, ring: Ring, sock: socket.socket, received: bytes = b"") -> None:
-        # First, for __del__: the socket is this stream's only when all of it is there.
+        # Set first, for __del__: the socket belongs to the stream only once this has succeeded.
         self._closed = True
         self._ring = ring
         self._socket = sock
@@ -63,15 +63,15 @@ class ZeroCopySocketStream(SocketStream):
     async def from_socket(
         cls, sock_or_fd: socket.socket | int, *, ring: Ring | None = None
     ) -> Self:
-        """Make a stream of a connected socket, which belongs to the stream from now on.
+        """Make a stream from a connected socket, which belongs to the stream from now on.
 
         :param sock_or_fd: a socket object or a file descriptor.
-        :param ring: default the ambient ring.
+        :param ring: the ambient ring by default.
         :raises ValueError: the socket is not connected, or of another kind.
         :raises RuntimeError: no ring is open.
         """
         ring = require_ring(ring)
-        # anyio's own checks; what it makes is let go of at once.
+        # This does anyio's own checks; its stream gives the socket up at once.
         made = await super().from_socket(sock_or_fd)
         sock, received = await take_socket(made)
         return cls(ring, sock, b"".join(received))
@@ -85,19 +85,19 @@ class ZeroCopySocketStream(SocketStream):
         return self._socket
 
     async def send(self, item: Buffer) -> None:
-        """Send bytes; returns when they are accepted: sent, or queued within 1 MiB.
+        """Send bytes; returns when they are accepted: sent, or queued within a window of 1 MiB.
 
         ``bytes`` that are queued stay referenced until the kernel has let go of them.  A buffer
-        that can change is copied up to 64 KiB (16 times the ring's threshold, if that is less); a
-        larger one is waited for until it is the caller's own again.  A pool's buffer goes back to
-        its pool by itself.
+        that can change is copied up to 64 KiB (16 times the ring's threshold, if that is less).
+        With a larger one the call waits until the kernel has released it.  A pool's buffer goes
+        back to its pool by itself.
 
-        Cancelled, the call has queued nothing, except for a large buffer that can change: what
-        of that has not left is taken back, and if it was cut short, the stream is broken for
+        If cancelled, the call has queued nothing, except for a large buffer that can change: the
+        part that has not left is taken back, and if some of it has left, the stream is broken for
         sending.
 
         :param item: any C-contiguous buffer.
-        :raises TypeError: it is no buffer.
+        :raises TypeError: it is not a buffer.
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited, or
             :meth:`send_eof` was called.
         :raises anyio.BrokenResourceError: the connection failed, now or by an earlier send; from
@@ -121,18 +121,18 @@ class ZeroCopySocketStream(SocketStream):
                 item = cast("bytes", offered)
             while not output.offer(item):
                 await output.wait_window()
-            # What comes next may be the answer.
+            # What is received next may be the answer.
             self._waits.sent = True
             await self._checkpoint_after()
         finally:
             sending.taken = False
 
     def send_nowait(self, parts: Sequence[bytes]) -> None:
-        """Do what :meth:`send` does for ``bytes``, at once; several are gathered and not joined.
+        """Send ``bytes`` as :meth:`send` does, without waiting; several are gathered, not joined.
 
-        :param parts: what to send, one behind the other.
+        :param parts: what to send, in order.
         :raises anyio.WouldBlock: they do not fit into the window.
-        :raises TypeError: one of them is no ``bytes``.
+        :raises TypeError: one of them is not ``bytes``.
 
         Raises what :meth:`send` raises.
         """
@@ -154,12 +154,12 @@ class ZeroCopySocketStream(SocketStream):
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Return what has arrived, between one and ``max_bytes`` bytes.
 
-        Cancelled, the call has taken nothing.
+        If cancelled, the call has taken nothing.
 
         :param max_bytes: bytes at most.
-        :raises anyio.EndOfStream: the peer has sent its end.
+        :raises anyio.EndOfStream: the peer has ended the stream.
         :raises anyio.ClosedResourceError: the stream is closed, or was while this waited.
-        :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
+        :raises anyio.BrokenResourceError: the connection failed; its cause is the ``OSError``.
         :raises anyio.BusyResourceError: another task is receiving.
         """
         if max_bytes < 1:
@@ -179,12 +179,12 @@ class ZeroCopySocketStream(SocketStream):
         return data
 
     async def receive_into(self, buffer: Buffer) -> int:
-        """Write what has arrived into a buffer that can change; return how many bytes.
+        """Write what has arrived into a writable buffer; return how many bytes.
 
-        Cancelled, the call has taken nothing, and written nothing.
+        If cancelled, the call has taken and written nothing.
 
         :param buffer: C-contiguous, of at least one byte.
-        :return: how many bytes of it were written, from its beginning on.
+        :return: how many bytes were written, at the beginning of the buffer.
         :raises ValueError: the buffer is empty.
 
         Raises what :meth:`receive` raises.
@@ -202,25 +202,25 @@ class ZeroCopySocketStream(SocketStream):
         return size
 
     def is_readable(self) -> bool:
-        """Whether :meth:`receive` would not wait, be it for bytes, the end or a failure.
+        """Whether :meth:`receive` would return or raise at once: with bytes, the end or a failure.
 
-        Polling the descriptor does not tell, since a ring may have taken what arrived.
+        Polling the descriptor does not tell, since the ring may have taken what arrived.
         """
         if self._closed or self._receiver.has_taken():
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        # What the kernel tells of MSG_ZEROCOPY sends is reported as an error alone.
+        # Notifications of MSG_ZEROCOPY are reported as an error event alone.
         return any(events & select.POLLIN for _, events in poll.poll(0))
 
     async def send_eof(self) -> None:
-        """Tell the peer that no more comes, behind all that was queued, by groups as well.
+        """Tell the peer that nothing more comes, after all that was queued, by groups as well.
 
-        Waits until the kernel has taken that.  Calling it again does nothing.  Cancelled, the end
-        was not sent.
+        Waits until the kernel has taken what was queued.  Calling it again does nothing.  If
+        cancelled, the call has not sent the end.
 
         :raises anyio.ClosedResourceError: the stream is closed.
-        :raises anyio.BrokenResourceError: the connection failed; from its ``OSError``.
+        :raises anyio.BrokenResourceError: the connection failed; its cause is the ``OSError``.
         :raises anyio.BusyResourceError: another task is sending.
         """
         with self._sending:
@@ -251,11 +251,11 @@ class ZeroCopySocketStream(SocketStream):
     async def aclose(self) -> None:
         """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
 
-        What was accepted still goes out, and the peer sees the end of the stream behind it; this
-        does not wait for that, and neither is it prevented by cancelling.  A TCP peer that takes
-        nothing of it for a minute loses the connection.  If bytes of the peer's
-        were not received, the connection is reset, as by closing any socket: a peer that waits for
-        them to be taken might never take ours.  Calling it again does nothing.
+        What was accepted still goes out, and then the peer sees the end of the stream.  The call
+        does not wait for that, and cancellation does not prevent it.  A TCP peer that takes none of
+        it for a minute loses the connection.  If bytes from the peer were not received, the
+        connection is reset, as when any socket is closed: otherwise a peer that waits for them to
+        be received might never take what is sent to it.  Calling it again does nothing.
         """
         if not self._closed:
             self._closed = True
@@ -265,8 +265,8 @@ class ZeroCopySocketStream(SocketStream):
         await checkpoint()
 
     def _raise_end(self) -> NoReturn:
-        # A reset is told once.  When a send was told, receiving meets what looks like the peer's
-        # end, and bytes may be missing.
+        # The kernel reports a reset once.  If a send got the report, receiving then meets what
+        # looks like the peer's end, and bytes may be missing.
         if (error := self._output.lost_connection()) is not None:
             raise anyio.BrokenResourceError from error
         raise anyio.EndOfStream
@@ -294,20 +294,20 @@ def _has_unread(sock: socket.socket) -> bool:
 class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     """An anyio UNIX socket stream that sends through a ring.
 
-    The kernel copies what UNIX sockets send; what a ring adds is the order with send groups.
+    The kernel copies what UNIX sockets send.  The ring keeps the order with send groups.
     """
 
     _receiver: DirectReceiver
 
     @staticmethod
     def _make_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> Receiver:
-        # What is received ahead would lose the descriptors that came with it.
+        # Receiving ahead would lose the descriptors that come with the bytes.
         return DirectReceiver(ring._loop_calls, sock, waits)
 
     async def send_fds(self, message: bytes, fds: Collection[int | IOBase]) -> None:
-        """Send file descriptors along with a message, behind all that was queued.
+        """Send file descriptors along with a message, after all that was queued.
 
-        Cancelled, the call has sent nothing, or the stream is broken for sending.
+        If cancelled, the call has sent nothing, or the stream is broken for sending.
 
         :param message: at least one byte.
         :param fds: descriptors, or file or socket objects; at least one.
@@ -328,7 +328,7 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
                 raise anyio.ClosedResourceError("the end of the stream was sent")
             await self._output.wait_sent()
             sent = await self._send_past_ring(message, attached)
-            # The descriptors went with the first byte; the rest follows as ordinary bytes.
+            # The descriptors have left with the first byte; the rest follows as ordinary bytes.
             while not self._output.offer(message[sent:]):
                 await self._output.wait_window()
 
@@ -344,17 +344,18 @@ class ZeroCopyUNIXSocketStream(ZeroCopySocketStream, UNIXSocketStream):
     async def receive_fds(self, msglen: int, maxfds: int) -> tuple[bytes, list[int]]:
         """Receive a message and the descriptors that came with it, which are not inheritable.
 
-        Cancelled, the call has taken nothing.
+        If cancelled, the call has taken nothing.
 
-        :param msglen: bytes of the message at most.
-        :param maxfds: descriptors at most; the kernel closes what is more.
-        :return: the message, and the descriptors, which are the caller's to close.
-        :raises ValueError: a number that is negative, or no ``int``; no descriptors asked for.
+        :param msglen: bytes of the message, at most.
+        :param maxfds: descriptors, at most; the kernel closes any others.
+        :return: the message, and the descriptors, which the caller has to close.
+        :raises ValueError: a number is not an ``int``, ``msglen`` is negative, or ``maxfds`` is not
+            positive.
         :raises RuntimeError: something else came with the message; its descriptors are closed.
 
         Raises what :meth:`ZeroCopySocketStream.receive` raises.
         """
-        # As of anyio's streams: a wrong type is a wrong value.
+        # As with anyio's streams, a wrong type is a wrong value.
         if not isinstance(msglen, int) or msglen < 0:  # type: ignore[redundant-expr]
             raise ValueError("msglen must be a non-negative integer")
         if not isinstance(maxfds, int) or maxfds < 1:  # type: ignore[redundant-expr]

@@ -1,6 +1,6 @@
-"""What tests of a program need that sends through a ring: a ring, hard peers, and nothing left.
+"""Help for tests of programs that send through a ring: a ring, hard peers, checks for leftovers.
 
-It is a pytest plugin for anyio's and trio's (``pytest-trio``) tests alike::
+It is a pytest plugin, for tests of anyio and of ``pytest-trio`` alike::
 
     pytest_plugins = ["zc_anyio.testing"]  # in conftest.py
 
@@ -41,11 +41,11 @@ __all__ = [
     "tcp_pair",
 ]
 
-# The kernel doubles what is asked for, and takes no more than net.core.wmem_max.
+# The kernel caps what is asked for at net.core.wmem_max, and doubles it.
 _LARGE_BUFFER = 4 << 20
-# Small, yet larger than a segment of loopback: with less than that TCP crawls once the peer reads.
+# Small, yet larger than a segment of loopback; below that TCP is very slow once the peer reads.
 _SMALL_BUFFER = 128 << 10
-# For a peer of which more was expected than came.
+# How long a peer waits for bytes that do not come.
 _PEER_SECONDS = 20.0
 
 
@@ -53,11 +53,11 @@ _PEER_SECONDS = 20.0
 
 
 def assert_nothing_held(ring: Ring) -> None:
-    """Assert that a ring has nothing under way, and that every send has ended in one way.
+    """Assert that a ring has nothing under way, and that every send has been counted once.
 
-    :param ring: open, or closed: then as it ended.
+    :param ring: open or closed; of a closed ring, its last counters are checked.
     :raises AssertionError: a send is queued, in flight or held, a generation is not released, or
-        the sends that were zero-copied, copied, staged and failed are not all; with the counters.
+        the sends zero-copied, copied, staged and failed do not add up; it shows the counters.
     """
     counters = ring.statistics()
     assert (counters.queued, counters.in_flight, counters.held) == (0, 0, 0), counters
@@ -70,20 +70,20 @@ def open_descriptors() -> dict[int, str]:
     """Return the open descriptors of this process, and what each one is."""
     found = {}
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the listing's own
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             found[int(path.name)] = str(path.readlink())
     return found
 
 
 @contextmanager
 def nothing_left() -> Iterator[list[Ring]]:
-    """Assert that a block leaves no ring open, nothing held, and no descriptor.
+    """Assert that a block leaves no ring open, nothing held, and no descriptor open.
 
-    Rings are those that were opened in the block, by whomever.  It tells of descriptors of the
-    whole process, so nothing else may open any meanwhile.
+    All rings that anybody opens in the block are checked.  Descriptors are those of the whole
+    process, so nothing else may open any meanwhile.
 
     :return: the rings that were opened so far.
-    :raises AssertionError: something is left; raised at the end of a block that raised nothing.
+    :raises AssertionError: something is left; raised only if the block itself raised nothing.
     """
     rings: list[Ring] = []
     made = Ring.__init__
@@ -93,7 +93,7 @@ def nothing_left() -> Iterator[list[Ring]]:
         rings.append(ring)
 
     before = open_descriptors()
-    # Nothing public tells of the ring that a send group opens for itself.
+    # No public name gives the ring that a send group opens for itself.
     with mock.patch.object(Ring, "__init__", record):
         yield rings
     for ring in rings:
@@ -118,7 +118,7 @@ def ring_options() -> dict[str, Any]:
 
 @pytest.fixture
 async def ring(ring_options: dict[str, Any]) -> AsyncIterator[Ring]:
-    """The open ring of an asynchronous test, ambient in it; at its end nothing may be held."""
+    """An open ring, ambient in an asynchronous test, at whose end nothing may be held."""
     async with open_ring(**ring_options) as opened:
         yield opened
         assert_nothing_held(opened)
@@ -140,10 +140,10 @@ def tcp_pair(
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Connect two TCP sockets over loopback, and close them at the end of the block.
 
-    :param send_buffer: bytes for ``SO_SNDBUF`` of the first; the kernel doubles them (socket(7)).
-    :param receive_buffer: bytes for ``SO_RCVBUF`` of the second.
-    :return: the socket to send on, non-blocking, and its peer, which gives up receiving (with
-        :exc:`TimeoutError`) after 20 seconds.
+    :param send_buffer: ``SO_SNDBUF`` of the first in bytes; the kernel doubles it (socket(7)).
+    :param receive_buffer: ``SO_RCVBUF`` of the second in bytes.
+    :return: the socket to send on, non-blocking, and its peer, which stops receiving with
+        :exc:`TimeoutError` after 20 seconds.
     """
     with socket.socket() as server, socket.socket() as client:
         if receive_buffer is not None:  # connections inherit it
@@ -162,10 +162,10 @@ def tcp_pair(
 
 @contextmanager
 def silent_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Connect two sockets of which the second takes next to nothing until it is read from.
+    """Connect two sockets, of which the second accepts almost nothing until it is read.
 
-    The first takes a few megabytes: what is sent on it is taken at once, and held for as long as
-    the peer is silent.
+    The send buffer of the first has room for a few megabytes: the kernel takes a send at once, and
+    holds it for as long as the peer does not read.
     """
     with tcp_pair(send_buffer=_LARGE_BUFFER, receive_buffer=_SMALL_BUFFER) as pair:
         yield pair

@@ -149,11 +149,11 @@ def test_every_event_loop_and_driver(backend: str, driver: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([APP, "--port=99999"], 2, "'99999' is no port: 0 to 65535"),
-        ([APP, "--port=-1"], 2, "'-1' is no port"),
+        ([APP, "--port=99999"], 2, "'99999' is not a port, 0 to 65535"),
+        ([APP, "--port=-1"], 2, "'-1' is not a port"),
         ([APP, "--workers=0"], 2, "at least 1"),
-        ([APP, "--limit-concurrency=x"], 2, "'x' is no number"),
-        ([APP, "--timeout-keep-alive=nan"], 2, "'nan' is no number of seconds"),
+        ([APP, "--limit-concurrency=x"], 2, "'x' is not a whole number"),
+        ([APP, "--timeout-keep-alive=nan"], 2, "'nan' is not a positive number of seconds"),
         ([APP, "--forwarded-allow-ips=nonsense"], 2, "'nonsense' does not appear to be"),
         ([APP, "--backend=curio"], 2, "invalid choice: 'curio'"),
         (["tests.asgi.served_app"], 2, "is not of the form MODULE:APP"),

@@ -95,7 +95,7 @@ def test_the_report_for_people_tells_of_the_send_over_loopback() -> None:
             assert (
                 f"{driver} yes taken, and copied on its way, as always over loopback" in done.text
             )
-    assert "copy yes copied, as everything by this driver" in done.text
+    assert "copy yes copied, as everything is by this driver" in done.text
 
 
 def test_json_agrees_with_an_open_ring() -> None:

@@ -8,12 +8,13 @@ __all__ = ["Half"]
 
 
 class Half:
-    """What ``anyio.ResourceGuard`` is, with its flag in the open.
+    """An ``anyio.ResourceGuard`` whose flag is public.
 
-    What is called for every message sets :attr:`taken` itself: that costs a fifth of ``with``.
+    A function that is called for every message sets :attr:`taken` itself, which costs a fifth of a
+    ``with`` statement.
 
-    :param action: what a second task is told that the first is doing.
-    :ivar taken: whether a task is using it.
+    :param action: what the first task is doing, for the exception that a second task gets.
+    :ivar taken: whether a task is using this half.
     """
 
     __slots__ = ("_action", "taken")

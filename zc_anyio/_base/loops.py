@@ -1,6 +1,6 @@
 """What streams ask of the event loop for every message, without anyio's frames in between.
 
-anyio finds out anew at each call which event loop runs; a ring knows.
+anyio finds out at each call which event loop runs; a ring knows it already.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def uninterrupted(function: _Function) -> _Function:
-    """Have Ctrl-C raised behind a function on trio, and not within it or what it calls.
+    """On trio, keep Ctrl-C from being raised within a function or what it calls: it comes after.
 
-    What is between two of its lines may be the only reference to a buffer that the kernel reads.
-    asyncio cancels the main task instead, and so needs nothing.
+    Between two lines of it a local variable may be the only reference to a buffer that the kernel
+    reads.  asyncio cancels the main task instead, and so needs nothing.
     """
     _uninterrupted.append(function)
     return function
 
 
-# What one task awaits and another wakes it by, once.
+# What one task awaits, and by which another wakes it; for one use.
 Waiter: TypeAlias = Awaitable[object]
 
 
 class Readable(Protocol):
-    """Whether a descriptor can be read; waiting may end too early."""
+    """Waits until a descriptor can be read; a wait may end too early."""
 
     async def wait(self) -> None: ...
 
     def close(self) -> None:
-        """Wait no more; before the descriptor is closed."""
+        """Stop waiting; to be called before the descriptor is closed."""
 
 
 class Loop(Protocol):
@@ -60,11 +60,11 @@ class Loop(Protocol):
 
     @property
     def checkpoint_before(self) -> Callable[[], Awaitable[None]]:
-        """With :attr:`checkpoint_after` a checkpoint around something that does not wait.
+        """Together with :attr:`checkpoint_after`, a checkpoint around a step that does not wait.
 
-        Cancellation is noticed before it, and not when it cannot be undone any more.  On trio the
-        others run after it, while bytes are on their way.  On asyncio they run before it: a yield
-        that is shielded costs four times as much there, and ``Task.cancel`` breaks through it.
+        Cancellation is noticed before the step, since the step cannot be undone.  On trio other
+        tasks run after it, while bytes are on their way.  On asyncio they run before it: a shielded
+        yield costs four times as much there, and ``Task.cancel`` breaks through it.
         """
 
     @property
@@ -76,7 +76,7 @@ class Loop(Protocol):
 
     @property
     def notify_closing(self) -> Callable[[int], None]:
-        """Wake who waits for a descriptor; that raises some exception there."""
+        """Wake whoever waits for a descriptor, by raising some exception there."""
 
     @property
     def new_waiter(self) -> Callable[[], Waiter]:
@@ -84,28 +84,31 @@ class Loop(Protocol):
 
     @property
     def wake(self) -> Callable[[Any], None]:
-        """Wake the task that awaits a waiter, or will; again, or when it was cancelled: nothing."""
+        """Wake the task that awaits a waiter, now or later.
+
+        It does nothing when the waiter was woken before or the task was cancelled.
+        """
 
     @property
     def call_from_thread(self) -> Callable[[Callable[[], None]], object]:
-        """Have something called in the loop's thread, soon; ``RuntimeError``: it runs no more.
+        """Have a function called soon in the loop's thread; ``RuntimeError``: the loop has ended.
 
-        It may be used anywhere, also while garbage is collected.
+        It may be used anywhere, even during garbage collection.
         """
 
     @property
     def call_soon(self) -> Callable[[Callable[[], object]], object] | None:
-        """Have a function called when the event loop comes round; ``None``: that takes a task."""
+        """Have a function called in the loop's next turn; ``None`` where that needs a task."""
 
     def readable(self, fd: int) -> Readable:
-        """Return what waits for a descriptor again and again."""
+        """Return an object that waits for a descriptor, as often as needed."""
 
     def is_running(self) -> bool:
         """Whether the caller is in this event loop."""
 
 
 class TrioLoop:
-    """trio has all of it."""
+    """trio, which has all of this."""
 
     def __init__(self, trio: Any) -> None:
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -122,7 +125,7 @@ class TrioLoop:
         self.wake: Callable[[Any], None] = _TaskWaiter.wake
         self._current_token: Callable[[], Any] = trio.lowlevel.current_trio_token
         self._token = self._current_token()
-        # Each time, which changes nothing: another thread may open a ring meanwhile.
+        # At each ring, since another thread may open one meanwhile; doing it again changes nothing.
         for function in _uninterrupted:
             trio.lowlevel.enable_ki_protection(function)
         self.call_from_thread: Callable[[Callable[[], None]], object] = self._token.run_sync_soon
@@ -144,7 +147,7 @@ class TrioLoop:
 
 
 class _TaskWaiter:
-    """A ``trio.Event`` for one task: it costs half, since nothing keeps a list of who waits."""
+    """A ``trio.Event`` for one task; it costs half, since it needs no list of waiting tasks."""
 
     __slots__ = ("_is_set", "_task", "_trio")
 
@@ -204,14 +207,14 @@ class AsyncioLoop:
     @staticmethod
     @types.coroutine
     def checkpoint() -> Generator[None, None, None]:
-        """See :class:`Loop`.  What ``asyncio.sleep(0)`` does, with one frame in place of three."""
+        """See :class:`Loop`.  As ``asyncio.sleep(0)``, but in one frame instead of three."""
         yield
 
     checkpoint_before = checkpoint
 
     @staticmethod
     async def checkpoint_after() -> None:
-        """See :class:`Loop`.  A shielded scope would cost more than all the rest."""
+        """See :class:`Loop`.  Does nothing: a shielded scope would cost more than all the rest."""
 
     def readable(self, fd: int) -> Readable:
         """See :class:`Loop`."""
@@ -220,17 +223,17 @@ class AsyncioLoop:
     def is_running(self) -> bool:
         """See :class:`Loop`."""
         try:
-            # A loop of trio's may run inside a callback of this one.
+            # A trio loop may run inside a callback of this one.
             return asyncio.get_running_loop() is self.loop and _running_trio() is None
         except RuntimeError:
             return False
 
 
 class _LoopReadable:
-    """Stays registered with the event loop between the waits: saves two system calls for each.
+    """Stays registered with the event loop between waits, which saves two system calls for each.
 
-    The loop calls for as long as there is something to read: when nobody has taken it by the second
-    call, the registration is given up.
+    The loop calls back for as long as there is something to read.  When nobody has read it by the
+    second call, the registration is given up.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
@@ -275,7 +278,7 @@ class _LoopReadable:
 
 
 def running_loop() -> TrioLoop | AsyncioLoop:
-    """Return what the running event loop has."""
+    """Return the calls of the running event loop."""
     trio = _running_trio()
     return TrioLoop(trio) if trio is not None else AsyncioLoop(asyncio.get_running_loop())
 

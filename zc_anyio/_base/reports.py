@@ -1,4 +1,4 @@
-"""What is reported: frozen, so that a report cannot change after it was given."""
+"""Reports; they are frozen, so that they do not change after they were given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SendFailure:
     """A socket on which a send of a group failed.
 
     :ivar stream: the object that was given to ``send`` or ``broadcast``.
-    :ivar error: why; its ``errno`` is the kernel's.
+    :ivar error: why it failed, with the kernel's ``errno``.
     """
 
     stream: object
@@ -40,21 +40,21 @@ class RingStatistics:
     ``held`` (result seen, notification not) count sends and are 0 when the ring is idle.
 
     :ivar driver: what carries the sends.
-    :ivar sends: sends that were accepted; of an idle ring the sum of ``zero_copied``, ``copied``,
+    :ivar sends: sends that were accepted; on an idle ring, the sum of ``zero_copied``, ``copied``,
         ``staged`` and ``failed``.
     :ivar bytes_sent: bytes that the kernel has taken.
     :ivar staged: sends whose bytes were first written into the ring's own memory.
     :ivar failed: sends that ended in an error or were cancelled.
     :ivar generations_open: generations not yet released.
     :ivar generations_released: generations whose buffers are all free again.
-    :ivar requests: what the kernel was asked to send, neighbours gathered.
-    :ivar registered: requests that read from registered memory, a pool's or staging.
+    :ivar requests: requests to send; one request may carry several sends.
+    :ivar registered: requests that read from registered memory, of a pool or of staging.
     :ivar refused: zero-copy requests for which the kernel had no memory to pin (RLIMIT_MEMLOCK, or
         net.core.optmem_max); their bytes were copied.
     :ivar submits: times the kernel was entered to submit.
-    :ivar completions: completions of sends that came back, results and notifications.
-    :ivar receivers: sockets that are received from through the ring.
-    :ivar receives: times that the ring brought bytes.
+    :ivar completions: completions of sends: results and notifications.
+    :ivar receivers: sockets that receive through the ring.
+    :ivar receives: times that bytes were received through the ring.
     """
 
     driver: str
@@ -80,10 +80,10 @@ class RingStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Counters of a send group; the names mean what they mean in :class:`RingStatistics`.
+    """Counters of a send group; the names mean the same as in :class:`RingStatistics`.
 
-    :ivar unreleased_sends: sends whose buffers the kernel, or the queue, still has.
-    :ivar unreleased_bytes: their size, each broadcast counted about once: what the window bounds.
+    :ivar unreleased_sends: sends whose buffers are still queued or still read by the kernel.
+    :ivar unreleased_bytes: bytes of these, which the window bounds; a broadcast counts about once.
     """
 
     sends: int

@@ -1,4 +1,4 @@
-"""Taking the socket out of anyio's objects, which made it by resolving, racing and binding."""
+"""Taking the socket out of anyio's objects, which have resolved, raced or bound it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["take_socket"]
 async def take_socket(made: Any) -> tuple[socket.socket, list[Any]]:
     """Take the socket out of an anyio stream, listener or UDP socket, and close that object.
 
-    :return: the socket, non-blocking; and what the object had received and not given to anybody:
-        chunks of bytes, or of a UDP socket packets.
-    :raises anyio.ClosedResourceError: it is closed.
-    :raises anyio.BusyResourceError: bytes that it has accepted are not sent.
+    :return: the socket, non-blocking; and what the object had received and nobody has read:
+        chunks of bytes, or packets of a UDP socket.
+    :raises anyio.ClosedResourceError: the object is closed.
+    :raises anyio.BusyResourceError: bytes that the object has accepted are not sent yet.
     """
-    # TCP and UDP have a transport on asyncio and uvloop, whose stand-in for a socket goes on giving
-    # the number of a descriptor that is closed.
+    # On asyncio and uvloop TCP and UDP have a transport.  uvloop's stand-in for its socket still
+    # gives the number of the descriptor after that was closed.
     transport = getattr(made, "_transport", None)
     raw = made.extra(SocketAttribute.raw_socket)
     if raw.fileno() < 0 or (transport is not None and transport.is_closing()):

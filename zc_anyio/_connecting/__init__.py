@@ -1,4 +1,4 @@
-"""anyio's functions that connect, listen and wrap, with streams of this library as results.
+"""anyio's functions to connect and listen, returning streams of this library, and wrapping.
 
-It makes sockets by anyio, takes them over, and wraps them.
+anyio makes the sockets; this room takes them over and wraps them.
 """

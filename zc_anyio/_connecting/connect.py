@@ -100,19 +100,19 @@ async def connect_tcp(
 ) -> ZeroCopySocketStream | TLSStream:
     """Connect to a host over TCP; :func:`anyio.connect_tcp` for a ring, with its arguments.
 
-    Cancelled, the call has left no connection.
+    If cancelled, the call leaves no connection behind.
 
-    :param remote_host: IP address or host name; all its addresses are tried, as anyio does it.
+    :param remote_host: IP address or host name; all its addresses are tried, as by anyio.
     :param remote_port: port at that host.
     :param local_host: address or name of the interface to bind to.
     :param local_port: port to bind to.
-    :param tls: do a TLS handshake; so do ``ssl_context`` and ``tls_hostname``.
-    :param ssl_context: default a new client context.
+    :param tls: do a TLS handshake; ``ssl_context`` and ``tls_hostname`` imply it.
+    :param ssl_context: a new client context by default.
     :param tls_standard_compatible: as in :meth:`anyio.streams.tls.TLSStream.wrap`.
-    :param tls_hostname: name that the certificate must have; default ``remote_host``.
+    :param tls_hostname: name that the certificate must have; ``remote_host`` by default.
     :param happy_eyeballs_delay: seconds until the next address is tried as well.
-    :param ring: default the ambient ring.
-    :return: a stream; with TLS anyio's own over it, whose ciphertext goes through the ring.
+    :param ring: the ambient ring by default.
+    :return: a stream; with TLS, anyio's TLS stream over it, whose ciphertext uses the ring.
     :raises OSError: the connection failed.
     :raises RuntimeError: no ring is open.
     """
@@ -148,12 +148,12 @@ async def connect_unix(
 ) -> ZeroCopyUNIXSocketStream:
     """Connect to a UNIX socket; :func:`anyio.connect_unix` for a ring.
 
-    Cancelled, the call has left no connection.
+    If cancelled, the call leaves no connection behind.
 
     :param path: path of the socket.
     :param kind: ``SOCK_STREAM``, or ``SOCK_SEQPACKET`` (anyio 4.16 or newer): what one call sends,
-        one call receives.  Such a stream sends past the ring, and send groups refuse it.
-    :param ring: default the ambient ring.
+        one call receives.  Such a stream does not send through the ring, and send groups refuse it.
+    :param ring: the ambient ring by default.
     :raises OSError: the connection failed.
     :raises RuntimeError: no ring is open.
     """

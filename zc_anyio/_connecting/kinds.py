@@ -12,6 +12,6 @@ Family: TypeAlias = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, Addr
 
 
 def of_kind(kind: UNIXKind) -> dict[str, Any]:
-    """Return the argument of anyio's function for a kind."""
+    """Return the argument that gives anyio's function this kind."""
     # anyio before 4.16 has no such parameter.
     return {} if kind is SocketKind.SOCK_STREAM else {"kind": kind}

@@ -30,14 +30,14 @@ async def create_tcp_listener(
 ) -> MultiListener[SocketStream]:
     """Listen on TCP; :func:`anyio.create_tcp_listener` for a ring, with its arguments.
 
-    Cancelled, the call has left nothing open.
+    If cancelled, the call leaves nothing open.
 
-    :param local_host: address of the interface; default all of them.
-    :param local_port: 0 for any that is free, the same on all interfaces.
-    :param family: of the addresses, if ``local_host`` was not given.
+    :param local_host: address of the interface; all interfaces by default.
+    :param local_port: port; 0 for any that is free, the same on all interfaces.
+    :param family: family of the addresses, if ``local_host`` is not given.
     :param backlog: connections that may wait to be accepted, 65536 at most.
     :param reuse_port: let several sockets listen on the port.
-    :param ring: default the ambient ring.
+    :param ring: the ambient ring by default.
     :raises OSError: an address cannot be listened on.
     :raises RuntimeError: no ring is open.
     """
@@ -62,14 +62,14 @@ async def create_unix_listener(
 ) -> ZeroCopySocketListener:
     """Listen on a UNIX socket; :func:`anyio.create_unix_listener` for a ring.
 
-    Cancelled, the call has left nothing open.
+    If cancelled, the call leaves nothing open.
 
-    :param path: of the socket; one that exists there is removed.
+    :param path: path of the socket; a socket that exists there is removed.
     :param mode: permissions of the socket.
     :param backlog: connections that may wait to be accepted, 65536 at most.
-    :param kind: as of :func:`connect_unix`.
-    :param ring: default the ambient ring.
-    :raises OSError: it cannot be listened on.
+    :param kind: as for :func:`connect_unix`.
+    :param ring: the ambient ring by default.
+    :raises OSError: the path cannot be listened on.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)

@@ -1,4 +1,4 @@
-"""A trio stream over one of ours; the only module that needs trio."""
+"""A trio stream over a stream of this library; the only module that needs trio."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
                 return b""
 
     async def send_eof(self) -> None:
-        """Tell the peer that no more comes."""
+        """Tell the peer that nothing more comes."""
         with _trio_errors():
             await self._stream.send_eof()
 

@@ -26,15 +26,15 @@ async def create_udp_socket(
 ) -> ZeroCopyUDPSocket:
     """Make a UDP socket; :func:`anyio.create_udp_socket` for a ring, with its arguments.
 
-    Cancelled, the call has left nothing open; but uvloop may keep a socket until its end, as it
-    may with anyio.
+    If cancelled, the call leaves nothing open; but uvloop may keep a socket until the loop ends, as
+    it may with anyio.
 
-    :param family: default that of ``local_host``; one of the two has to be given.
+    :param family: that of ``local_host`` by default; one of the two has to be given.
     :param local_host: address or name of the interface to bind to.
     :param local_port: port to bind to, 0 for any.
     :param reuse_port: let several sockets use the port.
-    :param ring: default the ambient ring.
-    :raises OSError: it cannot be bound.
+    :param ring: the ambient ring by default.
+    :raises OSError: the socket cannot be bound.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
@@ -57,17 +57,17 @@ async def create_connected_udp_socket(
 ) -> ZeroCopyConnectedUDPSocket:
     """Make a connected UDP socket; :func:`anyio.create_connected_udp_socket` for a ring.
 
-    Cancelled, the call has left nothing open; but uvloop may keep a socket until its end, as it
-    may with anyio.
+    If cancelled, the call leaves nothing open; but uvloop may keep a socket until the loop ends, as
+    it may with anyio.
 
     :param remote_host: address or name of the only peer.
     :param remote_port: port of the peer.
-    :param family: default that of the hosts.
+    :param family: that of the hosts by default.
     :param local_host: address or name of the interface to bind to.
     :param local_port: port to bind to, 0 for any.
     :param reuse_port: let several sockets use the port.
-    :param ring: default the ambient ring.
-    :raises OSError: it cannot be bound, or connected.
+    :param ring: the ambient ring by default.
+    :raises OSError: the socket cannot be bound or connected.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)

@@ -22,16 +22,16 @@ __all__ = ["as_trio_stream", "take_over", "wrap_listener", "wrap_stream"]
 
 
 async def wrap_stream(stream: SocketStream, *, ring: Ring | None = None) -> ZeroCopySocketStream:
-    """Take over the connection of an anyio socket stream, and what that has received already.
+    """Take over the connection of an anyio socket stream, and what it has received already.
 
-    The stream itself is closed by this; tasks that use it meanwhile get
-    :exc:`anyio.ClosedResourceError`.  A cancel scope does not interrupt it.
+    The anyio stream is closed by this; tasks that are using it get
+    :exc:`anyio.ClosedResourceError`.  A cancel scope does not interrupt the call.
 
     :param stream: one of anyio's, TCP or UNIX.
-    :param ring: default the ambient ring.
-    :raises TypeError: it is no socket stream: of a TLS stream, for one, wrap the transport.
-    :raises anyio.ClosedResourceError: it is closed.
-    :raises anyio.BusyResourceError: bytes that it has accepted are not sent.
+    :param ring: the ambient ring by default.
+    :raises TypeError: it is not a socket stream; of a TLS stream, wrap the transport.
+    :raises anyio.ClosedResourceError: the stream is closed.
+    :raises anyio.BusyResourceError: bytes that the stream has accepted are not sent yet.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
@@ -56,13 +56,13 @@ async def wrap_listener(
 ) -> ZeroCopySocketListener | MultiListener[SocketStream]:
     """Take over the socket of an anyio listener, or those of a ``MultiListener``.
 
-    The listener itself is closed by this.  A cancel scope does not interrupt it.
+    The anyio listener is closed by this.  A cancel scope does not interrupt the call.
 
     :param listener: one of anyio's, TCP or UNIX.
-    :param ring: default the ambient ring.
+    :param ring: the ambient ring by default.
     :return: a :class:`ZeroCopySocketListener`, or a ``MultiListener`` of them.
-    :raises TypeError: it is no socket listener.
-    :raises anyio.ClosedResourceError: it is closed.
+    :raises TypeError: it is not a socket listener.
+    :raises anyio.ClosedResourceError: the listener is closed.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
@@ -72,11 +72,11 @@ async def wrap_listener(
 
 
 def as_trio_stream(stream: ZeroCopySocketStream) -> trio.abc.HalfCloseableStream:
-    """Return a trio stream that is another face of a stream; closing one closes both.
+    """Return a trio stream over a stream of this library; closing one closes both.
 
     It raises trio's exceptions, and is for programs that run on trio.
 
-    :param stream: one of this library.
+    :param stream: a stream of this library.
     """
     from .trio_stream import TrioStream
 
@@ -84,7 +84,7 @@ def as_trio_stream(stream: ZeroCopySocketStream) -> trio.abc.HalfCloseableStream
 
 
 async def take_over(made: SocketStream, ring: Ring) -> ZeroCopySocketStream:
-    """Make a stream of the socket of anyio's, which is closed by this."""
+    """Make a stream from the socket of an anyio stream, which is closed by this."""
     sock, received = await take_socket(made)
     try:
         if sock.family == socket.AF_UNIX:

@@ -1,4 +1,4 @@
-"""What this machine can do: measuring, a report of it, and its display in a terminal.
+"""What this machine can do: measuring it, reporting it, and showing it in a terminal.
 
-``python -m zc_anyio`` is its face.
+``python -m zc_anyio`` runs it.
 """

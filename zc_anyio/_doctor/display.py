@@ -56,7 +56,7 @@ def show_measurement(measurement: Measurement) -> None:
 
 
 def waiting(what: str) -> None:
-    """Say on a terminal what is being waited for."""
+    """Say what the program waits for, if standard error is a terminal."""
     console = Console(stderr=True)
     if console.is_terminal:
         console.print(Text(what, style="dim"))
@@ -80,7 +80,7 @@ def _outcome(driver: str, loopback: Loopback) -> str:
     if loopback.error is not None:
         return f"not tried: {loopback.error}"
     if driver == "copy":
-        return "copied, as everything by this driver"
+        return "copied, as everything is by this driver"
     if loopback.refused:
         return "refused: memory may not be pinned, see RLIMIT_MEMLOCK; sent by copying"
     if loopback.copied:

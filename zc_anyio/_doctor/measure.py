@@ -23,13 +23,13 @@ __all__ = ["Loopback", "Measured", "Measurement", "MeasurementFailed", "measure"
 
 PROBE_BYTES = 64 << 10
 PROBE_SECONDS = 5.0
-# Memory that a closed ring had pinned counts against the limit for a moment longer.
+# Memory that a ring had pinned still counts against the limit for a moment after it is closed.
 AGAIN_SECONDS = 0.2
 
 SIZES = (64 << 10, 1 << 20)
 POLICIES: tuple[ZeroCopy, ...] = ("never", "always")
 ROUNDS = 5
-# More than a socket takes, so that it never runs dry; small enough to come back soon.
+# More than a socket buffers, so that it never runs dry; small enough to be released soon.
 WINDOW = 8 << 20
 CONNECT_SECONDS = 10.0
 # A peer that takes less than a window in this time is given up.
@@ -41,10 +41,10 @@ class Loopback:
     """What became of one zero-copy send over loopback.
 
     :ivar zero_copied: the kernel reported it as not copied.
-    :ivar copied: it was copied, as loopback does even with a send that was taken as zero-copy.
-    :ivar refused: the kernel did not take it as zero-copy, and it was sent again by copying.
+    :ivar copied: it was copied; loopback copies even a send that it took as zero-copy.
+    :ivar refused: the kernel refused it as a zero-copy send, and it was sent again by copying.
     :ivar unregistered: why a buffer could not be registered, or ``None`` if it could.
-    :ivar error: why there was no send to judge by, or ``None``.
+    :ivar error: why nothing was sent, or ``None``.
     """
 
     bytes: int
@@ -57,10 +57,10 @@ class Loopback:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All rounds of one size of buffer, in one way.
+    """All rounds with one size of buffer and one policy.
 
-    :ivar zero_copy: ``"never"`` or ``"always"``.
-    :ivar sends: how many; ``zero_copied`` and ``copied`` of them, by the kernel's report.
+    :ivar zero_copy: the policy, ``"never"`` or ``"always"``.
+    :ivar sends: how many; of these the kernel reported ``zero_copied`` and ``copied``.
     :ivar seconds: from the first send of each round until the peer had acknowledged its last.
     :ivar cpu_seconds: of this process, in user space and in the kernel.
     """
@@ -96,11 +96,11 @@ class Measurement:
 
 
 class MeasurementFailed(Exception):  # noqa: N818 - as anyio's exceptions are named
-    """A measurement that could not be made, and why."""
+    """The measurement could not be made; the message says why."""
 
 
 async def try_loopback(driver: Driver) -> Loopback:
-    """Send one buffer over loopback by a driver that runs, and see what the kernel made of it."""
+    """Send one buffer over loopback by a driver that runs, and see what the kernel did with it."""
     loopback = await _try_loopback(driver)
     if loopback.refused:
         await anyio.sleep(AGAIN_SECONDS)
@@ -111,7 +111,7 @@ async def try_loopback(driver: Driver) -> Loopback:
 async def _try_loopback(driver: Driver) -> Loopback:
     try:
         with anyio.fail_after(PROBE_SECONDS), _loopback_pair() as (sender, receiver):
-            # Nothing but the probe: staging memory would count against the limit as well.
+            # No staging memory: it would count against the limit as well.
             async with open_ring(driver=driver, zero_copy="always", staging=0) as ring:
                 async with open_buffer_pool(buffer_size=PROBE_BYTES, count=1) as pool:
                     unregistered = pool.unregistered
@@ -170,9 +170,9 @@ async def _receive(sock: socket.socket, size: int) -> None:
 async def measure(host: str, port: int, *, seconds: float) -> Measurement:
     """Measure copying against zero copy to a TCP peer that discards what it gets.
 
-    The rounds of both ways alternate on one connection, so that both meet the same network.
+    Rounds of both policies alternate on one connection, so that both meet the same network.
 
-    :param seconds: how long it sends, all rounds together.
+    :param seconds: how long all rounds take together.
     :raises MeasurementFailed: the peer cannot be reached, or does not take what is sent.
     """
     try:
@@ -186,15 +186,15 @@ async def measure(host: str, port: int, *, seconds: float) -> Measurement:
     rounds: dict[tuple[int, ZeroCopy], list[Measured]] = {
         (size, policy): [] for size in SIZES for policy in POLICIES
     }
-    # Not zeros, which could all be one page; and nobody can change them, so that giving up a
-    # stalled peer waits for nothing.
+    # Not zeros, which could all be one page; and bytes, so that giving up a stalled peer need not
+    # wait for their release.
     data = {size: os.urandom(size) for size in SIZES}
     async with stream, open_ring(drain_timeout=1.0) as ring:
-        # Not counted: the connection finds its pace.
+        # Not counted: congestion control is still finding its pace.
         await _round(ring, stream, data[SIZES[-1]], "never", each)
         for number in range(ROUNDS):
             for size in SIZES:
-                # Neither way always follows the other.
+                # The order changes, so that neither policy always comes second.
                 for policy in POLICIES if number % 2 == 0 else reversed(POLICIES):
                     measured = await _round(ring, stream, data[size], policy, each)
                     rounds[size, policy].append(measured)
@@ -247,7 +247,7 @@ def _sum(parts: list[Measured]) -> Measured:
 
 
 def _reason(exc: BaseException) -> str:
-    """Return what lies at the bottom of an exception."""
+    """Return the message of an exception's root cause."""
     if isinstance(exc, BaseExceptionGroup):
         return _reason(exc.exceptions[0])
     if isinstance(exc.__cause__, BaseException):

@@ -16,7 +16,7 @@ __all__ = ["DriverReport", "Report", "as_json", "survey"]
 
 # The best first, as "auto" tries them.
 DRIVERS: tuple[Driver, ...] = ("io_uring", "msg_zerocopy", "copy")
-# A ring is opened only where these are there.
+# An io_uring is used only where the kernel has all of these.
 OPCODES = ("SEND", "SENDMSG", "SEND_ZC", "SENDMSG_ZC", "ASYNC_CANCEL")
 
 
@@ -25,7 +25,7 @@ class DriverReport:
     """Whether a driver can run.
 
     :ivar unavailable: why it cannot, or ``None``.
-    :ivar loopback: what became of a zero-copy send by it.
+    :ivar loopback: what became of a zero-copy send by this driver.
     """
 
     unavailable: str | None
@@ -36,11 +36,11 @@ class DriverReport:
 class Report:
     """What this machine and this process can do.
 
-    :ivar zero_copy: whether zero copy works, by the driver that ``"auto"`` takes.
+    :ivar zero_copy: whether zero copy works with the driver that ``"auto"`` takes.
     :ivar verdict: the same as a sentence, with the reason.
     :ivar capabilities: those of a ring that was opened with all defaults.
-    :ivar opcodes: of io_uring, whether each that is used is there; ``None``: not known, because
-        no ring could be made, or one of them is missing and the kernel was not asked which.
+    :ivar opcodes: for each io_uring opcode that is used, whether this kernel has it; ``None``: not
+        known, because no ring could be made, or the kernel was not asked which one is missing.
     """
 
     version: str | None
@@ -62,7 +62,7 @@ async def survey() -> Report:
         async with open_ring() as ring:
             capabilities = ring.capabilities
     except (DriverUnavailable, OSError):
-        pass  # the reasons are those of the drivers
+        pass  # the drivers' own reports say why
     works, verdict = _judge(capabilities, drivers)
     known = drivers["io_uring"].unavailable is None
     return Report(
@@ -103,7 +103,7 @@ def _judge(capabilities: Capabilities | None, drivers: dict[str, DriverReport]) 
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return the report as what ``json`` takes; measured rates are added to what was counted."""
+    """Return the report in a form that ``json`` takes, with the measured rates added."""
     whole = asdict(report)
     if report.measurement is not None:
         for entry, result in zip(

@@ -1,4 +1,4 @@
-"""The Python face of the native extension: its functions with exceptions, and a native ring.
+"""The native extension for Python: its functions, with exceptions, and a native ring.
 
 Only this room imports the extension.
 """

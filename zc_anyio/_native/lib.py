@@ -1,8 +1,8 @@
 """The native part's constants and functions; the only module that imports the extension.
 
-Negative errnos become exceptions here and in ``ring.py``, and nowhere else, except for the
-answers that are part of a send's ordinary life (``EAGAIN``: the window is full; ``EPIPE``: the
-socket is broken), which the callers of :func:`queue` and :func:`broadcast` handle.
+Negative errnos become exceptions here and in ``ring.py``, and nowhere else.  The callers of
+:func:`queue` and :func:`broadcast` handle those that belong to the ordinary life of a send:
+``EAGAIN``, the window is full, and ``EPIPE``, the socket is broken.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ def _constant(name: str) -> int:
 
 
 def _share_among_threads(*objects: object) -> None:
-    """Have threads not count their references to objects that all of them use all the time.
+    """Defer the counting of references to objects that all threads use all the time.
 
-    Free-threaded Python counts those to functions of extensions at each call.  Two threads that
-    send write to the same memory then, and did 1.4 times the sends of one in place of 1.9.
+    Free-threaded Python counts references to an extension's functions at each call.  Two threads
+    that send then write to the same memory: they did 1.4 times the sends of one, and not 1.9.
     """
     if "t" not in getattr(sys, "abiflags", ""):
         return
     import ctypes
 
-    # Of Python 3.14; a later one that has it no more may do without.
+    # Python 3.14 has it; a later version that lacks it may not need it.
     share = getattr(ctypes.pythonapi, "PyUnstable_Object_EnableDeferredRefcount", None)
     if share is not None:
         share.argtypes = [ctypes.py_object]
@@ -122,9 +122,9 @@ SENT_FLAGS: Final = (1 << SENT_SHIFT) - 1
 queue: Final[Callable[..., int]] = getattr(lib, "zc_queue", None)  # type: ignore[assignment]
 # (pointer, size): an object that exports memory, and keeps the pointer's memory alive.
 export: Final[Callable[[Any, int], Any]] = getattr(ffi, "buffer", None)  # type: ignore[assignment]
-# The same for a ring instead of a core; what need not wait is handed to the kernel at once.
+# Like `queue`, for a ring instead of a core; it hands a send that need not wait to the kernel.
 queue_or_send: Final[Callable[..., int]] = getattr(lib, "zc_queue_or_send", None)  # type: ignore[assignment]
-# What a scope sends before it has a context, and what that has left.
+# What a scope sends before it has a context, and then the rest of that send.
 send_alone: Final[Callable[..., int]] = getattr(lib, "zc_send_alone", None)  # type: ignore[assignment]
 queue_rest: Final[Callable[..., int]] = getattr(lib, "zc_queue_rest", None)  # type: ignore[assignment]
 unpack: Final[Callable[[Any, int], Any]] = getattr(ffi, "unpack", None)  # type: ignore[assignment]
@@ -140,7 +140,7 @@ _share_among_threads(rx_ready, rx_data, rx_consume, rx_is_bulk)
 
 
 class SocketInfo(Protocol):
-    """What the kernel says of a descriptor."""
+    """What the kernel says about a descriptor."""
 
     @property
     def inode(self) -> int: ...
@@ -151,21 +151,21 @@ class SocketInfo(Protocol):
 
 
 def check(result: int, note: str = "") -> int:
-    """Return a result that is not negative; raise the ``OSError`` of one that is."""
+    """Return a result, or raise the ``OSError`` that a negative one stands for."""
     if result < 0:
         raise os_error(-result, note)
     return result
 
 
 def socket_info(fd: int) -> SocketInfo:
-    """Return what kind of socket a descriptor is; raise ``OSError`` if it is none."""
+    """Return what kind of socket a descriptor is; raise ``OSError`` if it is not a socket."""
     info: Any = ffi.new("struct zc_socket_info *")
     check(lib.zc_socket_info(fd, info))
     return cast("SocketInfo", info)
 
 
 def process_forks() -> None:
-    """Trust no more what was counted of ``MSG_ZEROCOPY``: a child may send as well."""
+    """Stop trusting the counted numbers of ``MSG_ZEROCOPY``: a child process may send as well."""
     lib.zc_forked()
 
 
@@ -175,12 +175,14 @@ def map_address(pinned: Any) -> int:
 
 
 def pointer_to(address: int) -> Any:
-    """Return an address as the native part takes it; whoever uses it keeps the memory alive."""
+    """Return an address as the native part takes it; the caller keeps the memory alive."""
     return ffi.cast("char *", address)
 
 
 def map_memory(size: int, pages: int) -> tuple[Any, int]:
-    """Map memory of a kind of pages, until nothing refers to it; return it and what to register.
+    """Map memory with a kind of pages; return it, and how many bytes of it to register.
+
+    It is unmapped when nothing refers to it any more.
 
     :raises OSError: no memory, or no reserved huge pages.
     """
@@ -197,7 +199,7 @@ def part_of(pinned: Any, offset: int) -> Any:
 
 
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
-    """Return the ``struct sockaddr`` of a numeric address; raise ``ValueError`` if it is none."""
+    """Return the ``struct sockaddr`` of a numeric address; raise ``ValueError`` for any other."""
     out = ffi.new("char[28]")
     size = lib.zc_address(host.encode(), port, flow, scope, out)
     if size < 0:
@@ -239,7 +241,7 @@ def queue_vector(
 def broadcast(
     core: Any, context: Any, sockets: Sequence[Any], pinned: Any, size: int, flags: int
 ) -> tuple[int, list[int]]:
-    """Queue one buffer on many sockets; return the result and one errno (or 0) a socket."""
+    """Queue one buffer on many sockets; return the result, and an errno or 0 for each socket."""
     errors = ffi.new("int32_t[]", len(sockets))
     result: int = lib.zc_broadcast(
         core, context, sockets, len(sockets), pinned, size, flags, errors

@@ -12,18 +12,18 @@ from .lib import POLICIES, SocketInfo, check, ffi, lib
 __all__ = ["NativeRing"]
 
 EVENTS_A_TURN = 512
-# Sockets that one look finds to have ended.
+# Ended sockets that one look can report.
 ENDED_MOST = 2048
 
 
 class NativeRing:
-    """A native ring, its contexts and its sockets, by handles that mean nothing outside.
+    """A native ring, its contexts and its sockets, by handles that are opaque outside.
 
     :param driver: ``"io_uring"``, ``"msg_zerocopy"`` or ``"copy"``.
     :param entries: size of the submission queue; the completion queue is twice as large.
     :param event_fd: let the kernel signal an eventfd (``DEFER_TASKRUN``) instead of polling the
         ring's descriptor (``COOP_TASKRUN``).
-    :raises DriverUnavailable: when the kernel refuses; the message names the step and the reason.
+    :raises DriverUnavailable: the kernel refuses; the message names the step and the reason.
     """
 
     def __init__(self, *, driver: str, entries: int, event_fd: bool = False) -> None:
@@ -54,9 +54,9 @@ class NativeRing:
         self._ended: Any = ffi.new("uint64_t[]", ENDED_MOST)
 
     def turn(self) -> list[int]:
-        """Reap and submit what one turn may; return four integers for each event.
+        """Reap and submit as much as one turn may; return four integers for each event.
 
-        The native part keeps what did not fit for the next call; the last event says so.
+        The native part keeps events that did not fit for the next call; the last event says so.
         """
         count = check(lib.zc_ring_turn(self.ring, self._events, EVENTS_A_TURN), "io_uring_enter")
         return self._event_view[: count * 4].tolist()
@@ -79,7 +79,7 @@ class NativeRing:
         return self.staging_registered
 
     def lockable(self, size: int) -> None:
-        """Tell how many bytes may be pinned at a time."""
+        """Say how many bytes may be pinned at a time."""
         check(lib.zc_core_lockable(self.core, size))
 
     def register(self, memory: Any, size: int) -> None:
@@ -87,11 +87,11 @@ class NativeRing:
         check(lib.zc_ring_register(self.ring, memory, size), "registering a buffer")
 
     def unregister(self, memory: Any) -> None:
-        """Take registered memory out again; what the kernel still reads stays pinned."""
+        """Unregister memory; what the kernel still reads stays pinned."""
         check(lib.zc_ring_unregister(self.ring, memory))
 
     def ticket(self, handle: Any) -> int:
-        """Return what the result event of the send queued last will name it by."""
+        """Return the number that the result event of the send queued last will carry."""
         result: int = lib.zc_ctx_ticket(handle)
         return result
 
@@ -109,7 +109,7 @@ class NativeRing:
         return ffi.NULL
 
     def may_reset(self, handle: Any, *, yes: bool) -> None:
-        """Tell whether even what cannot change may have to be had back by a reset."""
+        """Say whether even buffers that cannot change may have to be released by a reset."""
         check(lib.zc_ctx_may_reset(handle, yes))
 
     def by_hand(self, handle: Any) -> None:
@@ -117,30 +117,30 @@ class NativeRing:
         check(lib.zc_ctx_by_hand(handle))
 
     def until_taken(self, handle: Any) -> None:
-        """Have the window of a context count only what the kernel has not taken."""
+        """Have the window of a context count only bytes that the kernel has not taken."""
         check(lib.zc_ctx_until_taken(handle))
 
     def copy_alone(self, handle: Any, below: int) -> None:
-        """Have what can be handed over at once copied below a size, whatever the threshold is."""
+        """Copy a send below a size that can leave at once, whatever the threshold is."""
         check(lib.zc_ctx_copy_alone(handle, below))
 
     def count_direct(self, handle: Any, size: int) -> None:
-        """Count in a context what was sent whole before there was one."""
+        """Count in a context a send that was completed before the context existed."""
         check(lib.zc_ctx_count_direct(handle, size, 1))
 
     def linger(self, ticks: int) -> None:
-        """Keep idle sockets attached for so many ticks; with 0, tell of all that are idle."""
+        """Keep idle sockets attached for so many ticks; with 0, report all that are idle."""
         check(lib.zc_core_linger(self.core, ticks))
 
     def tick(self) -> None:
-        """Count a tick, and have it told in the next turn which sockets have been idle for long."""
+        """Count a tick; the next turn reports the sockets that have been idle for long."""
         self._ticks += 1
         check(lib.zc_core_advance(self.core, self._ticks))
 
     def look(self, closing_seconds: float, *, keep: bool) -> list[int]:
-        """Look which sockets the program has closed; return those whose connections have ended.
+        """Look for sockets that the program has closed; return those whose connections have ended.
 
-        What is queued goes out before that.
+        A connection ends after what is queued has gone out.
 
         :param closing_seconds: a peer that takes nothing for so long loses its connection.
         :param keep: keep all duplicates, so that everything can be reset.
@@ -152,11 +152,14 @@ class NativeRing:
         return ended
 
     def watch(self, handle: Any, fd: int) -> None:
-        """Look from now on whether the program still has a socket as ``fd``; -1: it will tell."""
+        """From now on check whether the program still has a socket as ``fd``.
+
+        -1 stands for a socket whose owner says when it is closed.
+        """
         check(lib.zc_sock_watch(self.core, handle, fd))
 
     def orphan(self) -> None:
-        """Touch the ring no more: in a forked child its memory is not there."""
+        """Do not use the ring any more: a forked child does not have its memory."""
         lib.zc_core_disown(self.core)
         self.ring = self.core = ffi.NULL
 
@@ -166,7 +169,7 @@ class NativeRing:
         return result
 
     def free_context(self, handle: Any) -> None:
-        """Free a context all of whose generations are released, and told."""
+        """Free a context whose generations have all been released and reported."""
         check(lib.zc_ctx_free(self.core, handle))
 
     def flush(self, handle: Any, *, even_empty: bool) -> int | None:
@@ -175,7 +178,7 @@ class NativeRing:
         return None if result == -errno.ENODATA else check(result)
 
     def cancel(self, handle: Any) -> None:
-        """Take back what the kernel has not taken of a context's sends."""
+        """Take back those parts of a context's sends that the kernel has not taken."""
         check(lib.zc_ctx_cancel(self.core, handle))
 
     def reset(self, handle: Any, error: int, *, only_mutable: bool = False) -> None:
@@ -183,7 +186,7 @@ class NativeRing:
         check(lib.zc_ctx_reset(self.core, handle, error, only_mutable))
 
     def reset_all(self, error: int) -> None:
-        """Reset every connection that anything of this ring is under way on."""
+        """Reset every connection on which a send of this ring is under way."""
         check(lib.zc_core_reset(self.core, error))
 
     def unreleased(self, handle: Any, *, only_mutable: bool = False) -> int:
@@ -199,7 +202,7 @@ class NativeRing:
     def attach(self, fd: int, ident: int, info: SocketInfo, learned: Any) -> Any:
         """Duplicate a descriptor into the ring and return the handle of its queue.
 
-        :param learned: from :meth:`learned` when the socket was detached; ``None`` for a new one.
+        :param learned: what :meth:`learned` returned when the socket was detached, or ``None``.
         """
         handle = lib.zc_ring_attach(self.ring, fd, ident, info, learned or ffi.NULL)
         if handle == ffi.NULL:
@@ -207,15 +210,15 @@ class NativeRing:
         return handle
 
     def learned(self, handle: Any) -> Any:
-        """Return what is worth to be known when the socket is attached again."""
+        """Return what is worth knowing when the socket is attached again."""
         out = ffi.new("struct zc_learned *")
         lib.zc_sock_learned(handle, out)
         return out
 
     def suspend(self, handle: Any) -> bool | None:
-        """Close the duplicate of a socket; ``None`` if it is not idle, and nothing was done.
+        """Close the duplicate of a socket; return ``None``, with nothing done, if it is not idle.
 
-        Returns whether the program still has the socket by the descriptor that is known.
+        Otherwise returns whether the program still has the socket as the known descriptor.
         """
         result: int = lib.zc_ring_suspend(self.ring, handle)
         return None if result == -errno.EBUSY else check(result) > 0
@@ -223,19 +226,19 @@ class NativeRing:
     def resume(self, handle: Any, fd: int) -> int:
         """Duplicate a descriptor of a suspended socket; return 0 or an errno.
 
-        ``ESTALE`` says that the descriptor is another socket, ``ENOTCONN`` that the stream has lost
-        its connection.
+        ``ESTALE``: the descriptor is another socket by now; ``ENOTCONN``: the stream has lost its
+        connection.
         """
         result: int = lib.zc_ring_resume(self.ring, handle, fd)
         return -result
 
     def detach(self, handle: Any) -> bool:
-        """Forget a socket; ``False`` if it is not idle, and nothing was done."""
+        """Forget a socket; return ``False``, with nothing done, if it is not idle."""
         result: int = lib.zc_ring_detach(self.ring, handle)
         return result != -errno.EBUSY and check(result) == 0
 
     def tell_idle(self, handle: Any) -> bool:
-        """Have it told again that a socket is idle, if it is; return whether it is."""
+        """Report a socket as idle once more, if it is; return whether it is."""
         return check(lib.zc_sock_tell_idle(self.core, handle)) > 0
 
     def fail_socket(self, handle: Any, error: int) -> None:
@@ -243,7 +246,7 @@ class NativeRing:
         check(lib.zc_sock_fail(self.core, handle, error))
 
     def reset_socket(self, handle: Any, error: int) -> None:
-        """Reset the connection of a stream; what is queued and held of it fails."""
+        """Reset the connection of a stream; its queued and held sends fail."""
         check(lib.zc_sock_reset(self.core, handle, error))
 
     def has_unsent(self, handle: Any) -> bool:
@@ -262,15 +265,15 @@ class NativeRing:
         return out[0]
 
     def free_receiver(self, handle: Any) -> None:
-        """Free a receiver; the descriptor may be closed after this."""
+        """Free a receiver; afterwards the descriptor may be closed."""
         check(lib.zc_rx_free(self.ring, handle))
 
     def arm(self, handle: Any, what: int) -> None:
-        """Have an operation of a receiver armed in the next turn."""
+        """Arm an operation of a receiver in the next turn."""
         check(lib.zc_rx_arm(self.ring, handle, what))
 
     def stop_receiving(self) -> int:
-        """Cancel the operations of all receivers; return how many are armed yet."""
+        """Cancel the operations of all receivers; return how many are still armed."""
         return check(lib.zc_ring_stop_receiving(self.ring))
 
     def close(self) -> bool:

@@ -1,4 +1,4 @@
-"""How a stream receives: with the event loop, through the ring, and awake for a brief wait.
+"""How a stream receives: with the event loop, through the ring, and awake during brief waits.
 
-It moves bytes from a socket to a call, and knows no stream.
+This room moves bytes from a socket to a call; it uses no stream.
 """

@@ -1,16 +1,16 @@
 """Whether a task that waits for bytes stays awake for them.
 
-Where a peer answers within microseconds, from another processor of the same machine, most of a
-message's time and CPU goes into falling asleep and being woken: the sender interrupts a processor
-that idles, and that has to come round.  On a virtual machine this costs more than all that a stream
-does.  A task that takes turns of its event loop for a moment before it sleeps spares both sides
-that.
+Where a peer on another processor of the same machine answers within microseconds, most of a
+message's time and CPU goes into falling asleep and being woken: the sender interrupts an idle
+processor, and that takes time to wake up.  On a virtual machine this costs more than everything
+else that a stream does.  A task that takes turns of its event loop for a moment before it sleeps
+spares both sides this cost.
 
-It is done only for answers: the stream has sent since it last received.  Who receives a long
-transfer awake gets it in more and smaller pieces, which costs more than sleeping.  And only while
-it has come right nearly always, and nobody else wants the processor: what else came of it is CPU
-time, and a task that never sleeps is made to wait for its turn by the scheduler, which lets one
-that was just woken run at once.
+It is done only for answers, that is, if the stream has sent since it last received.  A task that
+receives a long transfer awake gets it in more and smaller pieces, which costs more than sleeping.
+It is done only while nearly every such wait succeeds, since one in vain wastes CPU time.  And it is
+done only while nothing else wants the processor: the scheduler makes a task that never sleeps wait
+for its turn, but runs one that was just woken at once.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from time import perf_counter
 __all__ = ["BriefWaits"]
 
 AWAKE_SECONDS = 50e-6
-# A wait that took no longer, the waking included, might have ended within that.
+# A wait that took no longer than this, the waking included, might have ended within AWAKE_SECONDS.
 SHORT_SECONDS = 100e-6
-# So many more short waits than long ones are needed before it is tried, and again when more than
-# one try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost in so many messages.
+# How many more short waits than long ones are needed before staying awake is tried, and tried again
+# after more than one try in FAILURE was in vain.  Where it never pays, AWAKE_SECONDS are lost once
+# in that many messages.
 TRUST = 128
 FAILURE = 16
-# An answer of more bytes arrives in pieces.
+# A larger answer arrives in pieces.
 LARGE = 16 << 10
-# Who did not get to look for so long shares the processor, or the event loop; so many short waits
-# pass then.
+# A task that could not look for this long shares the processor or the event loop; it does not try
+# again for STALLED short waits.
 STALL_SECONDS = 200e-6
 STALLED = 1 << 14
 
@@ -43,13 +44,14 @@ class BriefWaits:
     __slots__ = ("_begun", "_score", "sent")
 
     def __init__(self) -> None:
-        # Short waits against long ones; from 0 on it stays awake, and counts what came of that.
+        # Below 0: short waits minus long ones, counted up from -TRUST.  From 0 on the task stays
+        # awake, and its successes and failures are counted.
         self._score = -TRUST
         self._begun = 0.0
         self.sent: bool = False
 
     def begin(self) -> bool:
-        """Begin a wait; return whether to stay awake and look, until :meth:`go_on` says no."""
+        """Begin a wait; return whether to stay awake and look until :meth:`go_on` says no."""
         if not self.sent:
             return False
         self._begun = perf_counter()
@@ -68,7 +70,7 @@ class BriefWaits:
         return False
 
     def came(self, size: int) -> None:
-        """So many bytes have come while the task was awake."""
+        """Note that ``size`` bytes have come while the task was awake."""
         self.sent = False
         if perf_counter() - self._begun >= STALL_SECONDS:
             self._score = -STALLED
@@ -78,7 +80,7 @@ class BriefWaits:
             self._score += 1
 
     def woken(self, size: int) -> None:
-        """So many bytes have come, and woken the task."""
+        """Note that ``size`` bytes have come and woken the task."""
         if not self.sent:
             return
         self.sent = False

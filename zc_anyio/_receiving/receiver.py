@@ -1,7 +1,7 @@
-"""Receiving and accepting: what streams and listeners call, and the way that needs no ring.
+"""Receiving and accepting: what streams and listeners call, and how it is done without the ring.
 
-:func:`make_receiver` and :func:`make_acceptor` choose.  Whoever calls :meth:`Receiver.receive` or
-:meth:`DirectAcceptor.accept` sees to it that only one task at a time does.
+:func:`make_receiver` chooses the receiver of a stream.  Callers of :meth:`Receiver.receive` and
+:meth:`DirectAcceptor.accept` make sure that only one task at a time calls them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# No descriptor or no memory is left for a connection: it stays in the listen queue meanwhile.
+# No descriptor or no memory is left for a connection, which stays in the listen queue meanwhile.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 SHORTAGE_SECONDS = 0.1
 
@@ -47,29 +47,32 @@ class Receiver(Protocol):
     async def receive(self, max_bytes: int, /) -> bytes:
         """Return what has arrived, at least one byte; ``b""`` at the end of the stream.
 
-        A call that was cancelled has taken nothing.
+        If cancelled, the call has taken nothing.
 
         :raises OSError: the connection failed.
-        :raises anyio.ClosedResourceError: :meth:`close` was called, also while this waits.
+        :raises anyio.ClosedResourceError: :meth:`close` was called, before or while this waits.
         """
 
     async def receive_into(self, buffer: Buffer, /) -> int:
         """Write what has arrived into a buffer; return how many bytes, 0 at the end."""
 
     def has_taken(self) -> bool:
-        """Whether bytes, the end or an error were taken from the socket that nobody received."""
+        """Whether something was taken from the socket that nobody has received yet.
+
+        It may be bytes, the end of the stream or an error.
+        """
 
     def close(self) -> bool:
-        """Take nothing more, and wake a call that waits; before the socket is closed.
+        """Take nothing more, and wake a call that waits; to be called before the socket is closed.
 
-        Returns whether bytes that were taken from the socket have not been received.
+        Returns whether bytes were taken from the socket that nobody has received.
         """
 
 
 def make_direct_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> DirectReceiver:
     """Return a receiver that does not use the ring."""
     loop = ring._loop_calls
-    # uvloop stops polling for good when a notification of MSG_ZEROCOPY makes an error event.
+    # A notification of MSG_ZEROCOPY is an error event, after which uvloop never polls again.
     if isinstance(loop, AsyncioLoop) and ring.capabilities.driver != "msg_zerocopy":
         return CallbackReceiver(loop, sock, waits)
     return DirectReceiver(loop, sock, waits)
@@ -78,7 +81,7 @@ def make_direct_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> 
 class DirectReceiver:
     """Receives by non-blocking system calls, and waits with the event loop.
 
-    :param waits: those of a stream that tells when it sends.
+    :param waits: those of a stream that sets ``sent``; by default nothing is learned from waits.
     """
 
     def __init__(self, loop: Loop, sock: socket.socket, waits: BriefWaits | None = None) -> None:
@@ -94,7 +97,7 @@ class DirectReceiver:
         self._closed = False
 
     async def receive(self, max_bytes: int) -> bytes:
-        # What call() does, without its frame: this is called for every message.
+        # This does what call() does, without its frame: it runs for every message.
         await self._checkpoint_before()
         self._check()
         try:
@@ -108,7 +111,7 @@ class DirectReceiver:
         return await self.call(self._recv_into, buffer)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a non-blocking function of the socket until it does not have to wait."""
+        """Call a non-blocking function of the socket until it succeeds, waiting in between."""
         await self._checkpoint_before()
         self._check()
         try:
@@ -147,7 +150,7 @@ class DirectReceiver:
             raise anyio.ClosedResourceError
 
     def stop(self) -> None:
-        """Do not look at the socket between the calls any more."""
+        """Stop watching the socket between calls."""
 
     def has_taken(self) -> bool:
         return False
@@ -160,10 +163,10 @@ class DirectReceiver:
 
 
 class CallbackReceiver(DirectReceiver):
-    """On asyncio and uvloop: the socket stays registered for as long as it is received from.
+    """For asyncio and uvloop: the socket stays registered for as long as it is received from.
 
-    It is read where the event loop tells that it is readable.  Registering it anew for each message
-    would cost two system calls.
+    It is read in the callback that says it is readable.  Registering it anew for each message would
+    cost two system calls.
     """
 
     def __init__(self, loop: AsyncioLoop, sock: socket.socket, waits: BriefWaits) -> None:
@@ -171,12 +174,13 @@ class CallbackReceiver(DirectReceiver):
         self._add_reader = loop.loop.add_reader
         self._event_loop = loop.loop
         self._create_future = loop.loop.create_future
-        # After less than was asked for there is most likely nothing: waiting at once saves a call.
+        # After a read of less than was asked for there is most likely nothing left, so waiting at
+        # once saves a system call.
         self._drained = True
         self._registered = False
         self._waiter: asyncio.Future[bytes] | None = None
         self._size = 0
-        # What came for a call that was cancelled at the same time.
+        # Bytes that came for a call which was cancelled at the same time.
         self._taken = b""
         self._error: OSError | None = None
 
@@ -273,7 +277,7 @@ class CallbackReceiver(DirectReceiver):
 
 
 class ReceivedBefore:
-    """A receiver that first gives what somebody else had received."""
+    """A receiver that first returns bytes that were received before it was made."""
 
     def __init__(self, received: bytes, receiver: Receiver) -> None:
         self._received = received
@@ -315,13 +319,13 @@ class DirectAcceptor:
         """Return the next connection, non-blocking; wait while none can be taken.
 
         :raises OSError: the socket does not listen.
-        :raises anyio.ClosedResourceError: :meth:`close` was called, also while this waits.
+        :raises anyio.ClosedResourceError: :meth:`close` was called, before or while this waits.
         """
         while True:
             try:
                 connection, _ = await self._receiver.call(self._accept)
             except ConnectionAbortedError:
-                # The peer has given up while it was in the queue.
+                # The peer gave up while its connection was in the queue.
                 continue
             except OSError as exc:
                 if not is_shortage(exc):
@@ -332,12 +336,12 @@ class DirectAcceptor:
                 return connection
 
     def close(self) -> None:
-        """Take no more connections, and wake a call that waits; before the socket is closed."""
+        """Accept nothing more, and wake a waiting call; call this before closing the socket."""
         self._receiver.close()
 
 
 def is_shortage(error: OSError) -> bool:
-    """Whether an error passes when other connections are closed."""
+    """Whether an error goes away when other connections are closed."""
     return error.errno in SHORTAGES
 
 
@@ -345,7 +349,7 @@ _shortage_told = -1e9
 
 
 async def wait_shortage(error: OSError) -> None:
-    """Wait a little for descriptors or memory; log that, once a minute at most."""
+    """Wait a little for descriptors or memory; log it, at most once a minute."""
     global _shortage_told
     now = anyio.current_time()
     if now - _shortage_told > 60:

@@ -1,8 +1,8 @@
 """Receiving through an io_uring.
 
-One operation stays armed and brings bytes for as long as its user takes them; what came for all
-sockets is told in one turn.  That pays when many tasks wait.  Where few do, each
-wake-up brings one message, and waiting for the socket itself costs less: no second task has to run.
+One operation of a receiver stays armed and brings bytes for as long as they are taken, and one turn
+reports what came for all sockets.  That pays when many tasks wait.  When few do, each wake-up
+brings one message, and waiting for the socket itself costs less: no second task has to run.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ T = TypeVar("T")
 # What rx_ready() answers when nothing has come.
 NOT_YET, NOT_ARMED = -errno.EAGAIN, -errno.ENODATA
 
-# So many tasks have to wait before the ring is used for waiting.
+# When this many tasks wait already, further ones wait through the ring.
 MANY = 4
-# After so many small pieces in a row a stream that got large ones is no longer taken for bulk.
+# After this many small pieces in a row a stream that got large ones no longer counts as bulk.
 SMALL, SMALL_IN_A_ROW = 4096, 8
 
 
@@ -53,7 +53,7 @@ def make_receiver(ring: Ring, sock: socket.socket, waits: BriefWaits) -> Receive
 
 
 class RingReceiver:
-    """Receives through the ring when many streams wait, and by itself when few do."""
+    """Receives through the ring when many streams wait, and directly when few do."""
 
     def __init__(self, ring: Ring, sock: socket.socket, waits: BriefWaits) -> None:
         self._ring = ring
@@ -67,9 +67,9 @@ class RingReceiver:
         self._recv = sock.recv
         self._recv_into = sock.recv_into
         self._direct = make_direct_receiver(ring, sock, waits)
-        # Then the event loop tells for less that bytes are there than a poll through the ring.
+        # Then the event loop reports bytes more cheaply than a poll through the ring does.
         self._stays_registered = isinstance(self._direct, CallbackReceiver)
-        # What the ring had brought when it ended.
+        # Bytes that the ring had brought when it ended.
         self._left = b""
         self._checkpoint = ring._loop_calls.checkpoint
         self._small_in_a_row = 0
@@ -107,8 +107,8 @@ class RingReceiver:
     def _is_direct(self) -> bool:
         """Whether to receive without the ring: few tasks wait, or the pieces are large.
 
-        That is possible where nothing comes through the ring, and the other way round where nothing
-        was taken from the socket before.
+        Changing to direct receiving is possible while nothing comes through the ring.  Changing
+        back is possible when everything that was taken from the socket directly has been received.
         """
         ring, handle = self._ring, self._handle
         if handle is None:
@@ -135,15 +135,15 @@ class RingReceiver:
             self._ring._receiving -= 1
 
     def _is_awaited(self) -> bool:
-        """Whether nothing is there, and what comes will be told."""
+        """Whether nothing has come, and an armed operation will report what comes."""
         return self._handle is not None and rx_ready(self._handle) == NOT_YET
 
     def _brings(self) -> bool:
-        """Whether bytes come through the ring, so that none may be taken past it."""
+        """Whether bytes come through the ring, so that none may be read directly."""
         return self._handle is not None and rx_ready(self._handle) != NOT_ARMED
 
     def _take(self, most: int) -> bytes | None:
-        """Return what is there, ``b""`` for the end, ``None`` for nothing yet."""
+        """Return what has come: ``b""`` at the end, ``None`` if nothing has come yet."""
         handle = self._handle
         if handle is not None:
             size = rx_ready(handle)
@@ -216,7 +216,7 @@ class RingReceiver:
             self._event = None
 
     def on_ring_stopped(self) -> None:
-        """Nothing will be brought any more; what was, is taken over."""
+        """The ring brings nothing more; take over what it has brought."""
         handle = self._handle
         if handle is not None and (size := rx_ready(handle)) > 0:
             self._left = unpack(rx_data(handle), size)

@@ -1,4 +1,4 @@
 """The life of a ring: opening and closing, turns and tasks, contexts, and the sockets it keeps.
 
-A ring knows who sends and what is held, and nothing of how a program sends.
+A ring knows who sends and what is held; it does not know how a program sends.
 """

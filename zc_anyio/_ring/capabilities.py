@@ -14,7 +14,7 @@ __all__ = ["Capabilities", "System"]
 
 CAP_IPC_LOCK = 14
 SECCOMP_MODES = {"0": "none", "1": "strict", "2": "filter"}
-# The default window and staging together: with less, sends meet the limit in ordinary use.
+# The default window and staging together: with a lower limit, ordinary use reaches it.
 SMALL_MEMLOCK = 24 << 20
 
 # include/uapi/linux/io_uring.h
@@ -60,7 +60,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What is set here that zero-copy sends depend on; ``None``: this system does not tell.
+    """The settings that zero-copy sends depend on; ``None``: this system does not tell.
 
     :ivar memlock_soft: RLIMIT_MEMLOCK in bytes; ``None`` also if it is unlimited.
     :ivar memlock_hard: what the soft limit may be raised to; ``None`` also if it is unlimited.
@@ -70,7 +70,8 @@ class System:
     :ivar huge_pages_total: explicitly reserved huge pages.
     :ivar huge_pages_free: how many of them are free.
     :ivar optmem_max: net.core.optmem_max, which bounds the notifications of MSG_ZEROCOPY.
-    :ivar io_uring_disabled: kernel.io_uring_disabled: 0, nobody; 1, the unprivileged; 2, everybody.
+    :ivar io_uring_disabled: kernel.io_uring_disabled, which keeps out 0, nobody; 1, unprivileged
+        processes; 2, everybody.
     :ivar seccomp: ``"none"``, ``"strict"`` or ``"filter"``.
     """
 
@@ -95,7 +96,7 @@ def memlock_limit() -> int | None:
 
 
 def of_system() -> System:
-    """Read what the kernel is set to, and what this process may do."""
+    """Read the kernel's settings, and what this process may do."""
     status, memory = _fields("/proc/self/status"), _fields("/proc/meminfo")
     soft, hard = _memlock()
     chosen = re.search(r"\[(\w+)\]", _text("/sys/kernel/mm/transparent_hugepage/enabled"))
@@ -119,7 +120,7 @@ def of_system() -> System:
 
 def _memlock() -> tuple[int | None, int | None]:
     try:
-        import resource  # not everywhere, and importing this package must work everywhere
+        import resource  # not on every system, and importing this package must work on all of them
     except ImportError:  # pragma: no cover
         return None, None
     soft, hard = (
@@ -135,7 +136,7 @@ def _has_ipc_lock(status: dict[str, str]) -> bool | None:
 
 
 def _text(path: str) -> str:
-    """Return what a file of the kernel's holds; nothing if it is not there."""
+    """Return the contents of a file of the kernel; nothing if it does not exist."""
     try:
         return Path(path).read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -143,7 +144,7 @@ def _text(path: str) -> str:
 
 
 def _fields(path: str) -> dict[str, str]:
-    """Return the lines "name: value" of a file of the kernel's."""
+    """Return the lines "name: value" of a file of the kernel."""
     parts = (line.partition(":") for line in _text(path).splitlines())
     return {name: value.strip() for name, _, value in parts}
 
@@ -154,7 +155,7 @@ def _number(text: str | None) -> int | None:
 
 
 def of_ring(native: NativeRing, unavailable: dict[str, str]) -> Capabilities:
-    """Report on a ring that was set up."""
+    """Return the capabilities of a ring that was set up."""
     limit = memlock_limit()
     limited = None
     if native.driver == "copy":

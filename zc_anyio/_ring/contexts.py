@@ -25,8 +25,8 @@ __all__ = ["Context", "Generation", "Lease"]
 class Generation:
     """Sends whose buffers are released together.
 
-    One that a flush has returned stands for all that was sent since the flush before: what a full
-    window has flushed meanwhile is released when this is.
+    A generation that a flush returned stands for everything sent since the flush before.  It counts
+    as released only when the generations that ended in between, by a full window, are released too.
 
     :ivar tag: the tag of its context.
     :ivar number: counted from 0 in its context.
@@ -36,7 +36,7 @@ class Generation:
 
     def __init__(self, context: Context, first: int, number: int) -> None:
         self._context = context
-        # The first that is perhaps not released, of those that this stands for.
+        # The first that may be unreleased, of the generations that this one stands for.
         self._unreleased = first
         self.tag: int = context.tag
         self.number: int = number
@@ -47,7 +47,7 @@ class Generation:
 
     @property
     def is_released(self) -> bool:
-        """Whether the kernel has given back every buffer of it."""
+        """Whether the kernel has given back every buffer of the generation."""
         while self._unreleased <= self.number and self._context.is_released(self._unreleased):
             self._unreleased += 1
         return self._unreleased > self.number
@@ -55,19 +55,20 @@ class Generation:
     async def wait_released(self) -> None:
         """Wait until the kernel reads no buffer of this generation any more.
 
-        Cancelling the wait changes nothing else: the buffers stay the kernel's.
+        Cancelling the wait changes nothing else: the kernel goes on reading the buffers.
         """
         await anyio.lowlevel.checkpoint()
         while not self.is_released:
             await self._context.wait_released(self._unreleased)
 
 
-# So long a cancelled scope waits for buffers that its caller can change, then resets connections.
+# How long a cancelled scope waits for buffers that its caller can change, before it resets
+# connections.
 GRACE_SECONDS = 0.1
 
 
 class Lease(Protocol):
-    """What is told when a generation is released."""
+    """Something that is given back when a generation is released."""
 
     def give_back(self) -> None: ...
 
@@ -106,16 +107,16 @@ class Context:
         self._reaper = reaper
         self.ident: int = reaper.add(self)
         self.handle: Any = native.new_context(self.ident, window, policy, threshold)
-        # The handle for as long as sends are taken, then one that the native part refuses.
+        # The handle while sends are accepted; afterwards one that the native part refuses.
         self.open_handle: Any = self.handle
         # What each generation keeps alive, from its first send until its release.
         self.references: dict[int, list[object]] = {}
-        # Pool buffers that each generation uses, which go back to their pool on its release, and
-        # files that have to be looked at then.
+        # Pool buffers that each generation uses, which go back to their pool on its release; and
+        # files whose size has to be checked then.
         self.leases: dict[int, list[Lease]] = {}
         self.window_opened: Event | None = None
         self._told = 0
-        # The first generation that no flush has returned, or stood for.
+        # The first generation that is not covered by one that a flush has returned.
         self._next_flushed = 0
         self._released_early: set[int] = set()
         self._waiting: dict[int, Event] = {}
@@ -127,7 +128,7 @@ class Context:
     # --- told by the reaper ---
 
     def on_released(self, generation: int) -> None:
-        """Drop the references of a generation, and tell everybody who waits for it."""
+        """Drop the references of a generation, and wake everybody who waits for it."""
         self.references.pop(generation, None)
         if self.leases:
             for lease in self.leases.pop(generation, ()):
@@ -152,7 +153,7 @@ class Context:
 
     def on_result(self, ticket: int, error: int) -> None:
         """A reported send was taken by the kernel, or failed."""
-        # A turn may be taken, and tell this, before the sender has come to wait for it.
+        # The result may be reported before the sender waits for it.
         result = self._results.setdefault(ticket, _Result())
         result.error = error
         result.event.set()
@@ -164,7 +165,7 @@ class Context:
             self.window_opened = None
 
     def on_ring_stopped(self) -> None:
-        """No event will come any more: wake whoever waits for one."""
+        """Wake whoever waits for an event: none will come any more."""
         self.on_window()
         for event in self._waiting.values():
             event.set()
@@ -174,7 +175,7 @@ class Context:
     # --- generations ---
 
     def by_hand(self) -> None:
-        """Leave it to the program alone to end generations."""
+        """Have only the program end generations."""
         self._native.by_hand(self.handle)
         self._by_hand = True
 
@@ -204,7 +205,7 @@ class Context:
             await self._waiting.setdefault(number, Event()).wait()
 
     async def wait_all_released(self) -> None:
-        """Wait for the release of every generation begun so far, the last of which is flushed."""
+        """Wait for the release of every generation begun so far; the last must be flushed."""
         for number in range(self._told, self._native.generations(self.handle)):
             await self.wait_released(number)
 
@@ -213,7 +214,7 @@ class Context:
         return self._told == self._native.generations(self.handle)
 
     def has_unreleased(self, *, only_mutable: bool) -> bool:
-        """Whether a send is not settled: any, or one of a buffer that the caller can change."""
+        """Whether any send is not settled, or any of a buffer that the caller can change."""
         return self._native.unreleased(self.handle, only_mutable=only_mutable) > 0
 
     async def wait_result(self) -> int:
@@ -255,7 +256,7 @@ class Context:
     # --- the end ---
 
     async def take_back(self, leaving: Leaving) -> None:
-        """Take back what was not taken; have released, soon, what the caller can change.
+        """Take back what the kernel has not taken, and soon release what the caller can change.
 
         Buffers that nobody can change are left to the ring, which keeps them referenced.
         """
@@ -266,12 +267,12 @@ class Context:
         await self.reset(errno.ECANCELED, leaving, only_mutable=True)
 
     async def reset(self, error: int, leaving: Leaving, *, only_mutable: bool = False) -> None:
-        """Drop the connections that hold on; their buffers come back at once."""
+        """Reset the connections that still hold sends; their buffers come back at once."""
         if not self.has_unreleased(only_mutable=only_mutable):
             return
         self._native.reset(self.handle, error, only_mutable=only_mutable)
         self._reaper.turn()
-        # Not bounded: only a network device that keeps a datagram can make this wait.
+        # The wait needs no bound: only a network device that keeps a datagram prolongs it.
         await leaving.until(lambda: not self.has_unreleased(only_mutable=only_mutable), math.inf)
         if self.has_unreleased(only_mutable=True) and self._reaper.stopped is None:
             warnings.warn(
@@ -282,16 +283,16 @@ class Context:
             )
 
     def may_reset(self) -> None:
-        """Have connections stay such that they can be reset, until :meth:`close`."""
+        """Keep connections in a state in which they can be reset, until :meth:`close`."""
         self._may_reset = True
         self._native.may_reset(self.handle, yes=True)
 
     def take_no_more(self) -> None:
-        """Have further sends refused."""
+        """Refuse further sends."""
         self.open_handle = self._native.no_handle
 
     def disown(self) -> None:
-        """The ring is closed, and the native context gone with it."""
+        """Forget the native context, which is gone with its ring."""
         self.handle = self.open_handle = self._native.no_handle
         if self._channel is not None:
             self._channel.close()
@@ -314,11 +315,11 @@ class Context:
         self._native.free_context(self.handle)
         self.handle = self.open_handle = self._native.no_handle
         self._reaper.remove(self.ident)
-        # Its owner, which refers to this: without a cycle both go at once.
+        # on_failed refers to the owner, which refers to this: without that cycle both go at once.
         self.on_failed = _told_nobody
         if self._channel is not None:
             self._channel.close()
 
 
 def _told_nobody(_socket: int, _error: int) -> None:
-    """Nothing is left that could fail."""
+    """Do nothing: no send is left that could fail."""

@@ -1,4 +1,4 @@
-"""The descriptor of a stream, whoever made that: anyio, trio, or the socket module."""
+"""The descriptor of a stream of anyio, trio or the socket module."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ ANYIO = (SocketStream, ConnectedUDPSocket, UDPSocket)
 
 
 def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
-    """Return a stream's descriptor, or -1 once it is closed.
+    """Return a stream's descriptor, or -1 if it is closed, and what tells whether it still has it.
 
-    And a function, and what that gives for as long as the stream has that descriptor.
+    The second part is a function, the third what it returns for as long as the stream has the
+    descriptor.
     """
     plain = _plain_socket(stream)
     ssl: Any = sys.modules.get("ssl")
-    # The bytes of an SSLSocket must be encrypted first, and these would not be.
+    # An SSLSocket is refused: its bytes have to be encrypted first, and here they would not be.
     if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
         fd = plain.fileno()
         return fd, plain.fileno, fd
     if isinstance(stream, ANYIO):
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
-        # goes on giving the number for ever, so the transport is asked.
+        # gives the number even after that, so the transport is asked.
         is_closing = getattr(getattr(stream, "_transport", None), "is_closing", None)
         if is_closing is not None and is_closing():
             return -1, is_closing, False
-        # What SocketAttribute.raw_socket gives; but that asks the kernel for both addresses too.
+        # The same as SocketAttribute.raw_socket, which would ask the kernel for both addresses too.
         raw: Any = stream._raw_socket
         fd = raw.fileno()
         return (fd, raw.fileno, fd) if is_closing is None else (fd, is_closing, False)
@@ -59,7 +60,7 @@ def _plain_socket(stream: Any) -> Any:
 
 def closed_error(stream: Any) -> Exception:
     """Return the exception for a stream without a descriptor."""
-    # asyncio closes the transport of a connection that was lost, though nobody closed the stream.
+    # asyncio closes the transport of a lost connection, although nobody has closed the stream.
     if getattr(stream, "_closed", True):
         return anyio.ClosedResourceError()
     broken = anyio.BrokenResourceError()

@@ -1,10 +1,10 @@
-"""Waiting while buffers are at stake, whatever comes out of the wait.
+"""Waiting while buffers are at stake, whatever interrupts the wait.
 
-A wait can end by more than what it waits for: ``KeyboardInterrupt``, which trio raises in it,
-``SystemExit``, asyncio's ``Task.cancel``, which no shielded scope holds back, anything that is
-thrown into the task.  If the scope of a buffer were left by that, the program would have a buffer
-that the kernel still reads.  So the wait goes on, for as long as it is allowed to, and what came
-out of it is raised afterwards.
+A wait can be interrupted by ``KeyboardInterrupt``, which trio raises in it, by ``SystemExit``, by
+asyncio's ``Task.cancel``, which no shielded scope holds back, or by anything else that is thrown
+into the task.  If that left the scope of a buffer, the program would have a buffer that the kernel
+still reads.  So the wait goes on, for as long as it is allowed to, and the exception is raised
+afterwards.
 
 After ``GeneratorExit`` nothing may be awaited: the coroutine is being closed, by hand or because
 its event loop is gone.  Then turns are taken here and the thread waits, for a second at most.
@@ -23,15 +23,15 @@ from .reaper import Reaper
 
 __all__ = ["RESET_SECONDS", "Leaving"]
 
-# What the kernel gives back at once when asked by a reset; a datagram in a device queue is not.
+# After a reset the kernel gives buffers back at once, except for a datagram in a device's queue.
 RESET_SECONDS = 1.0
 
 
 class Leaving:
     """The waits of one scope that is being left.
 
-    :param raised: what the scope is left by.
-    :ivar raised: that, or what has come out of a wait since.
+    :param raised: the exception by which the scope is left, if any.
+    :ivar raised: that, or an exception that has interrupted a wait since.
     """
 
     def __init__(self, reaper: Reaper, raised: BaseException | None = None) -> None:
@@ -40,18 +40,18 @@ class Leaving:
         self.raised: BaseException | None = raised
 
     def end(self) -> None:
-        """Raise what has come out of a wait, if that is not what the scope is left by anyway."""
+        """Raise the exception that interrupted a wait, unless the scope is left by it anyway."""
         raised, self.raised = self.raised, None
         if raised is None or raised is self._left_by:
             return
         try:
             raise raised
         finally:
-            # No cycle of the exception and this frame: it would keep buffers until it is collected.
+            # A cycle of the exception and this frame would keep buffers until it is collected.
             del raised
 
     async def until(self, done: Callable[[], bool], seconds: float) -> None:
-        """Wait until ``done()``, for ``seconds`` at most; raises nothing."""
+        """Wait until ``done()`` is true, for ``seconds`` at most; raises nothing."""
         if self._may_await():
             deadline = anyio.current_time() + seconds
             while not self._is_over(done) and anyio.current_time() < deadline:
@@ -70,7 +70,7 @@ class Leaving:
                 except GeneratorExit as exc:
                     self.raised = exc
         except BaseException as exc:
-            # A scope objects to being left outside of its task.
+            # After GeneratorExit the scope may object to being left outside its task.
             if self._may_await() and self._may_replace():
                 self.raised = exc
 
@@ -84,16 +84,17 @@ class Leaving:
                 poll.poll(left * 1000)
 
     def _is_over(self, done: Callable[[], bool]) -> bool:
-        # What is done may not be told yet: then a buffer is still referred to.
+        # While events are still to be told, a buffer may still be referred to.
         return self._reaper.stopped is not None or (not self._reaper.more and done())
 
     def _may_await(self) -> bool:
         return not isinstance(self.raised, GeneratorExit)
 
     def _may_replace(self) -> bool:
-        """Whether what comes now is to be raised, and not what came before it.
+        """Whether a new exception is to be raised in place of the one before it.
 
-        A cancellation gives way, and an error of the scope's body, but not the end of the program.
+        A cancellation and an error of the scope's body give way to it; the end of the program,
+        such as ``KeyboardInterrupt``, does not.
         """
         if self.raised is None or isinstance(self.raised, anyio.get_cancelled_exc_class()):
             return True

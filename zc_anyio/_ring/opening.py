@@ -1,4 +1,4 @@
-"""Opening a ring, and the ambient one; what forking and executing must not do to open rings."""
+"""Opening a ring, the ambient ring, and guarding open rings against ``fork`` and ``exec``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DRIVERS = ("io_uring", "msg_zerocopy", "copy")
 DEFAULT_ENTRIES = 1024
 # Below about this size the kernel copies faster than it pins, see docs/design.md.
 DEFAULT_THRESHOLD = 16 << 10
-# Bytes of memory for small sends; sixteen slabs of it at most are one socket's.
+# Bytes of memory for small sends; one socket has at most sixteen slabs of it.
 DEFAULT_STAGING = 8 << 20
 SLAB = 64 << 10
 
 _ambient: ContextVar[Ring | None] = ContextVar("zc_anyio ring", default=None)
-# The rings of all threads.  While its lock is held none of them is closed; what garbage collection
-# does in the same thread may close one.
+# The rings of all threads.  While the lock is held no other thread closes one; the lock is
+# reentrant, since garbage collection may close one in the same thread.
 _open_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 _open_rings_lock = threading.RLock()
 
@@ -43,7 +43,7 @@ _open_rings_lock = threading.RLock()
 def require_ring(ring: Ring | None) -> Ring:
     """Return the ring that was given, or the ambient one.
 
-    :raises RuntimeError: there is none, or it is not this event loop's.
+    :raises RuntimeError: there is none, or it belongs to another event loop.
     """
     ring = ring or _ambient.get()
     if ring is None:
@@ -70,20 +70,20 @@ async def open_ring(
     entries: int = DEFAULT_ENTRIES,
     drain_timeout: float = 5.0,
 ) -> AsyncGenerator[Ring, None]:
-    """Open a ring for the length of a scope; it is the ambient ring of the tasks started inside.
+    """Open a ring for the length of a scope; it is the ambient ring of the tasks inside.
 
     :param driver: what carries the sends: ``"io_uring"``; ``"msg_zerocopy"``, zero-copying with
         the socket's error queue; ``"copy"``, plain sends. ``"auto"`` is the first of these that
         runs here, and ``ring.capabilities.unavailable`` says why the ones before it do not.
     :param zero_copy: ``"auto"`` zero-copies sends from ``threshold`` on, ``"always"`` every send
         that the socket can, ``"never"`` none.
-    :param threshold: bytes; what is smaller is staged: written into memory of the ring, gathered
+    :param threshold: bytes; a smaller send is staged: written into memory of the ring, gathered
         there with its neighbours, and sent from there, so that its own buffer is free at once.
-    :param staging: bytes of that memory, 0 for none.
+    :param staging: bytes of memory for staging, 0 for none.
     :param entries: requests that one submission can carry, 1 to 32768 (the kernel may take fewer).
     :param drain_timeout: seconds that the end of the scope waits for what is under way, cancelled
-        or not.  What is still held then is reset, so that its buffers come back; but for what
-        an io_uring holds of a connection that the program has closed, which stays in memory.
+        or not.  Connections that still hold sends are then reset, so that the buffers come back.
+        What io_uring holds of a connection that the program has closed stays in memory instead.
     :raises DriverUnavailable: the driver cannot run here, with the reason.
     :raises ValueError: an argument is out of its range.
     """
@@ -99,7 +99,8 @@ async def open_ring(
         if limit is not None:
             native.lockable(limit)
         if staging:
-            # Registered memory is charged to RLIMIT_MEMLOCK for good: most of it is left to sends.
+            # Registered memory is charged to RLIMIT_MEMLOCK until the end of the ring, so it gets a
+            # quarter of the limit at most; the rest is left to sends.
             native.stage(max(staging, SLAB), registered=limit is None or staging <= limit // 4)
         capabilities = of_ring(native, unavailable)
         ring = Ring(native, capabilities, zero_copy=zero_copy, threshold=threshold)
@@ -117,7 +118,7 @@ async def open_ring(
             try:
                 yield ring
             except BaseException as exc:
-                # Kept from the task group, which would wrap it into an exception group.
+                # The task group does not see it: it would wrap it in an exception group.
                 raised = exc
             finally:
                 _ambient.reset(token)
@@ -131,7 +132,7 @@ async def open_ring(
     finally:
         with _open_rings_lock:
             _open_rings.discard(ring)
-        # Only now: until its task has ended the event loop polls the ring's descriptor.
+        # Not earlier: the event loop polls the ring's descriptor until the reaper task has ended.
         ring._close()
     if raised is not None:
         raise raised
@@ -168,11 +169,11 @@ def _guard(ring: Ring) -> None:
 
 
 def _disown() -> None:
-    """In a forked child: no thread is the owner of the parent's rings."""
+    """In a forked child, make no thread the owner of the parent's rings."""
     global _open_rings_lock
-    # A thread that is not there any more may have held it.
+    # A thread that the child does not have may have held it.
     _open_rings_lock = threading.RLock()
-    # Also where a program that embeds Python tells of forks in the child only.
+    # Here as well, since a program that embeds Python may report forks in the child only.
     process_forks()
     for ring in _open_rings:
         ring._thread = 0
@@ -181,7 +182,7 @@ def _disown() -> None:
 
 
 def _refuse_exec(event: str, _arguments: tuple[Any, ...]) -> None:
-    """Linux up to at least 6.18 hangs in execve while a zero-copy notification is pending."""
+    """Refuse ``exec``: Linux up to at least 6.18 hangs in it while a notification is pending."""
     if event == "os.exec":
         with _open_rings_lock:
             busy = any(not ring.is_foreign() and ring._busy() for ring in _open_rings)

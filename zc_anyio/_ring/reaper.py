@@ -31,17 +31,17 @@ from .._native.ring import NativeRing
 
 __all__ = ["ContextSink", "Reaper", "SocketSink"]
 
-# The kernel was short of memory for a submission: how long until it is asked again.
+# How long until a submission is tried again for which the kernel was short of memory.
 RETRY_SECONDS = 0.001
-# An idle socket stays attached for so many ticks, by a duplicate of its descriptor: resuming it
-# costs as much as a small send, and a socket that was closed meanwhile ends that much later.  A
+# How many ticks an idle socket stays attached, by a duplicate of its descriptor: resuming it costs
+# as much as a small send, but the connection of a socket closed meanwhile ends that much later.  A
 # busy event loop is late with its ticks, so a broadcast that takes long finds its sockets attached.
 LINGER_TICKS = 2
 TICK_SECONDS = 0.01
-# So often it is looked whether the program has closed sockets of its own.  No more often: who waits
-# until all tasks are blocked, as tests on trio do, has to find them so in between.
+# How often the ring looks whether the program has closed sockets of its own.  It is not more often,
+# so that code which waits until all tasks are blocked, as tests on trio do, finds them blocked.
 LOOK_SECONDS = 0.03
-# A connection that was closed with bytes unsent is dropped when its peer takes none for so long.
+# A connection closed with bytes unsent is dropped when its peer takes none of them for this long.
 CLOSING_SECONDS = 60
 
 
@@ -89,37 +89,36 @@ class Reaper:
         self._receivers: dict[int, ReceiverSink] = {}
         self._next_receiver = 0
         self._wake = loop.new_waiter()
-        # A turn was asked for, and none was taken since.
+        # Whether a turn was asked for, and none was taken since.
         self._due = False
-        # The last turn has left something that the next one can take at once; or that only time
-        # can bring.
+        # Whether the last turn left work: for the next one at once, or (_again) after a pause.
         self.more: bool = False
         self._again = False
         self._call_soon = loop.call_soon
         self._called = False
-        # A sender has yielded since that most likely has more; and that was waited for.
+        # Whether a sender yielded that most likely has more; and whether the turn waited for that.
         self._more_follows = self._put_off = False
         self._raised: Exception | None = None
         self._completions: Readable | None = None
         self._linger = Event()
         self._tick: float = TICK_SECONDS
         self._scopes: list[CancelScope] = []
-        # Set at the next turn; made when somebody waits for it.
+        # Set at the next turn; it exists only while somebody waits for it.
         self._turned: Event | None = None
         self._stopping = False
-        # The ring ends: what is still held after a while is to be reset.
+        # Whether the ring ends: connections that hold sends for too long are then to be reset.
         self.draining = False
         self.stopped: BaseException | None = None
 
     def add(self, context: ContextSink) -> int:
-        """Give a context the number under which events name it; never given twice."""
+        """Give a context the number by which events name it; no number is given twice."""
         self._next_context += 1
         self._contexts[self._next_context] = context
         return self._next_context
 
     @property
     def wake_fd(self) -> int:
-        """Readable when completions wait to be taken."""
+        """A descriptor that is readable when completions wait to be reaped."""
         return self._native.wake_fd
 
     @property
@@ -132,32 +131,32 @@ class Reaper:
         del self._contexts[ident]
 
     def add_receiver(self, receiver: ReceiverSink, fd: int) -> tuple[int, Any]:
-        """Give a receiver the number under which events name it, and its native handle."""
+        """Give a receiver the number by which events name it, and its native handle."""
         handle = self._native.new_receiver(fd, self._next_receiver + 1)
         self._next_receiver += 1
         self._receivers[self._next_receiver] = receiver
         return self._next_receiver, handle
 
     def remove_receiver(self, ident: int, handle: Any) -> None:
-        """Free a receiver; its socket may be closed after this."""
+        """Free a receiver; afterwards its socket may be closed."""
         del self._receivers[ident]
         self._native.free_receiver(handle)
         # The kernel keeps the socket open until it has seen the cancellation.
         self.submit_soon()
 
     def stop_receivers(self) -> None:
-        """Have receivers take over what the ring has brought: it will bring no more."""
+        """Have receivers take over what the ring has brought; it brings nothing more."""
         for receiver in self._receivers.values():
             receiver.on_ring_stopped()
         self._receivers.clear()
 
     @uninterrupted
     def turn(self) -> None:
-        """Reap, submit and dispatch as much as one turn may; what is left has another one soon."""
+        """Reap, submit and dispatch as much as one turn may; the rest gets another turn soon."""
         self._due = self.more = self._again = False
         contexts = self._contexts
-        # Dispatching may drop the last reference to a buffer, and so run anything, even another
-        # turn: what is told is a copy.
+        # The events are a copy: dispatching may drop the last reference to a buffer and so run any
+        # code, even another turn.
         fields = iter(self._native.turn())
         for kind, a, b, c in zip(fields, fields, fields, fields, strict=True):
             if kind == RELEASED:
@@ -165,7 +164,7 @@ class Reaper:
             elif kind == IDLE:
                 self._sockets.on_socket_idle(a)
             elif kind == READY:
-                # It may have been freed by what was told before this.
+                # An event before this one may have led to its being freed.
                 if (receiver := self._receivers.get(a)) is not None:
                     receiver.on_ready()
             elif kind == WINDOW:
@@ -179,7 +178,7 @@ class Reaper:
                 self.more = True
                 self.submit_soon()
             elif kind == AGAIN:
-                # The submitter's, which pauses between its turns if that does not help.
+                # The submitter takes the next turn, and pauses if that does not help either.
                 self._due = self._again = True
                 self._loop.wake(self._wake)
             elif kind == LATER:
@@ -193,7 +192,7 @@ class Reaper:
             self._turned = None
 
     def submit_soon(self) -> None:
-        """Have a turn taken when the event loop comes round, unless one was taken until then."""
+        """Have a turn taken in the event loop's next turn, unless one is taken before."""
         self._due = True
         if self._call_soon is None:
             self._loop.wake(self._wake)
@@ -202,14 +201,14 @@ class Reaper:
             self._call_soon(self._on_soon)
 
     def expect_more(self) -> None:
-        """A sender yields for the sake of others: what it queues next may leave in the same turn.
+        """Note that a sender has yielded to others, so that what it queues next can leave as well.
 
-        One turn of the event loop is waited for that.
+        The next turn waits for one turn of the event loop.
         """
         self._more_follows = self._due
 
     def _on_soon(self) -> None:
-        """Take the turn that was asked for; what it raises is the submitter's to raise."""
+        """Take the turn that was asked for; the submitter raises what it raises."""
         if self._more_follows and not self._put_off and self._call_soon is not None:
             self._put_off = True
             self._call_soon(self._on_soon)
@@ -223,7 +222,7 @@ class Reaper:
                 self._loop.wake(self._wake)
 
     async def wait_turn(self) -> None:
-        """Wait until another turn was taken, or the ring was closed."""
+        """Wait until the next turn was taken, or the ring was closed."""
         if self._turned is None:
             self._turned = Event()
         await self._turned.wait()
@@ -232,7 +231,7 @@ class Reaper:
     async def run(self) -> None:
         """Take a turn whenever the kernel has completions, until :meth:`stop`.
 
-        Shielded: sends are waited for while everything around them is being cancelled.
+        It is shielded, since sends are waited for while everything around them is being cancelled.
         """
         self._completions = completions = self._loop.readable(self._native.wake_fd)
         with CancelScope(shield=True) as scope:
@@ -250,7 +249,7 @@ class Reaper:
 
     @uninterrupted
     async def run_submitter(self) -> None:
-        """Take a turn once in each turn of the event loop in which something was queued."""
+        """Take one turn after each turn of the event loop in which something was queued."""
         with CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -290,7 +289,7 @@ class Reaper:
                 raise
 
     def _look(self, at: float) -> float:
-        """Look which sockets the program has closed, if it is time; return when it is again."""
+        """Look for sockets that the program has closed, if it is time; return the next time."""
         now = monotonic()
         if now < at:
             return at
@@ -303,26 +302,26 @@ class Reaper:
         self._stopping = True
 
     def stop(self) -> None:
-        """Stop all tasks, also if they have not begun."""
+        """Stop all tasks, even those that have not begun."""
         self.stop_soon()
         for scope in self._scopes:
             scope.cancel()
 
     def stop_polling(self) -> None:
-        """Have the ring's descriptor, which is about to be closed, polled no more.
+        """Stop polling the ring's descriptor, which is about to be closed.
 
-        A task group that is itself interrupted may leave the task that polls it behind.
+        A task group that is itself interrupted may leave the task behind that polls it.
         """
         if self._completions is not None:
             self._completions.close()
             self._completions = None
 
     def close(self) -> None:
-        """The ring is closed: wake whoever waits for a turn."""
+        """Wake whoever waits for a turn, since the ring is closed."""
         self._tell_turned()
 
     def _fail(self, exc: BaseException) -> None:
-        """Wake everybody who waits for a ring that will never answer again."""
+        """Wake everybody who waits for this ring, which reports nothing more."""
         self.stopped = exc
         self._tell_turned()
         for context in self.contexts:

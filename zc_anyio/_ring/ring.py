@@ -25,15 +25,16 @@ __all__ = ["Ring", "ZeroCopy"]
 
 ZeroCopy: TypeAlias = Literal["auto", "always", "never"]
 
-# A task that never has to wait gives the others a turn this often.
+# How often a task that never has to wait lets others run.
 YIELD_SECONDS = 0.001
 
-# Buffers that the kernel still read when their ring was closed: freed memory would go out changed.
+# Buffers that the kernel still read when their ring was closed.  They are kept for ever: if they
+# were freed and used again, other data would be sent.
 _never_released: list[object] = []
 
 
 class PoolLease(Lease, Protocol):
-    """A pool buffer that is out."""
+    """A pool buffer that somebody has acquired."""
 
     uses: int
 
@@ -82,12 +83,12 @@ class Ring:
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._pools: list[Pool] = []
-        # Pool buffers that are out, by the identity of the view that was handed out.
+        # Acquired pool buffers, by the identity of the view that was handed out.
         self._leases_by_view: dict[int, Any] = {}
-        # Those by hand, for as long as they are registered.
+        # The contexts that zc_anyio.lowlevel has registered.
         self._tx_contexts: list[Any] | None = None
         self._yield_at = 0.0
-        # Whether receiving goes through the ring, and how many tasks wait for bytes.
+        # Whether receiving may go through the ring, and how many tasks wait for bytes.
         self._receives: bool = capabilities.driver == "io_uring"
         self._receiving: int = 0
         self._closed = False
@@ -97,7 +98,7 @@ class Ring:
         return f"<Ring {self.capabilities.driver}{', closed' if self._closed else ''}>"
 
     def statistics(self) -> RingStatistics:
-        """Return the counters; after the end of the ring, those that it ended with."""
+        """Return the counters; after the end of the ring, their last values."""
         if self._final is not None:
             return self._final
         self.check()
@@ -125,7 +126,7 @@ class Ring:
         )
 
     def check(self) -> None:
-        """Raise ``RuntimeError`` unless this is the ring's thread and process, and it is open."""
+        """Raise ``RuntimeError`` unless the ring is open and belongs to this thread and process."""
         if self._thread == threading.get_ident() and not self._closed:
             return
         if self.is_foreign():
@@ -139,10 +140,10 @@ class Ring:
     def call_in_own_thread(
         self, let_go: Callable[[], None], otherwise: Callable[[], None] = lambda: None
     ) -> None:
-        """Let go of what belongs to an object that was dropped, which happens in any thread.
+        """Release what an object owns that was dropped, in whatever thread that happens.
 
-        :param let_go: called now, or soon in the event loop.
-        :param otherwise: called in its place if that does not run any more, or is the parent's.
+        :param let_go: called now if this is the ring's thread, else soon in its event loop.
+        :param otherwise: called instead if the loop has ended, or this is a forked child.
         """
         if self._thread == threading.get_ident():
             let_go()
@@ -159,13 +160,13 @@ class Ring:
         return os.getpid() != self._process
 
     def check_loop(self) -> None:
-        """Raise ``RuntimeError`` unless :meth:`check` passes and this is the ring's event loop."""
+        """Raise ``RuntimeError`` unless :meth:`check` passes in the ring's event loop."""
         self.check()
         if not self._loop_calls.is_running():
             raise RuntimeError("the ring belongs to another event loop")
 
     def yield_is_due(self) -> bool:
-        """Whether it is time that a task which never had to wait lets the others run."""
+        """Whether a task that never had to wait should now let others run."""
         return monotonic() >= self._yield_at
 
     async def let_others_run(self) -> None:
@@ -194,7 +195,7 @@ class Ring:
         )
 
     def find_lease(self, pinned: Any, exporter: object) -> PoolLease | None:
-        """Return the pool buffer that pinned memory is of, if it is one's.
+        """Return the pool buffer that pinned memory lies in, if it lies in one.
 
         :raises BufferError: the buffer was given back.
         """
@@ -211,7 +212,7 @@ class Ring:
     async def _drain(self, seconds: float, leaving: Leaving) -> None:
         """Wait until nothing is under way; after ``seconds`` reset what still holds buffers."""
         for context in self._reaper.contexts:
-            # Streams that are still open have generations that nothing else would end.
+            # Nothing else would end the open generations of streams that are still open.
             context.flush(even_empty=False)
         self._receives = False
         self._reaper.draining = True
@@ -225,7 +226,7 @@ class Ring:
             self._reaper.turn()
             await leaving.until(lambda: not self._native.stop_receiving(), RESET_SECONDS)
         self._reaper.stop_receivers()
-        # What was learned of sockets is remembered when they are detached.
+        # Detaching the sockets remembers what was learned about them.
         self._native.linger(0)
         self._reaper.turn()
         await leaving.until(lambda: True, RESET_SECONDS)

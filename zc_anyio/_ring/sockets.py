@@ -2,11 +2,11 @@
 
 A socket is attached by a duplicate of its descriptor, from the first send until nothing of it is
 queued, in flight or held.  The duplicate is what makes it impossible to send to a number that was
-closed and reused.  It is given up when idle because it keeps the connection open: without that, a
-program that closes its stream would never make the peer see the end of it; where something is held
-for long, the reaper has it looked for what the program has closed.  What is known of an idle socket
-is kept, and it is *suspended*: with the next send it is resumed, which costs a fraction
-of finding out again what it is.
+closed and reused.  It keeps the connection open, so it is closed when the socket is idle: otherwise
+the peer would never see the end of a stream that the program closes.  While something is held for
+long, the reaper looks whether the program has closed the socket.  What is known of an idle socket
+is kept, and the socket is *suspended*: the next send resumes it, which costs a fraction of finding
+out again what it is.
 
 This library's own streams say when they are closed, so they are kept attached until then.
 """
@@ -30,22 +30,22 @@ from .descriptors import closed_error, descriptor_of
 
 __all__ = ["AttachedSocket", "KnownSocket", "SocketTable"]
 
-# Sockets are remembered by inode number, which the kernel hands out in turn from 32 bits; so many
-# of the latest.
+# How many of the latest sockets are remembered, by inode number, which the kernel hands out in turn
+# from 32 bits.
 SOCKETS_REMEMBERED = 4096
-# Sockets that a ring keeps suspended; what is more is detached, that which was suspended first.
+# How many sockets a ring keeps suspended; beyond that it detaches the one suspended first.
 SUSPENDED_MOST = 16384
-# What the native part knew of sockets when they were detached, from whichever ring, in whichever
-# thread: each change is one call.  While two rings have one attached, or suspended, the second
-# knows nothing of it.  Numbers of MSG_ZEROCOPY in it are not trusted after a fork, neither by the
-# parent nor by the child.
+# What the native part knew of sockets when they were detached, for the rings of all threads: each
+# change of it is one call.  While one ring has a socket attached or suspended, a second ring finds
+# nothing here about it.  After a fork neither the parent nor the child trusts the numbers of
+# MSG_ZEROCOPY in it.
 _learned: OrderedDict[int, Any] = OrderedDict()
 
 
 class AttachedSocket:
     """A socket that the ring knows, and keeps a duplicate of unless it is suspended."""
 
-    # Many of them live long: what the garbage collector would have to look at as well, is spared.
+    # Many of them live long, so the garbage collector should have no dictionary of each to look at.
     __slots__ = (
         "connected",
         "datagram",
@@ -69,24 +69,24 @@ class AttachedSocket:
         self.ident = ident
         self.handle = handle
         self.suspended = self.detached = False
-        # By which it was attached since it was idle, and by which others.
+        # The stream by which it was attached since it was last idle; `others` are further ones.
         self.stream: object = None
         self.others: tuple[object, ...] = ()
-        # The program has closed it, and there is no sending to it any more.
+        # Whether the program has closed it, so that nothing can be sent to it any more.
         self.ended = False
-        # The stream that keeps it attached, for as long as that is open.
+        # The stream that keeps it attached for as long as the stream is open.
         self.keeper: weakref.ref[object] | None = None
 
     def add(self, stream: object) -> None:
-        """Remember one more by which it was attached, until it is idle."""
+        """Remember one more stream by which it is attached, until it is idle."""
         if self.stream is None:
             self.stream = stream
         else:
             self.others += (stream,)
 
 
-# With a function, what that gives for as long as the stream has its socket, and by which descriptor
-# it has it.
+# A socket; a function, and what it returns for as long as the stream has the socket; the stream's
+# descriptor of it.
 KnownSocket: TypeAlias = tuple[AttachedSocket, Callable[[], int], int, int]
 
 
@@ -95,12 +95,12 @@ class SocketTable:
 
     def __init__(self, native: NativeRing) -> None:
         self._native = native
-        # Set by the ring: has a turn taken soon.
+        # Set by the ring; it has a turn taken soon.
         self.turn_soon: Callable[[], None] = lambda: None
         self._next = 0
         self.by_stream: dict[object, KnownSocket] = {}
-        # The same for all streams that were sent to; a stream is never kept alive by that, so what
-        # is a socket itself is asked itself.
+        # The same for all streams that were sent to, held weakly.  For a stream whose function is
+        # its own method, None stands in its place: the method would keep the stream alive.
         self._known: weakref.WeakKeyDictionary[
             object, tuple[AttachedSocket, Callable[[], int] | None, int, int]
         ] = weakref.WeakKeyDictionary()
@@ -114,7 +114,7 @@ class SocketTable:
 
     @contextmanager
     def none_given_up(self) -> Iterator[None]:
-        """Keep sockets that are idle attached: more are being attached, to be sent to together."""
+        """Keep idle sockets attached while more are being attached for the same broadcast."""
         self._broadcasts += 1
         try:
             yield
@@ -132,7 +132,7 @@ class SocketTable:
         """Return the attached socket of a stream, attaching it if it is not.
 
         :param unconnected: a UDP socket needs no peer.
-        :raises TypeError: the object is not a socket, or a stream of one.
+        :raises TypeError: the object is neither a socket nor a stream over one.
         :raises anyio.ClosedResourceError: the stream is closed.
         :raises anyio.BrokenResourceError: an earlier send broke the socket, or it was reset.
         :raises OSError: ``EDESTADDRREQ``, a UDP socket without a peer; ``EMFILE``, no descriptor
@@ -161,25 +161,25 @@ class SocketTable:
         info = socket_info(fd)
         attached = self._find(fd, info) or self._attach_new(fd, info)
         self._native.watch(attached.handle, -1)
-        # Of a stream that was reset before, a send tells that.
+        # If the stream was reset before, its first send reports that.
         attached.connected = attached.connected or not attached.datagram
         attached.keeper = weakref.ref(stream)
-        # What keeps messages apart is sent past the ring; a group refuses it like a plain socket.
+        # Streams of SOCK_SEQPACKET do not send through the ring, and groups refuse them.
         if info.type != socket.SOCK_SEQPACKET:
             self._known[stream] = attached, sock.fileno, fd, fd
         return attached
 
     def let_go(self, attached: AttachedSocket, name: object) -> bool:
-        """Detach a socket that was kept, as soon as what was queued is out and released.
+        """Detach a socket that was kept, as soon as what was queued is sent and released.
 
-        :param name: what a failure of it is reported for from now on.
-        :return: whether it is so now.
+        :param name: the object for which its failures are reported from now on.
+        :return: whether everything is sent and released already.
         """
         attached.keeper = None
         self._known.pop(name, None)
         attached.add(name)
         self.by_stream[name] = attached, _has_no_socket, 0, -1
-        # Told as an event, behind the failures that are still to be told.
+        # Reported by an event, after the failures that are still to be reported.
         idle = self._native.tell_idle(attached.handle)
         self.turn_soon()
         return idle
@@ -201,7 +201,7 @@ class SocketTable:
         attached = self._find(fd, info)
         if attached is None:
             attached = self._attach_new(fd, info)
-            # If the send is refused after all, that turn tells that the socket is idle.
+            # If the send is refused after all, that turn reports the socket as idle.
             self.turn_soon()
         elif attached.keeper is None:
             self._native.watch(attached.handle, fd)
@@ -210,12 +210,12 @@ class SocketTable:
         is_itself = getattr(probe, "__self__", None) is stream
         try:  # noqa: SIM105 - suppress() costs as much as the rest of this
             self._known[stream] = (attached, None, expected, fd) if is_itself else known
-        except TypeError:  # not every object can be weakly referred to
+        except TypeError:  # not every object can be referred to weakly
             pass
         return attached
 
     def _recall(self, stream: Any) -> KnownSocket | None:
-        """Return what was known of a stream, with its socket resumed; ``None`` if nothing was."""
+        """Return what is known of a stream, with its socket resumed, or ``None``."""
         known = self._known.get(stream)
         if known is None:
             return None
@@ -229,13 +229,13 @@ class SocketTable:
         ):
             del self._known[stream]
             return None
-        # Found at once by the next sends, until the socket is idle.
+        # The next sends find it in by_stream, until the socket is idle.
         attached.add(stream)
         self.by_stream[stream] = found = attached, probe, expected, fd
         return found
 
     def _find(self, fd: int, info: SocketInfo) -> AttachedSocket | None:
-        """Return the socket of a descriptor if the ring knows it, resumed."""
+        """Return the socket of a descriptor, resumed, if the ring knows it."""
         attached = self._by_inode.get(info.inode)
         if attached is None or not attached.suspended:
             return attached
@@ -245,7 +245,7 @@ class SocketTable:
         return None
 
     def _resume(self, attached: AttachedSocket, fd: int) -> bool:
-        """Resume a suspended socket; ``False`` if it is another, or not connected any more.
+        """Resume a suspended socket; ``False`` if ``fd`` is another by now, or has no connection.
 
         :raises OSError: no descriptor is left for the duplicate.
         """
@@ -256,7 +256,7 @@ class SocketTable:
             raise os_error(number)
         attached.suspended = False
         del self._suspended[attached.ident]
-        # If the send is refused after all, that turn tells that the socket is idle.
+        # If the send is refused after all, that turn reports the socket as idle.
         self.turn_soon()
         return True
 
@@ -279,7 +279,7 @@ class SocketTable:
         return error
 
     def identity(self, stream: Any) -> object:
-        """Return what all objects of one socket have in common; of a closed one, the object."""
+        """Return the same value for all objects of one socket; for a closed one, the object."""
         known = self.by_stream.get(stream) or self._known.get(stream)
         if known is not None:
             return known[0].inode
@@ -295,7 +295,7 @@ class SocketTable:
         return keeper if keeper is not None else attached.stream
 
     def on_socket_failed(self, ident: int, error: int) -> None:
-        """A send failed: a stream is broken by that, a datagram socket is not."""
+        """A send failed, which breaks a stream but not a datagram socket."""
         attached = self._by_ident[ident]
         if self._native.socket_error(attached.handle):
             self._remember_broken(attached, error)
@@ -308,14 +308,14 @@ class SocketTable:
         if self._broadcasts:
             self._idle_meanwhile.append(attached)
             return
-        # A cancelled send that was cut short tells no failure.
+        # A cancelled send that was cut short has reported no failure.
         if (error := self._native.socket_error(attached.handle)) != 0:
             self._remember_broken(attached, error)
         if attached.keeper is None:
             is_open = self._native.suspend(attached.handle)
             if is_open is None:
-                # What was told before this has queued another send, or broken the connection:
-                # it is told again when that is dealt with.
+                # An event before this one has led to another send, or broken the connection: the
+                # socket is reported idle again when that is dealt with.
                 return
             attached.suspended = True
             self._suspended[ident] = attached
@@ -329,7 +329,7 @@ class SocketTable:
         attached.stream, attached.others = None, ()
 
     def on_socket_ended(self, ident: int) -> None:
-        """The program has closed the socket, and its connection has ended but for what is held."""
+        """The program has closed the socket, and its connection has ended; sends may be held."""
         attached = self._by_ident[ident]
         attached.ended = True
         self._forget_inode(attached)
@@ -338,7 +338,7 @@ class SocketTable:
             self.by_stream.pop(stream, None)
 
     def detach_suspended(self) -> None:
-        """Forget the sockets that are suspended: the ring ends."""
+        """Forget the suspended sockets, at the end of the ring."""
         for attached in list(self._suspended.values()):
             self._detach(attached)
 
@@ -351,7 +351,7 @@ class SocketTable:
         self._forget_inode(attached)
 
     def _forget_inode(self, attached: AttachedSocket) -> None:
-        # It may be another's by now, or have been forgotten when the connection ended.
+        # The inode may be another socket's by now, or forgotten since the connection ended.
         if self._by_inode.get(attached.inode) is attached:
             del self._by_inode[attached.inode]
 
@@ -371,5 +371,5 @@ def _no_peer() -> OSError:
 
 
 def _has_no_socket() -> int:
-    """What a stream answers that was closed."""
+    """Stand in for ``fileno`` of a stream that was closed."""
     return -1

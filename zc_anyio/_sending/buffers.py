@@ -1,8 +1,8 @@
 """Checking and pinning what is to be sent.
 
-A buffer that is queued is read by the kernel until its generation is released.  It is kept alive by
-a reference, and where the object allows it, export-locked: a ``bytearray`` that is pinned cannot be
-resized, because the pin is an export of the buffer protocol.
+The kernel may read a queued buffer until its generation is released.  Until then a reference keeps
+the buffer alive, and where the object allows it, a pin keeps it from being resized: the pin is an
+export of the buffer protocol.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ Data: TypeAlias = Buffer | Sequence[Buffer]
 
 
 def exporter_of(data: Buffer) -> object:
-    """Return the object whose memory a buffer is: of a view, what it is a view of."""
+    """Return the object whose memory a buffer is; for a view, the object that it is a view of."""
     with memoryview(data) as view:
         return view.obj
 
 
 def pin(data: Buffer) -> tuple[Any, int, int, object]:
-    """Pin one buffer that is not ``bytes`` (those need nothing but a reference).
+    """Pin one buffer that is not ``bytes`` (``bytes`` need only a reference).
 
-    A ``memoryview`` is pinned by what it is a view of, never by an export of itself: CPython
-    crashes when a view that is exported becomes part of a reference cycle (gh-77894).
+    A ``memoryview`` is pinned by an export of what it is a view of, never of itself: CPython
+    crashes when an exported view becomes part of a reference cycle (gh-77894).
 
-    :return: what the native part takes; the size in bytes; the flags of a send of it; the reference
-        to keep.
+    :return: what the native part takes; the size in bytes; the flags for a send; the reference to
+        keep.
     :raises TypeError: ``str``, or anything else without the buffer protocol.
     :raises BufferError: the buffer is not C-contiguous.
     """
     with memoryview(data) as view:
         if not view.c_contiguous:
-            raise BufferError("the buffer is not C-contiguous, so it cannot be sent as it lies")
+            raise BufferError("the buffer is not C-contiguous, so it cannot be sent in place")
         owner = view.obj
-    # bytes cannot change, and so neither can a view of them; a read-only view of anything else says
-    # nothing about its owner.
+    # bytes cannot change, so a view of them cannot either.  A read-only view of anything else may
+    # have an owner that changes it.
     flags = 0 if isinstance(owner, bytes) else SEND_MUTABLE
     pinned = from_buffer("char[]", data)
-    # Of what is pinned: an object may answer each time that it is asked for its buffer.
+    # The size of the pinned export: an object may give a different buffer each time it is asked.
     size = len(pinned)
     if type(data) is not memoryview:
         return pinned, size, flags, pinned
     try:
         reference = owner if isinstance(owner, bytes) else from_buffer("char[]", owner)
     except (BufferError, TypeError, ValueError):
-        # An owner that cannot be exported whole: an array of which the view is a contiguous part.
+        # The owner cannot be exported whole: it is an array of which the view is a contiguous part.
         return pinned, size, flags, pinned
     return pointer_to(map_address(pinned)), size, flags, reference

@@ -26,9 +26,9 @@ _tags = itertools.count(1)
 
 
 class SendGroup(Sender):
-    """Sends whose buffers are released by the time the scope is left; see :func:`send_group`.
+    """A scope whose sends are released by the time it is left; see :func:`send_group`.
 
-    :ivar tag: its tag, for :class:`Notification`.
+    :ivar tag: the tag that its notifications carry.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class SendGroup(Sender):
         self._release_timeout = release_timeout
         # Ends the ring that was opened for this scope.
         self._stack: AsyncExitStack | None = None
-        # A context is made when it is needed: one small message leaves without.
+        # A context is made when it is needed; one small message is sent without it.
         self._entered = self._left = self._has_context = False
-        # What left so is shorter than this; and how long it was.
+        # A message sent without a context is shorter than this; and how long it was.
         self._alone_below = self._alone = 0
-        # The notifications of one that was left without a context: there are none.
+        # The empty channel of a group that was left without a context.
         self._ended: MemoryObjectReceiveStream[Notification] | None = None
 
     async def __aenter__(self) -> Self:
@@ -112,10 +112,10 @@ class SendGroup(Sender):
 
     @property
     def notifications(self) -> MemoryObjectReceiveStream[Notification]:
-        """A channel of :class:`Notification`, one a generation, in order.
+        """A channel with one :class:`Notification` for each generation, in order.
 
-        It begins with the generations released after the first use of this attribute, and ends
-        when the group was left and all is released.  Close it, as any anyio stream.
+        It begins with the generations released after the first use of this attribute.  It ends when
+        the group was left and everything is released.  Close it like any anyio stream.
         """
         if self._left and not self._has_context:
             if self._ended is None:
@@ -144,9 +144,9 @@ class SendGroup(Sender):
 
     @uninterrupted
     def _send_alone(self, stream: object, data: bytes) -> bool:
-        """Hand the group's first message, which is small, over to the kernel at once.
+        """Hand the group's first message, if it is small, to the kernel at once.
 
-        Most groups that begin with one end after it, and so have nothing to wait for.
+        Most groups that begin with a small message end after it, and then need not wait.
         """
         socket = self._attach(stream)
         native = self._ring._native
@@ -176,7 +176,7 @@ class SendGroup(Sender):
                 return
         if self._ring._closed:
             raise RuntimeError("the ring was closed while a send group was open on it")
-        # An end of the program does not wait for peers either.
+        # After an exception that ends the program, as after a cancellation, no peer is waited for.
         in_order = exc is None or isinstance(exc, Exception)
         if not self._has_context:
             if in_order:
@@ -193,7 +193,7 @@ class SendGroup(Sender):
         leaving.end()
 
     async def _release(self, leaving: Leaving) -> None:
-        """Flush and wait for the release; reset what does not come back in time."""
+        """Flush and wait for the release; reset connections that do not release in time."""
         context, reaper = self._context, self._ring._reaper
         context.flush(even_empty=False)
         try:
@@ -225,25 +225,25 @@ def send_group(
 ) -> SendGroup:
     """Return a send group, to be entered with ``async with``: a scope for the buffers it sends.
 
-    When the block has been left, by whatever path, the kernel reads no buffer any more that the
+    When the block has been left, by whatever path, the kernel no longer reads any buffer that the
     caller can change.  At its end, or after an exception, what was queued goes out and is waited
-    for.  When it is cancelled, what the kernel has not taken is taken back; a connection whose send
-    was cut short is shut down for sending; a changeable buffer that the kernel holds on to has its
-    connection reset; buffers that cannot change (``bytes``) are left to the ring.
+    for.  When it is cancelled, what the kernel has not taken is taken back, and a connection whose
+    send was cut short is shut down for sending.  If the kernel goes on reading a changeable buffer,
+    the connection is reset.  Buffers that cannot change (``bytes``) are left to the ring.
 
     The first message of a group leaves with the call if it is ``bytes`` below the ring's threshold
-    and nothing of its connection waits; what follows is gathered.
+    and its connection has nothing queued; later ones are gathered.
 
-    :param ring: default the ambient ring; with none open, one is opened for this scope.
-    :param tag: for :class:`Notification`; default one that no other group has.
+    :param ring: the ambient ring by default; with none open, one is opened for this scope.
+    :param tag: for :class:`Notification`; by default one that no other group has.
     :param zero_copy: overrides the ring's policy, see :func:`open_ring`.
     :param window: bytes that may be unreleased before :meth:`SendGroup.send` waits.  A single
-        larger send is let in alone.
+        larger send is admitted on its own.
     :param on_error: ``"raise"``: failures that no call has raised are raised when the group is
-        left, as an ``ExceptionGroup`` of ``anyio.BrokenResourceError``, one entry a socket;
+        left, as an ``ExceptionGroup`` of ``anyio.BrokenResourceError``, one for each socket;
         ``"collect"``: they are in :attr:`SendGroup.failures` only.
-    :param release_timeout: seconds that leaving waits for the peers; what is not released then is
-        reset, and reported as failed with ``ETIMEDOUT``.  ``None``: as long as it takes.
+    :param release_timeout: seconds that leaving waits for the peers.  Connections whose sends are
+        not released then are reset, and reported as failed with ``ETIMEDOUT``.  ``None``: no limit.
     :raises ValueError: an argument is out of its range.
     """
     if window <= 0:

@@ -1,7 +1,7 @@
-"""Pools of registered buffers: memory that the kernel has pinned once, instead of at each send.
+"""Pools of registered buffers: memory that the kernel pins once, instead of at each send.
 
-A buffer is handed out as a ``memoryview``, so that everything which reads or writes the buffer
-protocol works on it, and parts of it can be sent.  A send knows it again by its address.
+A buffer is handed out as a ``memoryview``, so that everything which uses the buffer protocol works
+on it, and parts of it can be sent.  A send recognises it by its address.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 # The kernel registers at most this much as one buffer.
 REGION_MOST = 1 << 30
-# Reading the clock costs as much as handing a buffer out.
+# In how many calls the clock is read once: reading it costs as much as handing a buffer out.
 CLOCK_EVERY = 8
 
 
-# How many references there are to a view that one object has and nobody else, and to what it has
-# in common with slices and arrays of it: interpreters differ.
+# The reference counts of a view that only one object has, and of what the view shares with slices
+# and arrays of it.  They are measured, since interpreters differ.
 _example = [memoryview(bytearray(1))]
 VIEW_ALONE = getrefcount(_example[0])
 MEMORY_ALONE = getrefcount(get_referents(_example[0])[0])
@@ -72,20 +72,20 @@ class _Slot:
         self.region: _Region = region
         self.pinned: Any = part_of(region.pinned, offset)
         self.size: int = pool.buffer_size
-        # Generations that are not released and have a send of it.
+        # How many unreleased generations have a send of it.
         self.uses: int = 0
-        # Whether somebody else than the pool has it.
+        # Whether somebody other than the pool has it.
         self.out: bool = False
         # The view that was sent; of a free buffer, the view that the next owner gets.
         self.kept: memoryview | None = None
         # What this handing-out exports; every view, slice and array of it keeps it alive.
         self.exporter: weakref.ref[Any] | None = None
         self.view: weakref.ref[memoryview] | None = None
-        # Of the view, in the ring's table of them.
+        # The view's key in the ring's table of views.
         self.key: int = 0
 
     def hand_out(self) -> memoryview:
-        """Return a view of the buffer; when it and all made of it are gone, the buffer is free."""
+        """Return a view of the buffer; it is free when the view and all made from it are gone."""
         self.out = True
         if (view := self.kept) is not None:
             self.kept = None
@@ -101,8 +101,8 @@ class _Slot:
     def give_back(self) -> None:
         """A generation that used the buffer was released.
 
-        A view that was sent whole, that nobody else has, nor a slice or an array of it, and that
-        nobody has released, need not be revoked: the next owner gets it as it is, which costs much
+        The view need not be revoked if it was sent whole, nobody has released it, and nobody else
+        has it or a slice or array of it.  The next owner then gets the same view, which costs much
         less than a new one.
         """
         self.uses -= 1
@@ -121,11 +121,11 @@ class _Slot:
             self.pool._put(self)
 
     def take_back(self) -> None:
-        """Revoke the view and give the buffer to the next who waits."""
+        """Revoke the view and give the buffer to the next waiting task."""
         view = self.view() if self.view is not None else None
-        # First: dropping the view can be what ends the exporter.
+        # First, since dropping the view may end the exporter, whose callback comes here again.
         self.exporter = self.view = self.kept = None
-        # Another slot may have got the number of a view that died before its slices did.
+        # If the view was dropped before its slices, another slot's view may have its id by now.
         if self.pool._views.get(self.key) is self:
             del self.pool._views[self.key]
         if view is not None:
@@ -150,7 +150,7 @@ class _Waiter:
 
 
 class _Region:
-    """Memory of a pool that is registered as one buffer, or could not be."""
+    """Memory of a pool that is registered as one buffer, unless that was refused."""
 
     def __init__(self, pool: BufferPool, count: int) -> None:
         self.size: int = count * pool.stride
@@ -163,8 +163,9 @@ class _Region:
         self.refused: str | None = None
         sizes = [min(registered, REGION_MOST)]
         if pool.pages == PAGES_RESERVED:
-            # Linux 6.1 refuses pages of two sizes (EINVAL): without the page that follows them the
-            # huge ones are charged whole to a socket's send buffer, and not pinned at each send.
+            # Linux 6.1 refuses pages of two sizes (EINVAL).  Then the huge pages are registered
+            # without the ordinary page behind them: they are not pinned at each send, but are
+            # charged whole to a socket's send buffer.
             sizes.append(min(registered - PAGE, REGION_MOST))
         for size in sizes:
             try:
@@ -182,7 +183,7 @@ class BufferPool:
     """Buffers of one size that are sent without being pinned anew; see :func:`open_buffer_pool`.
 
     :ivar buffer_size: bytes of each buffer.
-    :ivar count: buffers, free and out.
+    :ivar count: how many buffers there are, free or not.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class BufferPool:
         self.grow(count)
 
     def grow(self, count: int) -> None:
-        """Add buffers; those that wait in :meth:`acquire` get them first.
+        """Add buffers; tasks that wait in :meth:`acquire` get them first.
 
         :param count: how many.
         :raises OSError: no memory.
@@ -233,32 +234,34 @@ class BufferPool:
 
     @property
     def unregistered(self) -> str | None:
-        """Why a part of the memory is not registered with the kernel, or ``None`` if all is.
+        """Why some of the memory is not registered with the kernel, or ``None`` if all is.
 
-        The pool works all the same; each send then pins its buffer.
+        The pool works all the same; a send of an unregistered buffer pins it.
         """
         return next((region.refused for region in self._regions if region.refused), None)
 
     @property
     def free(self) -> int:
-        """Buffers that :meth:`acquire` would give at once."""
+        """How many buffers :meth:`acquire` would return at once."""
         return len(self._free)
 
     async def acquire(self) -> memoryview:
         """Wait for a free buffer, first come first served, and return it as a writable view.
 
-        It goes back to the pool by itself when the last generation that it was sent in is released,
-        or when it was dropped unsent; :meth:`release` gives it back earlier.  From then on using
-        the view raises ``ValueError``.  Slices and arrays of it that are still there cannot be
-        revoked: sending a slice raises ``BufferError``, writing to one spoils the next owner's.
+        The buffer goes back to the pool by itself: when the last generation that it was sent in is
+        released, or when it is dropped without having been sent.  :meth:`release` gives it back
+        earlier.  From then on using the view raises ``ValueError``.  Slices and arrays of it that
+        still exist cannot be revoked: sending a slice raises ``BufferError``, and writing to one
+        changes the next owner's data.
 
-        While somebody waits, generations with pool buffers are ended at once, as by
-        :meth:`SendGroup.flush`; those of :mod:`zc_anyio.lowlevel` are the program's to end.
+        While a task waits, generations with pool buffers are ended at once, as by
+        :meth:`SendGroup.flush`, except in :mod:`zc_anyio.lowlevel`, where only the program ends
+        them.
 
-        Cancellation is noticed while waiting, and by one call of eight if a millisecond has passed
+        Cancellation is noticed while waiting, and by one call in eight if a millisecond has passed
         without yielding to other tasks.
 
-        :raises anyio.ClosedResourceError: the pool is closed, also while waiting.
+        :raises anyio.ClosedResourceError: the pool is closed, or was while this waited.
         :raises RuntimeError: this is not the ring's thread.
         """
         if self._ring._thread != get_ident():
@@ -272,7 +275,7 @@ class BufferPool:
                 raise anyio.ClosedResourceError
         if self._free:
             return self._free.popleft().hand_out()
-        # Generations that fewer buffers than their share of the window would never end.
+        # Too few buffers to fill a generation's share of the window would never end it.
         for context in self._ring._reaper.contexts:
             context.flush_leases()
         waiter = _Waiter()
@@ -280,7 +283,7 @@ class BufferPool:
         try:
             await waiter.event.wait()
         except BaseException:
-            # asyncio's own cancellation can come when the buffer was handed over already.
+            # asyncio's own cancellation can come after the buffer was handed over.
             if waiter.slot is not None:
                 self._put(waiter.slot)
             elif waiter in self.waiters:
@@ -294,8 +297,8 @@ class BufferPool:
         """Give back a buffer that was not sent after all.
 
         :param view: what :meth:`acquire` returned.
-        :raises ValueError: it is no buffer of this pool that is out.
-        :raises BufferError: it is part of a send that is not released.
+        :raises ValueError: the view is not of this pool, or was given back already.
+        :raises BufferError: the buffer is part of a send that is not released.
         :raises RuntimeError: this is not the ring's thread.
         """
         if self._ring._thread != get_ident():
@@ -308,10 +311,10 @@ class BufferPool:
         slot.take_back()
 
     def find(self, address: int, exporter: object) -> _Slot | None:
-        """Return the buffer that lies at an address, if one of this pool does.
+        """Return the buffer of this pool that lies at an address, if there is one.
 
-        :param exporter: whose memory the view at that address is, to tell an old one.
-        :raises BufferError: it was given back.
+        :param exporter: the object whose memory the view shows, to recognise an old view.
+        :raises BufferError: the buffer was given back.
         """
         slot = self._slot_at(address)
         if slot is None:
@@ -328,7 +331,7 @@ class BufferPool:
         return None
 
     def _put(self, slot: _Slot) -> None:
-        """Give a free buffer to whoever waits longest."""
+        """Give a free buffer to the task that has waited longest."""
         slot.out = False
         if self._closed:
             return
@@ -340,7 +343,7 @@ class BufferPool:
         waiter.event.set()
 
     def _close(self) -> None:
-        """Let go of the memory; what is still being sent stays mapped until it is released."""
+        """Let go of the memory; buffers that are still being sent stay mapped until released."""
         self._closed = True
         for waiter in self.waiters:
             waiter.event.set()
@@ -351,7 +354,7 @@ class BufferPool:
                     slot.take_back()
             if region.refused is None and not self._ring._closed:
                 self._ring._native.unregister(region.pinned)
-            # Slots that are being sent keep the memory; nothing else does, no cycle either.
+            # Only slots that are being sent keep the memory now; this ends the reference cycle.
             region.slots.clear()
         self._regions.clear()
 
@@ -367,16 +370,16 @@ async def open_buffer_pool(
     """Open a pool of registered buffers for the length of a scope.
 
     Leaving does not wait, cancelled or not: buffers that are still being sent stay in memory until
-    they are released. Tasks that wait in :meth:`BufferPool.acquire` get
-    :exc:`anyio.ClosedResourceError`, and so does later use of the pool; views that are out and not
-    being sent are revoked.
+    they are released.  Tasks that wait in :meth:`BufferPool.acquire` get
+    :exc:`anyio.ClosedResourceError`, and later use of the pool raises it.  Views of other buffers
+    are revoked.
 
     :param buffer_size: bytes of each buffer.
     :param count: how many.
-    :param huge_pages: ``"always"`` takes explicitly reserved ones (``vm.nr_hugepages``),
+    :param huge_pages: ``"always"`` takes explicitly reserved huge pages (``vm.nr_hugepages``),
         ``"never"`` takes none; ``"auto"`` asks for transparent ones unless the memory is registered
         with an io_uring, which reads it page by page anyway.
-    :param ring: default the ambient ring.
+    :param ring: the ambient ring by default.
     :raises RuntimeError: no ring is open.
     :raises OSError: no memory, or no reserved huge pages.
     :raises ValueError: an argument is out of its range.
@@ -384,7 +387,7 @@ async def open_buffer_pool(
     if buffer_size <= 0 or count <= 0:
         raise ValueError("buffer_size and count must be positive")
     if buffer_size > REGION_MOST:
-        raise ValueError("a registered buffer has 1 GiB at most")
+        raise ValueError("a registered buffer has at most 1 GiB")
     if huge_pages not in ("auto", "always", "never"):
         raise ValueError(f'huge_pages must be "auto", "always" or "never", not {huge_pages!r}')
     ring = require_ring(ring)

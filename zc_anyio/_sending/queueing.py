@@ -1,4 +1,4 @@
-"""Queueing sends on a tx context: what is pinned, and kept until a generation is released."""
+"""Queueing sends on a tx context; buffers are pinned until their generation is released."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from .buffers import Buffer, Data, exporter_of, pin
 
 __all__ = ["Queueing"]
 
-# Of a pool's buffer: the pool gives it to nobody before its release, so nothing has to wait for it;
-# staging it would lose that it is registered.
+# For a pool's buffer.  It does not count as changeable: the pool gives it to nobody before its
+# release.  It is not staged: that would give up its registration.
 POOL_FLAGS = SEND_UNSTAGED
-# After so many targets of a broadcast the clock is looked at.
+# How many targets of a broadcast are attached between two looks at the clock.
 LOOK_TARGETS = 64
 
 
 class Queueing:
-    """Queues sends on one tx context of a ring; ``False`` for a window that is full."""
+    """Queues sends on one tx context of a ring; its methods return ``False`` for a full window."""
 
     _ring: Ring
     _context: Context
 
     def __init__(self) -> None:
         self._failures: dict[object, SendFailure] = {}
-        # Sockets whose failure a call has raised, by identity as the failures are.
+        # Sockets whose failure a call has raised, by the same identity as the failures.
         self._raised: set[object] = set()
         self._streams: dict[object, Any] = {}
         self._yield_is_due = False
@@ -63,7 +63,7 @@ class Queueing:
         self._views = ring._leases_by_view
 
     def _check(self) -> None:
-        """Raise unless sends are taken; there is a context after this."""
+        """Raise unless sends are accepted; afterwards there is a context."""
         raise NotImplementedError
 
     def _on_failed(self, ident: int, error: int) -> None:
@@ -87,20 +87,20 @@ class Queueing:
 
     @uninterrupted
     def _queue(self, stream: object, data: Data, flags: int = 0) -> bool:
-        """The short way of the most common sends; whatever is unusual goes the long way."""
+        """Queue the most common sends on a short path, and all others by :meth:`_queue_any`."""
         known = self._streams.get(stream)
         if known is None:
             return self._queue_any(stream, data, flags)
         socket, probe, expected, _ = known
         if probe() != expected or not socket.connected:
             return self._queue_any(stream, data, flags)
-        # Wrong threads, forked children and closed contexts are refused by the native part.
+        # The native part refuses wrong threads, forked children and closed contexts.
         if type(data) is bytes:
             sent = queue(
                 self._core, self._context.open_handle, socket.handle, data, len(data), flags
             )
             if sent >= 0:
-                # What was staged, and asks for no turn, is done with.
+                # A staged send that needs no turn needs nothing more.
                 if sent & SENT_FLAGS != SENT_COPIED:
                     self._queued(sent, data)
                 return True
@@ -208,9 +208,10 @@ class Queueing:
         return True
 
     async def _attach_all(self, targets: list[object]) -> list[tuple[object, KnownSocket]]:
-        """Attach what is not, and let others run meanwhile; with each its probe, to ask it again.
+        """Attach the targets that are not attached yet, and let other tasks run meanwhile.
 
-        What is closed or broken is reported, and left out.
+        Each is returned with its probe, since it may be closed meanwhile.  Closed and broken ones
+        are reported as failed and left out.
         """
         found: list[tuple[object, KnownSocket]] = []
         for number, stream in enumerate(targets, 1):
@@ -245,7 +246,7 @@ class Queueing:
         flags: int,
         reference: object,
     ) -> bool:
-        """Queue on all of them in one step, so that every peer gets broadcasts in one order."""
+        """Queue on all targets in one step, so that all peers get broadcasts in the same order."""
         self._check()
         sockets: list[AttachedSocket] = []
         for stream, (socket, probe, expected, _) in targets:
@@ -274,7 +275,7 @@ class Queueing:
         return True
 
     def _queued(self, sent: int, reference: object) -> None:
-        """Keep the reference of what was queued, and see to it that it leaves."""
+        """Keep the reference of a queued send, and see that the send leaves."""
         if not sent & SENT_COPIED:
             generation = sent >> SENT_SHIFT
             try:
@@ -286,7 +287,7 @@ class Queueing:
         self._push(sent)
 
     def _push(self, sent: int) -> None:
-        """See to it that what was queued leaves."""
+        """See that a queued send leaves."""
         if sent & SENT_TURN:
             self._ring._reaper.turn()
             self._yield_is_due = self._ring.yield_is_due()
@@ -295,7 +296,7 @@ class Queueing:
             self._yield_is_due = self._ring.yield_is_due()
 
     def _lease(self, generation: int, reference: Any) -> None:
-        """Have the pool buffers among what was queued given back on the generation's release."""
+        """Give back the pool buffers of a queued send when the generation is released."""
         leases = self._context.leases.setdefault(generation, [])
         wanted = False
         for pinned in reference if isinstance(reference, list) else [reference]:
@@ -310,7 +311,7 @@ class Queueing:
             self._context.flush_leases()
 
     def _refused(self, result: int, socket: AttachedSocket) -> bool:
-        """Raise what a refusal means; ``False`` if it is a full window."""
+        """Raise the exception for a refused send; return ``False`` for a full window."""
         if result == -errno.EAGAIN:
             return False
         if result == -errno.EPIPE:
@@ -324,6 +325,6 @@ class Queueing:
         opened = self._context.window_opened
         if opened is None:
             opened = self._context.window_opened = Event()
-        # What is queued must be on its way before anything can come back.
+        # What is queued has to leave before anything can be released.
         self._ring._reaper.turn()
         await opened.wait()

@@ -21,9 +21,9 @@ DEFAULT_WINDOW = 16 << 20
 
 
 class _FileLease:
-    """Looks at a file again when the kernel has done with a piece of it.
+    """Checks the size of a file again when the kernel has finished with a piece of it.
 
-    Past the end of a file that was cut within a page the kernel sends zeros, and no error.
+    If a file was cut within a page, the kernel sends zeros for the rest of that page, and no error.
     """
 
     def __init__(self, sender: Sender, stream: object, piece: Piece) -> None:
@@ -43,17 +43,18 @@ class Sender(Queueing):
         """Queue one send; the kernel may read ``data`` from now on, until it is released.
 
         Waits while the window is full.  Cancellation is noticed there, and whenever a millisecond
-        has passed without yielding to other tasks; a call that was cancelled while it waited has
+        has passed without yielding to other tasks.  If cancelled while it waits, the call has
         queued nothing.
 
         :param stream: an anyio ``SocketStream`` or ``ConnectedUDPSocket``, a trio ``SocketStream``
             or socket, or a connected ``socket.socket``.
         :param data: a C-contiguous buffer, or a sequence of them to be gathered as one send.
-        :raises TypeError: ``data`` is a ``str``, or has no buffer; ``stream`` is no socket.
+        :raises TypeError: ``data`` is a ``str``, or no buffer; ``stream`` is not a socket.
         :raises BufferError: a buffer is not C-contiguous.
         :raises anyio.ClosedResourceError: the stream is closed, or this object is.
-        :raises anyio.BrokenResourceError: an earlier send broke the socket; from its ``OSError``.
-        :raises OSError: a datagram that is too large (``EMSGSIZE``), a UDP socket without a peer.
+        :raises anyio.BrokenResourceError: an earlier send broke the socket; the cause is its
+            ``OSError``.
+        :raises OSError: a datagram is too large (``EMSGSIZE``), or a UDP socket has no peer.
         """
         while not self._queue(stream, data):
             await self._wait_window()
@@ -63,8 +64,8 @@ class Sender(Queueing):
     def send_nowait(self, stream: object, data: Data) -> None:
         """Queue one send, or raise :exc:`anyio.WouldBlock` if the window is full.
 
-        :param stream: as of :meth:`send`.
-        :param data: as of :meth:`send`.
+        :param stream: as for :meth:`send`.
+        :param data: as for :meth:`send`.
         :raises anyio.WouldBlock: the window is full; nothing was queued.
 
         Raises what :meth:`send` raises.
@@ -75,13 +76,14 @@ class Sender(Queueing):
     async def send_to(self, stream: object, data: Data, address: tuple[str, int]) -> None:
         """Queue one datagram to an address, on a UDP socket that need not be connected.
 
-        Waits like :meth:`send`; a call that was cancelled has queued nothing.
+        Waits like :meth:`send`.  If cancelled, the call has queued nothing.
 
-        :param stream: an anyio ``UDPSocket``, a trio socket or a ``socket.socket``, of UDP.
-        :param data: as of :meth:`send`; one datagram.
-        :param address: ``(host, port)``, or IPv6's ``(host, port, flow, scope)``; the host numeric.
-        :raises ValueError: the host is no numeric address.
-        :raises TypeError: the stream is no UDP socket.
+        :param stream: a UDP socket: an anyio ``UDPSocket``, a trio socket or a ``socket.socket``.
+        :param data: as for :meth:`send`; it is one datagram.
+        :param address: ``(host, port)``, or ``(host, port, flow, scope)`` for IPv6; the host is
+            numeric.
+        :raises ValueError: the host is not a numeric address.
+        :raises TypeError: the stream is not a UDP socket.
 
         Raises what :meth:`send` raises.
         """
@@ -94,20 +96,20 @@ class Sender(Queueing):
     async def send_file(
         self, stream: object, file: File, *, offset: int = 0, count: int | None = None
     ) -> int:
-        """Queue a part of a file, page by page from the page cache, through no Python buffer.
+        """Queue a part of a file, which is sent from the page cache without a Python buffer.
 
-        The file is mapped, and the kernel reads the map.  Reading from the disk happens in a
-        worker thread.  Waits like :meth:`send`; a call that was cancelled may have queued a part.
+        The file is mapped, and the kernel reads the map.  A worker thread reads it from the disk.
+        Waits like :meth:`send`.  If cancelled, the call may have queued some of it.
 
-        :param stream: as of :meth:`send`.
+        :param stream: as for :meth:`send`.
         :param file: a path, a binary file object (its position is neither used nor moved) or a
             descriptor, which may be closed when this returns.
         :param offset: where to begin, in bytes.
-        :param count: bytes; ``None`` is up to the end that the file has now.
+        :param count: how many bytes; ``None`` for all up to the present end of the file.
         :return: how many bytes were queued.
-        :raises ValueError: a negative offset or count, or the file is shorter than asked for.
-        :raises OSError: the file cannot be mapped; or it was truncated meanwhile, which breaks the
-            stream if the kernel had begun to send that part (then reported as a failed send).
+        :raises ValueError: the offset or count is negative, or the file is too short for them.
+        :raises OSError: the file cannot be mapped, or was truncated meanwhile.  If the kernel had
+            begun to send the missing part, the stream is broken, and this is a failed send.
 
         Raises what :meth:`send` raises.
         """
@@ -116,7 +118,7 @@ class Sender(Queueing):
             for done in range(0, total, PIECE):
                 size = min(PIECE, total - done)
                 piece = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
-                # Not the caller's memory, so nothing that cancelling would have to wait for.
+                # The memory is not the caller's, so cancelling need not wait for it.
                 lease = _FileLease(self, stream, piece)
                 while not self._queue_pinned(
                     stream, piece.pointer, size, SEND_UNSTAGED, piece.reference, lease
@@ -126,16 +128,16 @@ class Sender(Queueing):
         return total
 
     async def broadcast(self, streams: Iterable[object], data: Buffer) -> None:
-        """Queue one buffer on many sockets, in one batch and held once.
+        """Queue one buffer on many sockets in one batch; the buffer is held once.
 
-        The window takes a broadcast as a whole, and counts its buffer once.  A stream that is
-        closed or broken does not keep the others from their bytes: it is reported like a failed
-        send.  Cancelled while it waits for the window, the call has queued nothing.
+        The window takes a broadcast as a whole, and counts its buffer once.  A closed or broken
+        stream is reported like a failed send; the others get their bytes.  If cancelled while it
+        waits for the window, the call has queued nothing.
 
-        :param streams: as of :meth:`send`; each gets the whole buffer.
+        :param streams: as for :meth:`send`; each gets the whole buffer.
         :param data: a C-contiguous buffer.
 
-        Raises what :meth:`send` raises for wrong input, then with nothing queued.
+        For wrong input it raises what :meth:`send` raises, and queues nothing.
         """
         self._check()
         pinned = self._pin(data)
@@ -150,13 +152,12 @@ class Sender(Queueing):
             await self._yield()
 
     def flush(self) -> Generation:
-        """End the open generation and push out what is queued, as much of it as one turn may.
+        """End the open generation and submit what is queued, as much of it as one turn may.
 
-        The rest follows when the event loop comes round.
-        With nothing sent since the last flush this ends an empty generation, which is released at
-        once.
+        The rest follows in the event loop's next turns.  If nothing was sent since the last flush,
+        this ends an empty generation, which is released at once.
 
-        :return: the generation, to be waited for or not.
+        :return: the generation, which can be waited for.
         :raises anyio.ClosedResourceError: the group is not open.
         """
         self._check()
@@ -167,10 +168,10 @@ class Sender(Queueing):
 
     @property
     def notifications(self) -> MemoryObjectReceiveStream[Notification]:
-        """A channel of :class:`Notification`, one a generation, in order.
+        """A channel with one :class:`Notification` for each generation, in order.
 
-        It begins with the generations released after the first use of this attribute, and ends when
-        the context is closed and all is released.  Close it, as any anyio stream.
+        It begins with the generations released after the first use of this attribute.  It ends when
+        the context is closed and everything is released.  Close it like any anyio stream.
         """
         return self._context.notifications
 
@@ -180,9 +181,9 @@ class Sender(Queueing):
         return list(self._failures.values())
 
     def take_failures(self) -> list[SendFailure]:
-        """Return :attr:`failures` and forget them, as a long-lived group has to do.
+        """Return :attr:`failures` and forget them; a long-lived group has to do this.
 
-        A failure that was taken counts as raised.
+        Failures that were taken count as raised.
         """
         taken = self.failures
         self._failures.clear()
@@ -190,7 +191,7 @@ class Sender(Queueing):
         return taken
 
     def statistics(self) -> GroupStatistics:
-        """Return the counters of these sends, for as long as sends are taken."""
+        """Return the counters of these sends; only while sends are accepted."""
         self._check()
         counters = self._ring._native.context_statistics(self._context.handle)
         return GroupStatistics(

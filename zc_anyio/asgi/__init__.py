@@ -12,7 +12,7 @@ try:
     import httptools as _httptools  # noqa: F401
     import wsproto as _wsproto  # noqa: F401
 except ImportError as _missing:
-    raise ImportError("zc_anyio.asgi needs more: pip install 'zc_anyio[asgi]'") from _missing
+    raise ImportError("zc_anyio.asgi needs an extra: pip install 'zc_anyio[asgi]'") from _missing
 
 from ._lifespan import LifespanError
 from ._peer import ClientDisconnectedError, Limits
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only this needs Starlette.
+    # Only this name needs Starlette.
     if name == "FileResponse":
         from ._files import FileResponse
 

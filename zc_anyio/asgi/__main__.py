@@ -32,7 +32,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 }
 DRIVERS = ("auto", "io_uring", "msg_zerocopy", "copy")
 LEVELS = ("critical", "error", "warning", "info", "debug")
-# As uvicorn has it.
+# The same status as uvicorn's.
 STARTUP_FAILED = 3
 
 log: logging.Logger = logging.getLogger("zc_anyio.asgi")
@@ -77,10 +77,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     made = _Parser(
         prog="python -m zc_anyio.asgi",
-        description="Serve an ASGI application; what is large is sent without a copy.",
+        description="Serve an ASGI application; large answers are sent without a copy.",
     )
     add = made.add_argument
     add("app", metavar="MODULE:APP", type=_app, help="where the application is")
@@ -109,9 +109,9 @@ def parser() -> argparse.ArgumentParser:
         help="these proxies: addresses and networks, or * (%(default)s)",
     )
     add("--root-path", default="", metavar="PATH", help="where a proxy has mounted it")
-    add("--limit-concurrency", type=_some, metavar="N", help="connections; then 503")
-    add("--limit-max-requests", type=_some, metavar="N", help="then the process ends")
-    add("--limit-body", type=_some, metavar="BYTES", help="of a request's body; then 413")
+    add("--limit-concurrency", type=_some, metavar="N", help="connections; beyond it 503")
+    add("--limit-max-requests", type=_some, metavar="N", help="requests; then the process ends")
+    add("--limit-body", type=_some, metavar="BYTES", help="of a request's body; beyond it 413")
     add("--timeout-keep-alive", type=_seconds, default=5.0, metavar="S", help="(%(default)s)")
     add("--timeout-head", type=_seconds, default=10.0, metavar="S", help="(%(default)s)")
     add("--timeout-stall", type=_seconds, default=60.0, metavar="S", help="(%(default)s)")
@@ -130,13 +130,13 @@ def _app(text: str) -> str:
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -152,7 +152,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return seconds
 
 
@@ -169,7 +169,7 @@ def _proxies(text: str) -> str:
 def load(text: str) -> Application:
     """Import an application.
 
-    What fails within its own module fails as it does there.
+    An exception that its own module raises is passed on.
     """
     sys.path[:0] = [] if "" in sys.path else [""]
     name, _, attributes = text.partition(":")
@@ -223,7 +223,7 @@ async def _serve(app: Application, options: argparse.Namespace, worker: bool) ->
                 )
                 log.info("Finished server process [%d]", os.getpid())
         except Exception as exc:
-            # Kept from the task group, which would wrap it into an exception group.
+            # The task group does not see it: it would wrap it in an exception group.
             raised = exc
         tasks.cancel_scope.cancel()
     if raised is not None:
@@ -231,7 +231,7 @@ async def _serve(app: Application, options: argparse.Namespace, worker: bool) ->
 
 
 class _Announcement(anyio.abc.TaskStatus[list[str]]):
-    """Tells where the server listens, and how it sends."""
+    """Logs where the server listens, and how it sends."""
 
     def __init__(self, ring: zc_anyio.Ring) -> None:
         self._capabilities = ring.capabilities
@@ -250,7 +250,7 @@ async def _watch_signals(stop: anyio.Event, scope: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             if stop.is_set():
-                # Told twice: nothing is waited for any more.
+                # This is the second signal: nothing is waited for any more.
                 scope.cancel()
             log.info("Shutting down")
             stop.set()
@@ -284,7 +284,7 @@ def _supervise(options: argparse.Namespace) -> int:
         try:
             import watchfiles  # noqa: F401
         except ImportError:
-            _give_up("--reload needs more: pip install watchfiles")
+            _give_up("--reload needs another package: pip install watchfiles")
     try:
         sock, place = find_place(options.host, options.port, options.uds, options.fd)
     except OSError as exc:
@@ -309,7 +309,7 @@ def _give_up(reason: str) -> NoReturn:
 
 
 def _raise_descriptor_limit() -> None:
-    # A connection is a descriptor, and one more while it is sent to.
+    # A connection needs one descriptor, and a second one for the ring.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,4 +1,4 @@
-"""A connection's requests, one after the other: each is given to the application."""
+"""The requests of a connection, which are given to the application one after the other."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ access_log = logging.getLogger("zc_anyio.asgi.access")
 
 @dataclass(eq=False, kw_only=True)
 class Site:
-    """What the connections of a server share, and what they tell it.
+    """What the connections of a server share, and what they report to it.
 
-    :ivar soon: calls a function when the tasks that can run now have run.
+    :ivar soon: calls a function after all tasks that can run now have run.
     """
 
     app: Application
@@ -70,27 +70,27 @@ class Site:
         raise NotImplementedError
 
     def is_crowded(self) -> bool:
-        """Whether there are more connections than allowed."""
+        """Whether there are more connections than the limit allows."""
         raise NotImplementedError
 
     def answered(self) -> None:
-        """Take note of a request that was answered."""
+        """Count a request that was answered."""
         raise NotImplementedError
 
     def closed(self, connection: Connection) -> None:
-        """Take note of a connection that has ended."""
+        """Forget a connection that has ended."""
         raise NotImplementedError
 
     def start(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Start a task, without the context variables of the one that calls."""
+        """Start a task without the context variables of the caller."""
         raise NotImplementedError
 
 
 class TrustedProxies:
-    """Whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
+    """The proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
 
     :param allowed: addresses and networks, with commas between them; ``*`` for everybody.
-    :raises ValueError: one is neither.
+    :raises ValueError: one is neither an address nor a network.
     """
 
     def __init__(self, allowed: str) -> None:
@@ -99,7 +99,7 @@ class TrustedProxies:
         self._networks = [ipaddress.ip_network(part) for part in parts if part != "*"]
 
     def trusts(self, host: str) -> bool:
-        """Whether a peer is one of them."""
+        """Whether a peer is one of these proxies."""
         if self._all:
             return True
         try:
@@ -111,10 +111,10 @@ class TrustedProxies:
     def apply(
         self, request: Request, client: Address | None, secure: bool
     ) -> tuple[Address | None, bool]:
-        """Return who the request is from, and whether by TLS, as a trusted proxy tells it."""
+        """Return the client and scheme of a request, as far as a trusted proxy tells them."""
         hosts = [host.decode("latin-1") for host in request.values(b"x-forwarded-for") if host]
         if hosts:
-            # The last that is no proxy; what stands before it anybody may have written.
+            # The last address that is not a proxy's; anybody may have written those before it.
             host = next((host for host in reversed(hosts) if not self.trusts(host)), hosts[0])
             client = (host, 0)
         if schemes := request.values(b"x-forwarded-proto"):
@@ -125,11 +125,11 @@ class TrustedProxies:
 class Connection:
     """Reads the requests of a peer and has them answered.
 
-    One task at a time serves it, not always the same: an application that goes on after its answer
-    keeps its task, and so does one that has set context variables, which are not for the next
-    request.
+    One task at a time serves it, but not always the same one.  An application that goes on after
+    its answer keeps its task.  So does one that has set context variables, since the next request
+    must not see them.
 
-    :ivar idle: it waits for a request of which nothing has come.
+    :ivar idle: it waits for a request, and nothing of that has come.
     :ivar fresh: it has had no request.
     """
 
@@ -148,9 +148,9 @@ class Connection:
         }
 
     async def serve(self, before: Exchange | None = None) -> None:
-        """Serve until the connection ends, or another task goes on with it.
+        """Serve until the connection ends, or another task takes it over.
 
-        :param before: whose answer was sent, and whose application goes on in another task.
+        :param before: the exchange before, if its application still runs in another task.
         """
         try:
             if before is not None and not await self._go_on(before):
@@ -179,7 +179,7 @@ class Connection:
     # --- requests ---
 
     async def _serve_next(self) -> bool:
-        """Serve one request; whether this task is to serve the next."""
+        """Serve one request; return whether this task is to serve the next."""
         request, self._next = self._next, None
         if request is None and (request := await self._read_request()) is None:
             return False
@@ -215,7 +215,7 @@ class Connection:
         return False
 
     async def _read_request(self) -> Request | None:
-        """Wait for a request; ``None`` when the connection has ended."""
+        """Wait for a request; return ``None`` when the connection has ended."""
         peer, parser, limits = self.peer, self.peer.parser, self._site.limits
         seconds = limits.head_seconds if self.fresh else limits.keep_alive_seconds
         deadline = time.monotonic() + seconds
@@ -224,7 +224,7 @@ class Connection:
                 deadline = time.monotonic() + limits.head_seconds
             self.idle = not parser.began
             if self.idle and not self.fresh and self._site.is_stopping():
-                # What has arrived is still received.
+                # Bytes that have arrived are still received.
                 peer.stop_receiving()
             if not (data := await peer.receive(deadline)):
                 break
@@ -242,7 +242,7 @@ class Connection:
         return None
 
     async def _go_on(self, exchange: Exchange) -> bool:
-        """Make ready for the next request, or close; whether there may be one."""
+        """Prepare for the next request, or close; return whether there may be one."""
         whole = exchange.discard_body()
         await exchange.wait_received()
         if whole and exchange.keep_alive and not exchange.broken:
@@ -254,7 +254,7 @@ class Connection:
         return False
 
     def _completed(self, exchange: Exchange) -> None:
-        """Take note that an answer was sent; called before the application has returned."""
+        """Note that an answer was sent; called before the application has returned."""
         site, request = self._site, exchange.request
         site.answered()
         if site.logs_access:
@@ -277,7 +277,7 @@ class Connection:
         )
 
     def _address(self, request: Request) -> str:
-        """Return who asks, as logs have it."""
+        """Return the client as logs show it."""
         client = request.client
         return "" if client is None else f"{client[0]}:{client[1]}"
 
@@ -340,9 +340,9 @@ class Connection:
 
 
 def is_same(now: contextvars.Context, before: contextvars.Context) -> bool:
-    """Whether no context variable was set."""
+    """Whether no context variable was set in between."""
     try:
         return now == before
     except Exception:
-        # Values that cannot be compared are not the same ones.
+        # Values that cannot be compared count as different.
         return False

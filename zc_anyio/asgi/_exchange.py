@@ -34,14 +34,14 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Exchange:
     """One request, for as long as the application answers it.
 
-    :param closing: tells whether the server wants no further request on this connection.
+    :param closing: returns whether the server wants no further request on this connection.
     :param completed: is called when the answer has been sent.
-    :ivar status: of the answer, once the application has begun it, or of what is sent in its place.
-    :ivar complete: the answer has been sent, or cannot be any more.
-    :ivar keep_alive: the connection is ready for another request once that has come.
+    :ivar status: status of the answer that the application has begun, or of a refusal in its place.
+    :ivar complete: the answer has been sent, or cannot be sent any more.
+    :ivar keep_alive: the connection can take another request after this one.
     :ivar broken: the answer has ended in the middle.
     :ivar returned: the application has returned.
-    :ivar handed_over: another task goes on with the connection.
+    :ivar handed_over: another task has taken over the connection.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Exchange:
         self._continue = request.expects_continue
         self._body_ended = request.length == 0
         self._body_told = False
-        # A head that waits for the first part of its body.
+        # The head, while it waits for the first part of the body.
         self._head: list[bytes] | None = None
         self._dated = self._named = False
-        # What the answer still owes of its Content-Length.
+        # How many bytes of its Content-Length the answer has not sent yet.
         self._left: int | None = None
         self._chunked = False
         self._bodiless = request.method == "HEAD"
@@ -76,7 +76,8 @@ class Exchange:
     # --- receive ---
 
     async def receive(self) -> Message:
-        # No checkpoint here: applications that only want to know call this in a cancelled scope.
+        # Without a checkpoint: applications that only look for a disconnect call this in a
+        # cancelled scope.
         if self.complete or self._gone:
             return DISCONNECT
         if not self._body_told:
@@ -90,7 +91,7 @@ class Exchange:
                     if not await self._peer.read():
                         self._gone = True
                         return DISCONNECT
-                # Another request: the peer is there, and waits for the end of this answer.
+                # The peer has sent another request, so it is there; it waits for this answer's end.
                 await anyio.sleep_forever()
         finally:
             self._waiting = None
@@ -118,12 +119,12 @@ class Exchange:
                 return {"type": "http.request", "body": b"".join(parts), "more_body": more}
             seconds = peer.limits.body_seconds
             if events or not await peer.read(time.monotonic() + seconds):
-                # What is left in the parser tells why.
+                # Why it ended is seen from what is left in the parser.
                 self._gone = True
                 return DISCONNECT
 
     def discard_body(self) -> bool:
-        """Drop what has come of a body that the application did not want; whether that is all."""
+        """Drop what has come of an unwanted body; return whether that was all of it."""
         events = self._peer.parser.events
         while not self._body_ended and events and not isinstance(events[0], Refusal):
             self._body_ended = events.popleft() is None
@@ -140,8 +141,8 @@ class Exchange:
         """The application's ``send``.
 
         :raises ClientDisconnectedError: the client is gone.
-        :raises RuntimeError: the message is not in its place, or the answer is not as long as it
-            was said to be.
+        :raises RuntimeError: the message is not allowed here, or the answer is not as long as its
+            Content-Length says.
         """
         kind = message["type"]
         if self.complete:
@@ -162,7 +163,7 @@ class Exchange:
             elif kind == "http.response.trailers":
                 await self._send_trailers(message)
             else:
-                raise RuntimeError(f"{kind} is no message of a response")
+                raise RuntimeError(f"{kind} is not a message of a response")
         except ClientDisconnectedError:
             self._gone = self.complete = self.broken = True
             raise
@@ -176,7 +177,7 @@ class Exchange:
             lowered = name.lower()
             if lowered == b"content-length":
                 if self._left is not None:
-                    raise RuntimeError("a response has one Content-Length")
+                    raise RuntimeError("a response has only one Content-Length")
                 self._left = int(value)
                 if status == 204:
                     continue
@@ -199,7 +200,7 @@ class Exchange:
         self.status = status
 
     def _framed(self, size: int, *, more: bool) -> bytes:
-        """Return the head, if it has not been sent, and decide how the body is framed."""
+        """Decide how the body is framed, and return the head if it has not been sent."""
         if self._head is None:
             return b""
         lines = self._head
@@ -236,7 +237,7 @@ class Exchange:
 
     async def _send_body(self, body: Any, more: bool) -> None:
         if type(body) is not bytes:
-            # It may change when this has returned.
+            # The application may change it after this returns.
             body = bytes(memoryview(body))
         size = len(body)
         self._count(size, more=more)
@@ -290,8 +291,8 @@ class Exchange:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise RuntimeError(f"{path} is no file")
-            # A file that has grown since its size was told is sent as it was.
+                raise RuntimeError(f"{path} is not a regular file")
+            # If a file has grown since its size was announced, only that size is sent.
             size = status.st_size
             count = size if self._left is None else min(size, self._left)
             await self._send_file(fd, 0, count, more=False)
@@ -300,7 +301,7 @@ class Exchange:
 
     async def _send_trailers(self, message: Message) -> None:
         if self._trailers is None:
-            raise RuntimeError("the response's start has announced no trailers")
+            raise RuntimeError("http.response.start has not announced trailers")
         for name, value in message.get("headers", ()):
             check_name(name)
             self._trailers.append(b"%b: %b" % (name, value))
@@ -325,7 +326,7 @@ class Exchange:
 
     @property
     def excused(self) -> bool:
-        """Whether the client is why an application cannot answer."""
+        """Whether the application cannot answer because of the client."""
         return self._gone or self._refusal() is not None
 
     def _refusal(self) -> Refusal | None:
@@ -335,7 +336,7 @@ class Exchange:
         return found if isinstance(found, Refusal) else None
 
     async def fail(self) -> None:
-        """Answer for an application that has not."""
+        """Answer in place of an application that has not answered."""
         if self.begun:
             self.broken = True
         elif self._refusal() is None and self._gone:
@@ -344,7 +345,7 @@ class Exchange:
             await self.refuse(self._refusal() or Refusal(500))
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Answer in place of the application, which has sent nothing, and close afterwards."""
+        """Answer in place of an application that has sent nothing, and close afterwards."""
         self._head = None
         self.status = refusal.status
         self.keep_alive = False

@@ -1,4 +1,4 @@
-"""Starlette's ``FileResponse``, whose ranges leave without a copy as well."""
+"""Starlette's ``FileResponse``, with ranges that are sent without a copy as well."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FileResponse(starlette.responses.FileResponse):
     """Starlette's, with its arguments; parts of the file go out by ``http.response.zerocopysend``.
 
     Starlette itself reads what a ``Range`` asks for and sends it in pieces.  Under a server that
-    does not offer this extension, this is Starlette's own.
+    does not offer the extension, this class does the same.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,8 +42,8 @@ class FileResponse(starlette.responses.FileResponse):
             await self.background()
 
     async def _send(self, fd: int, scope: Scope, receive: Receive, send: Send) -> None:
-        # What is answered, and which parts of the file are wanted, is for Starlette to say: asked
-        # for the head alone it sends no part of the file.
+        # Starlette decides what is answered and which parts of the file are wanted: asked for the
+        # head alone, it sends no part of the file.
         asked = _Asked(self)
         if asked.stat_result is None:
             asked.stat_result = os.fstat(fd)
@@ -79,7 +79,7 @@ class FileResponse(starlette.responses.FileResponse):
 class _Asked(starlette.responses.FileResponse):
     """A copy that remembers the parts of a multipart answer.
 
-    :ivar parts: what comes before each part, and where it lies; and what ends the answer.
+    :ivar parts: the bytes before each part, and its place in the file; and the end of the answer.
     """
 
     def __init__(self, response: starlette.responses.FileResponse) -> None:

@@ -1,10 +1,10 @@
-"""HTTP/1.1 as bytes: requests that are parsed, and heads of responses.
+"""HTTP/1.1 as bytes: parsing requests, and writing the heads of responses.
 
-httptools parses requests, by llhttp, and what that lets through is looked at here.  It refuses what
-servers and proxies have read in different ways: both ``Content-Length`` and ``Transfer-Encoding``,
-either of them twice, line ends without CR, folded headers, a space before the colon.  h11 takes all
-of these but the last.  What llhttp leaves open (``Host``, versions, encodings other than chunked,
-sizes) is decided by :class:`RequestParser`.
+httptools parses requests with llhttp.  It refuses what servers and proxies are known to read in
+different ways: both ``Content-Length`` and ``Transfer-Encoding``, either of them twice, line ends
+without CR, folded headers, a space before the colon.  h11 accepts all of these but the last.
+:class:`RequestParser` checks what llhttp does not: ``Host``, versions, encodings other than
+chunked, sizes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Header: TypeAlias = tuple[bytes, bytes]
 Address: TypeAlias = tuple[str, int | None]
 
 SERVER = b"server: zc_anyio"
-# What a request's own headers tell the server.
+# The headers of a request that the server itself reads.
 TELLING = frozenset(
     {
         b"host",
@@ -53,7 +53,7 @@ TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 class Refusal:
-    """What is answered in place of the application, before the connection is closed."""
+    """An answer in place of the application's, after which the connection is closed."""
 
     __slots__ = ("status", "text")
 
@@ -66,13 +66,13 @@ class Request:
     """The head of a request.
 
     :ivar method: as sent; methods are upper case.
-    :ivar target: path and query, as sent; without the scheme and host that a proxy is sent.
+    :ivar target: path and query, as sent; without the scheme and host in requests to a proxy.
     :ivar version: ``"1.0"`` or ``"1.1"``.
     :ivar headers: names in lower case, in the order of the request.
-    :ivar client: who it is from, when the application sees it.
-    :ivar keep_alive: whether the peer wants another request after this one.
-    :ivar forwarded: a proxy has told whom it is from.
-    :ivar expects_continue: it waits for 100 before it sends the body.
+    :ivar client: the client's address, once the application gets the request.
+    :ivar keep_alive: whether the peer may send another request after this one.
+    :ivar forwarded: a proxy has told the client's address.
+    :ivar expects_continue: the peer waits for status 100 before it sends the body.
     :ivar length: bytes of the body; ``None`` if it is chunked.
     :ivar websocket: it asks for a WebSocket.
     """
@@ -110,26 +110,26 @@ class Request:
         return (unquote(path) if "%" in path else path), raw, query
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return the values of a header, one for each line and comma, without spaces around."""
+        """Return the values of a header, split at lines and commas, without spaces around them."""
         return [
             part.strip() for key, value in self.headers if key == name for part in value.split(b",")
         ]
 
 
-# What a parser gives: a head; of one that announces a body, its parts and ``None`` at its end; at
-# last, a refusal.
+# What a parser yields: a head; if that announces a body, the body's parts and ``None`` at its end;
+# or, as the last event, a refusal.
 Event: TypeAlias = Request | bytes | Refusal | None
 
 
 class RequestParser:
     """The requests of one connection, one after the other.
 
-    :param head_bytes: more in a head is answered 431; trailers and the lines between chunks may
-        have as much.
-    :param body_bytes: more in a body is answered 413; ``None`` for any.
-    :ivar events: what was parsed and nobody has taken yet.
+    :param head_bytes: bytes that a head may have, or 431 is answered; trailers and the lines
+        between chunks may have as many.
+    :param body_bytes: bytes that a body may have, or 413 is answered; ``None`` for any number.
+    :ivar events: what was parsed and not taken yet.
     :ivar began: a head has begun, and has not ended.
-    :ivar rest: what the peer has sent behind a request for a WebSocket.
+    :ivar rest: bytes that the peer has sent after a request for a WebSocket.
     """
 
     def __init__(self, *, head_bytes: int, body_bytes: int | None) -> None:
@@ -171,14 +171,14 @@ class RequestParser:
             self.events.append(refusal)
 
     def _upgrade(self, rest: bytes) -> bytes:
-        """Go on behind a head that names another protocol, where llhttp stops."""
+        """Go on after a head that names another protocol, where llhttp stops."""
         if self._ended:
             return b""
         if self._request.websocket:
             self._ended = True
             self.rest = rest
             return b""
-        # Any other protocol is declined by an answer in HTTP.  llhttp has left out the body, so the
+        # Any other protocol is declined by answering in HTTP.  llhttp has left out the body, so the
         # request is parsed once more, without the header that made it stop.
         while self.events.pop() is not self._request:
             pass
@@ -229,13 +229,13 @@ class RequestParser:
             self.events.append(body)
 
     def on_message_complete(self) -> None:
-        # What follows is the next request, if anything does.
+        # Whatever follows is the next request.
         self._in_head = True
         self._framing = 0
         if not self._ended and self._request.length != 0:
             self.events.append(None)
 
-    # --- what llhttp does not look at ---
+    # --- what llhttp does not check ---
 
     def _read_head(self) -> Request | Refusal:
         parser, headers = self._parser, self._headers
@@ -274,13 +274,13 @@ class RequestParser:
         target = self._url
         if not target.startswith(b"/"):
             if target[:8].lower().startswith((b"http://", b"https://")):
-                # A client that takes this server for a proxy names the host in the target.
+                # A client that takes this server for a proxy puts the host into the target.
                 after = target.split(b"://", 1)[1]
                 slash, query = after.find(b"/"), after.find(b"?")
                 start = min(at for at in (slash, query, len(after)) if at >= 0)
                 target = after[start:] if slash == start else b"/" + after[start:]
             elif method == "CONNECT":
-                return Refusal(501, "This is no proxy")
+                return Refusal(501, "This server is not a proxy")
             elif target != b"*" or method != "OPTIONS":
                 return Refusal(400)
         if b"#" in target or b"%00" in target:
@@ -292,7 +292,7 @@ class RequestParser:
         if upgrade and parser.should_upgrade():
             request.websocket = upgrade == b"websocket" and version == "1.1"
             if request.websocket and (method != "GET" or length != 0):
-                return Refusal(400, "A WebSocket is asked for by GET, without a body")
+                return Refusal(400, "A request for a WebSocket is a GET without a body")
         return request
 
 
@@ -313,19 +313,19 @@ def status_line(status: int) -> bytes:
 
 @lru_cache(1)
 def date_line(seconds: int) -> bytes:
-    """Return the header that tells the time."""
+    """Return the ``Date`` header."""
     return b"date: " + formatdate(seconds, usegmt=True).encode("ascii")
 
 
 @lru_cache(1000)
 def check_name(name: bytes) -> None:
-    """Refuse what is no name of a header."""
+    """Refuse bytes that are not the name of a header."""
     if TOKEN.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is no name of a header")
+        raise ValueError(f"{name!r} is not the name of a header")
 
 
 def join_lines(lines: list[bytes]) -> bytes:
-    """Return lines and the empty one behind them; a value cannot make others of its own."""
+    """Join the lines of a head and end it; refuse a value that would add lines of its own."""
     joined = b"\r\n".join(lines)
     breaks = len(lines) - 1
     if joined.count(b"\n") != breaks or joined.count(b"\r") != breaks or b"\0" in joined:
@@ -334,7 +334,7 @@ def join_lines(lines: list[bytes]) -> bytes:
 
 
 def refusal_bytes(refusal: Refusal, *, head_only: bool = False) -> bytes:
-    """Return the whole answer to what the application does not see."""
+    """Return the whole answer to a request that the application does not see."""
     text = f"{refusal.text}\n".encode()
     lines = [
         status_line(refusal.status),

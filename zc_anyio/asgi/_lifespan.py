@@ -18,16 +18,16 @@ log = logging.getLogger("zc_anyio.asgi")
 
 
 class LifespanError(Exception):
-    """The application has told that it cannot start."""
+    """The application has reported that it cannot start."""
 
 
 @asynccontextmanager
 async def running(
     app: Application, mode: Literal["auto", "on", "off"]
 ) -> AsyncGenerator[dict[str, Any] | None, None]:
-    """Tell an application that it starts, and at the end that it stops; give its state.
+    """Tell an application that the server starts, and at the end that it stops; yield its state.
 
-    :raises LifespanError: it could not start, or does not take this and the mode is ``"on"``.
+    :raises LifespanError: it could not start, or it has no lifespan and the mode is ``"on"``.
     """
     if mode == "off":
         yield None
@@ -41,7 +41,7 @@ async def running(
             try:
                 yield lifespan.state
             except Exception as exc:
-                # Kept from the task group, which would wrap it into an exception group.
+                # The task group does not see it: it would wrap it in an exception group.
                 raised = exc
             await lifespan.stop()
         except LifespanError as exc:
@@ -84,7 +84,7 @@ class _Lifespan:
         if self._failure is not None:
             raise LifespanError(self._failure)
         if self._error is not None and required:
-            raise LifespanError("the application takes no lifespan") from self._error
+            raise LifespanError("the application does not support lifespan") from self._error
         if self._error is not None:
             self.state = None
             log.info("ASGI 'lifespan' protocol appears unsupported.")
@@ -120,4 +120,4 @@ class _Lifespan:
         elif kind.startswith("lifespan.shutdown."):
             self._stopped.set()
         else:
-            raise RuntimeError(f"{kind} is no message of a lifespan")
+            raise RuntimeError(f"{kind} is not a message of the lifespan protocol")

@@ -38,24 +38,24 @@ __all__ = [
 log = logging.getLogger("zc_anyio.asgi")
 
 RECEIVE = 64 << 10
-# What is not larger is joined and sent by one system call; from there on parts are gathered as they
-# lie.
+# Parts that are not larger together are joined and sent by one system call; larger ones are
+# gathered in place.
 JOINED_AT_MOST = 64 << 10
-# A file, or a part of one, that is not larger is read where the page cache has it: a map costs more
-# than the copy.
+# A file, or a part of one, that is not larger is read if the page cache has it: mapping it would
+# cost more than the copy.
 READ_AT_MOST = 128 << 10
-# Bytes of a file that may be under way to one peer: pages of the page cache.
+# Bytes of a file that may be under way to one peer; they are pages of the page cache.
 FILE_WINDOW = 8 << 20
-# What reading a file that has become shorter meanwhile fails with, here and in the kernel.
+# The errors when a file has become shorter meanwhile: here, and in the kernel.
 TRUNCATED = (errno.EIO, errno.EFAULT)
-# TLS encrypts all that it is given before it sends any of it.
+# TLS encrypts everything that it is given before it sends any of it, so it is given pieces.
 TLS_PIECE = 256 << 10
-# What a peer still sends when it was answered early is read for so long, and so much of it: a
+# For how long, and how much of it, what a peer still sends after an early answer is read: a
 # connection that is closed with bytes unread is reset, and the answer may be lost.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
 
-# The peer went away, or has taken nothing for too long.
+# What is raised when the peer has gone, or has taken nothing for too long.
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
@@ -64,7 +64,7 @@ class ClientDisconnectedError(OSError):
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether an error, or all that a task group has gathered, is that the client is gone."""
+    """Whether an error, or each one in an exception group, means that the client is gone."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_disconnect, error.exceptions))
     return isinstance(error, ClientDisconnectedError)
@@ -72,21 +72,23 @@ def is_disconnect(error: BaseException) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What peers may ask of the server.  Those in seconds may be ``math.inf``.
+    """What peers may ask of the server.  Limits in seconds may be ``math.inf``.
 
-    :ivar concurrency: connections at once; on more of them requests are answered 503.
-    :ivar requests: after so many the server stops, as if it was told to.
-    :ivar head_bytes: of a request's head; more is answered 431.
-    :ivar head_seconds: for a request's head to arrive; more is answered 408.
-    :ivar keep_alive_seconds: between requests; then the connection is closed.
-    :ivar body_bytes: of a request's body; more is answered 413.
-    :ivar body_seconds: in which nothing arrives of a body that the application waits for; then the
-        connection is closed.
-    :ivar stall_seconds: in which a peer takes nothing of what is sent; then it is reset.
-    :ivar stop_seconds: for what is under way when the server is stopped; then it is cancelled.
-    :ivar websocket_bytes: of a message that a WebSocket receives; more closes it with 1009.
-    :ivar websocket_ping_seconds: between pings of a WebSocket; one that has sent nothing since the
-        last ping is closed.
+    :ivar concurrency: connections at once; requests on further ones are answered 503.
+    :ivar requests: requests after which the server stops, as if it was told to.
+    :ivar head_bytes: bytes of a request's head; a larger one is answered 431.
+    :ivar head_seconds: time for a request's head to arrive; a slower one is answered 408.
+    :ivar keep_alive_seconds: time between requests; then the connection is closed.
+    :ivar body_bytes: bytes of a request's body; a larger one is answered 413.
+    :ivar body_seconds: time in which nothing arrives of a body that the application waits for; then
+        the connection is closed.
+    :ivar stall_seconds: time in which a peer takes nothing of what is sent; then the connection is
+        reset.
+    :ivar stop_seconds: time for what is under way when the server is stopped; then it is cancelled.
+    :ivar websocket_bytes: bytes of a message that a WebSocket receives; a larger one closes it with
+        1009.
+    :ivar websocket_ping_seconds: time between pings of a WebSocket; one whose peer has sent nothing
+        since the last ping is closed.
     """
 
     concurrency: int | None = None
@@ -105,9 +107,9 @@ class Limits:
 class Peer:
     """The other end of a connection.
 
-    :ivar stream: anyio's TLS stream, or one of this library.
-    :ivar parser: of its requests.
-    :ivar deadline: of the wait for bytes that goes on now, by ``time.monotonic``.
+    :ivar stream: anyio's TLS stream, or a stream of this library.
+    :ivar parser: parser of its requests.
+    :ivar deadline: end of the present wait for bytes, by ``time.monotonic``.
     :ivar late: a deadline has passed.
     """
 
@@ -133,7 +135,7 @@ class Peer:
     # --- receiving ---
 
     async def read(self, deadline: float = math.inf) -> bool:
-        """Receive, and have it parsed; ``False`` at the end, or when the deadline has passed."""
+        """Receive and parse bytes; ``False`` at the end, or when the deadline has passed."""
         data = await self.receive(deadline)
         self.parser.feed(data)
         return bool(data)
@@ -149,21 +151,21 @@ class Peer:
             self.deadline = math.inf
 
     def check_deadline(self, now: float) -> None:
-        """End a wait for bytes that has lasted too long."""
+        """End a wait for bytes whose deadline has passed."""
         if now > self.deadline:
             self.late = True
             self.stop_receiving()
 
     def stop_receiving(self) -> None:
-        """Let a wait for bytes end, now or when it begins; what has arrived is received before."""
-        with suppress(OSError):  # it is gone
+        """End the present or next wait for bytes; what has arrived is received first."""
+        with suppress(OSError):  # the connection is gone
             self._raw.shutdown(socket.SHUT_RD)
 
     def has_ended(self) -> bool:
-        """Whether the peer has closed, its half at least; bytes may be unread."""
+        """Whether the peer has closed at least its half; bytes may be unread."""
         poll = select.poll()
         poll.register(self._raw, select.POLLRDHUP)
-        # Notifications of MSG_ZEROCOPY are told as an error.
+        # Notifications of MSG_ZEROCOPY are reported as an error.
         return any(events & ~select.POLLERR for _, events in poll.poll(0))
 
     def has_unread(self) -> bool:
@@ -175,7 +177,7 @@ class Peer:
     async def send(self, parts: Sequence[bytes], *, last: bool = True) -> None:
         """Send bytes; returns when they are accepted.
 
-        :param last: nothing more is sent soon, so that other tasks need not be given their turn.
+        :param last: nothing more is sent soon, so there is no need to yield to other tasks here.
         :raises ClientDisconnectedError: the peer is gone.
         """
         if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
@@ -201,10 +203,10 @@ class Peer:
                 await self.stream.send(part[start : start + TLS_PIECE])
 
     async def send_file(self, before: bytes, fd: int, offset: int, count: int) -> None:
-        """Send a part of a file, behind some bytes; returns when the descriptor may be closed.
+        """Send a part of a file after some bytes; returns when the descriptor may be closed.
 
-        :raises ClientDisconnectedError: the peer is gone, or the file was truncated meanwhile: then
-            the connection cannot go on either.
+        :raises ClientDisconnectedError: the peer is gone; or the file was truncated meanwhile, so
+            that the connection cannot go on.
         """
         if count <= READ_AT_MOST and (data := _read_cached(fd, offset, count)) is not None:
             await self.send([before + data])
@@ -240,7 +242,7 @@ class Peer:
     # --- the end ---
 
     async def linger(self) -> None:
-        """Close, after reading some of what the peer may still be sending."""
+        """Close after reading some of what the peer may still be sending."""
         left = LINGER_BYTES
         deadline = time.monotonic() + LINGER_SECONDS
         with suppress(*GONE):
@@ -256,8 +258,8 @@ class Peer:
             await self.stream.aclose()
 
     async def abort(self) -> None:
-        """Close by a reset, so that the peer does not take what it has for the whole."""
-        with suppress(OSError, ValueError):  # it is closed
+        """Close by a reset, so that the peer does not take what it has received for the whole."""
+        with suppress(OSError, ValueError):  # it is closed already
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await anyio.aclose_forcefully(self.stream)
 
@@ -272,7 +274,7 @@ def _read_cached(fd: int, offset: int, count: int) -> bytearray | None:
     try:
         size = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
     except OSError:
-        # EAGAIN: the disk would have to be waited for; or the file system cannot tell.
+        # EAGAIN: reading would wait for the disk; another error: the file system cannot tell.
         return None
     return data if size == count else None
 

@@ -32,15 +32,15 @@ __all__ = ["serve"]
 
 log = logging.getLogger("zc_anyio.asgi")
 
-# Deadlines are looked at in these intervals, or in a quarter of the shortest of them.
+# Deadlines are checked at this interval, or at a quarter of the shortest limit if that is less.
 SWEEP_SECONDS = 1.0
 SWEEP_AT_LEAST = 0.02
 SWEPT_AT_ONCE = 1000
-# What waits in the listen queue when the server is told to stop is taken, for so long at most, and
-# what was accepted just now may bring its request for so long.
+# When the server is told to stop, connections that wait in the listen queue are still accepted, for
+# this long at most.  Those accepted last have as long to send their request.
 LAST_ACCEPT_SECONDS = 5.0
 LAST_REQUEST_SECONDS = 1.0
-# asm-generic/socket.h and linux/filter.h: the filter `ret 0`, which drops what comes.
+# From asm-generic/socket.h and linux/filter.h: the filter `ret 0`, which drops every packet.
 SO_ATTACH_FILTER = 26
 DROP = struct.pack("HBBI", 0x06, 0, 0, 0)
 BACKLOG = 2048
@@ -65,34 +65,34 @@ async def serve(
     stop: anyio.Event | None = None,
     task_status: TaskStatus[list[str]] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve an ASGI application, until it is told to stop or is cancelled.
+    """Serve an ASGI application until told to stop, or cancelled.
 
-    The ambient ring carries what is sent; where none is open, one is opened for as long as this
-    runs, and is ambient in all that the application does.
+    The ambient ring carries what is sent.  If none is open, one is opened for as long as this runs;
+    it is then the ambient ring of the application.
 
     :param app: an ASGI 3 application.
     :param host: address or name to listen on.
     :param port: 0 for a free one.
     :param uds: path of a UNIX socket, in place of host and port.
-    :param fd: descriptor of a socket that is bound, in place of all these.
+    :param fd: descriptor of a bound socket, in place of host, port and path.
     :param reuse_port: let other processes listen on the same port.
     :param tls: serve HTTPS; the ciphertext is made by Python's ``ssl``.
     :param certificate: the server's in PEM, for applications that use ASGI's TLS extension.
-    :param driver: of the ring that is opened.
-    :param limits: what peers may ask; default ``Limits()``.
+    :param driver: driver of the ring that is opened.
+    :param limits: what peers may ask; ``Limits()`` by default.
     :param root_path: where a proxy has mounted the application.
     :param forwarded_allow_ips: proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are
         believed: addresses and networks, with commas between them, or ``*``; ``None`` for nobody.
-    :param access_log: log each answer to ``zc_anyio.asgi.access``, as uvicorn does it.
-    :param lifespan: ``"off"``: the application is not told of start and stop; ``"on"``: one that
-        does not take it fails.
+    :param access_log: log each answer to ``zc_anyio.asgi.access``, in uvicorn's format.
+    :param lifespan: ``"off"``: the application is not told of start and stop; ``"on"``: an
+        application that does not support this fails; ``"auto"``: it is told if it does.
     :param stop: set it to stop gracefully: what was accepted is answered, within
         ``limits.stop_seconds``.  Cancelling ends everything at once.
-    :param task_status: told the URLs when connections are taken.
+    :param task_status: gets the URLs when connections are accepted.
     :raises LifespanError: the application could not start.
     :raises OSError: the address cannot be listened on.
     :raises DriverUnavailable: the driver cannot run here.
-    :raises ValueError: ``forwarded_allow_ips`` names what is no address.
+    :raises ValueError: ``forwarded_allow_ips`` contains something that is not an address.
     """
     proxies = None if forwarded_allow_ips is None else TrustedProxies(forwarded_allow_ips)
     async with AsyncExitStack() as stack:
@@ -155,9 +155,9 @@ def _urls(listener: Listener[Any], scheme: str) -> list[str]:
 
 
 async def _empty_queue(sock: Any) -> None:
-    """Wait until all connections that the kernel has taken are accepted; it takes no more.
+    """Have the kernel take no more connections, and wait until those it has are accepted.
 
-    Those in the queue of a socket that is closed are reset, so nothing may be in it then.
+    Closing a socket resets the connections in its queue, so the queue must be empty first.
     """
     code = ctypes.create_string_buffer(DROP)
     with suppress(OSError):  # a UNIX socket
@@ -237,14 +237,14 @@ class _Server(Site):
         try:
             connection = Connection(self, stream)
         except (OSError, anyio.TypedAttributeLookupError):
-            # It is gone already.
+            # The connection is gone already.
             await anyio.aclose_forcefully(stream)
             return
         self._connections.add(connection)
         await connection.serve()
 
     def _end_idle(self) -> None:
-        """Let connections end that have nothing to answer."""
+        """End connections that have nothing to answer."""
         if self._connections:
             log.info("Waiting for connections to close.")
         for connection in list(self._connections):
@@ -258,7 +258,7 @@ class _Server(Site):
                 )
 
     async def _sweep(self) -> None:
-        """Look at deadlines, a few connections at a time."""
+        """Check deadlines, a few connections at a time."""
         limits = self.limits
         shortest = min(
             limits.head_seconds,
@@ -280,7 +280,7 @@ class _Server(Site):
 
 
 def _call_soon() -> Callable[[Callable[[], object]], object]:
-    """Return what calls a function when the tasks that can run now have run."""
+    """Return a function that calls another after all tasks that can run now have run."""
     if sniffio.current_async_library() == "trio":
         import trio
 

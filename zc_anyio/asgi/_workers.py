@@ -1,4 +1,4 @@
-"""Several processes that serve one address: they are watched, restarted, and never outlive this."""
+"""Several worker processes that serve one address: they are watched, restarted and ended."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Place", "Supervisor", "end_with_parent", "find_place", "take_orders"
 
 log = logging.getLogger("zc_anyio.asgi")
 
-# What a worker is told by this variable: the pipe whose end is that of its parent, and the place.
+# By this variable a worker gets the pipe that ends when its parent does, and the address to serve.
 ORDERS = "ZC_ANYIO_ASGI_WORKER"
 TICK_SECONDS = 0.1
-# Workers that end sooner than this, so many in a row, are not started again.
+# After several workers in a row that ended sooner than this, none is started again.
 SHORT_LIFE_SECONDS = 5.0
 SHORT_LIVES = 5
-# After its parent a worker may go on with what it has accepted for so long.
+# How long a worker may go on with what it has accepted after its parent has ended.
 ORPHAN_SECONDS = 30.0
 
 Place = dict[str, Any]
@@ -38,11 +38,12 @@ def find_place(
 ) -> tuple[socket.socket, Place]:
     """Take the address that workers are to share.
 
-    A port is only bound here; each worker listens on it by itself, and the kernel shares out what
-    comes.  A UNIX socket, or one that was handed over, is listened on by all of them together.
+    A port is only bound here; each worker listens on it with a socket of its own, and the kernel
+    distributes connections among them.  A UNIX socket, or a socket that was handed over, is shared
+    by all workers.
 
-    :return: the socket, which keeps the place, and what to tell workers.
-    :raises OSError: the address is taken, or is none.
+    :return: the socket, which keeps the address taken, and what workers have to be told.
+    :raises OSError: the address is taken, or does not exist.
     """
     if fd is not None:
         sock = socket.socket(fileno=fd)
@@ -59,7 +60,7 @@ def find_place(
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Found taken here, if something else listens there that does not share it.
+        # Binding fails here if another process listens there without sharing the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
     except OSError:
@@ -69,13 +70,13 @@ def find_place(
 
 
 def take_orders() -> Place | None:
-    """Return what this process is told as a worker; ``None`` in any other."""
+    """Return what this process was told as a worker, or ``None`` if it is not one."""
     text = os.environ.pop(ORDERS, None)
     return None if text is None else json.loads(text)
 
 
 def end_with_parent(pipe: int) -> None:
-    """End this process when its parent does, however that ends: its end of the pipe is closed."""
+    """End this process when its parent ends in any way, which closes the parent's end of a pipe."""
 
     def watch() -> None:
         os.read(pipe, 1)
@@ -90,7 +91,7 @@ class Supervisor:
     """Runs workers until it is told to stop.
 
     :param command: the arguments of ``python -m zc_anyio.asgi``.
-    :param reload: a folder whose Python files, when they change, have the workers start anew.
+    :param reload: a folder; when a Python file in it changes, all workers are started anew.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Supervisor:
         self._short_lives = 0
 
     def run(self) -> int:
-        """Return the exit status of the whole: 0, or that of a worker that cannot start."""
+        """Run until told to stop; return 0, or the exit status of a worker that cannot start."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         log.info("Started parent process [%d]", os.getpid())
@@ -129,7 +130,7 @@ class Supervisor:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         if self._stopping:
-            # Told twice: nothing is waited for any more.
+            # This is the second signal: nothing is waited for any more.
             for worker in self._workers:
                 worker.kill()
         self._stopping = True
@@ -137,7 +138,8 @@ class Supervisor:
     def _start(self) -> None:
         orders = json.dumps({**self._place, "pipe": self._read})
         inherited = [self._read, *([self._place["fd"]] if "fd" in self._place else [])]
-        # In a group of its own: Ctrl+C at the terminal is for the parent, which then tells workers.
+        # In a process group of its own: Ctrl+C at the terminal reaches only the parent, which then
+        # tells the workers.
         worker = subprocess.Popen(
             self._command,
             env={**os.environ, ORDERS: orders},
@@ -148,7 +150,7 @@ class Supervisor:
         self._workers[worker] = time.monotonic()
 
     def _look_after(self) -> int | None:
-        """Start workers in place of those that ended; the status to end with, if it is hopeless."""
+        """Replace workers that have ended; return the status to end with if that is hopeless."""
         for worker, began in list(self._workers.items()):
             if worker.poll() is None or self._stopping:
                 continue
@@ -158,7 +160,7 @@ class Supervisor:
             level = logging.ERROR if worker.returncode else logging.INFO
             log.log(level, "Worker [%d] ended with status %d.", worker.pid, worker.returncode)
             if self._reload is not None:
-                # Its author is about to change it.
+                # With --reload the author is about to change the program.
                 continue
             if worker.returncode > 0 and self._short_lives >= SHORT_LIVES:
                 log.error("Workers end as soon as they are started: giving up.")
@@ -180,7 +182,7 @@ class Supervisor:
         self._workers.clear()
 
     def _ticks(self) -> Iterator[set[str]]:
-        """Give the files that have changed, again and again."""
+        """Yield the files that have changed, again and again."""
         if self._reload is None:
             while True:
                 time.sleep(TICK_SECONDS)
