@@ -98,7 +98,7 @@ class BuildExt(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        # Time stamps do not tell a sanitized build from an ordinary one.
+        # A build with sanitizers cannot be told from an ordinary one by time stamps.
         self.force = True
 
     def build_extension(self, ext: Extension) -> None:

@@ -1,5 +1,5 @@
 /*
- * The whole native surface that Python sees.
+ * All of the native part that Python sees.
  *
  * Everything between the two cdef marks is read by build.py as the cffi declarations, so it holds
  * plain declarations only.  Every function that can fail returns a negative errno.  None of them
@@ -13,7 +13,7 @@
 
 /* cdef begin */
 
-/* What carries the sends of a ring. */
+/* The driver that carries the sends of a ring. */
 #define ZC_DRIVER_IO_URING 0
 #define ZC_DRIVER_MSG_ZEROCOPY 1
 #define ZC_DRIVER_COPY 2
@@ -24,20 +24,20 @@
 
 /* Kinds of a socket. */
 #define ZC_STREAM 0         /* bytes in order: one request in flight, neighbours gathered */
-#define ZC_DATAGRAM 1       /* one request a send, many in flight */
+#define ZC_DATAGRAM 1       /* one request for each send, many in flight */
 
-/* What goes out zero-copy. */
+/* Which sends go out zero-copy. */
 #define ZC_POLICY_AUTO 0    /* from the threshold on; less is staged; learns which sockets copy */
 #define ZC_POLICY_ALWAYS 1  /* every send or run of staged ones, whatever was learned */
 #define ZC_POLICY_NEVER 2
 
 /* Flags of one send. */
 #define ZC_SEND_MUTABLE 1   /* the caller can change this buffer: cancelling must wait for its release */
-#define ZC_SEND_UNSTAGED 2  /* never read it here: a truncated file map would raise SIGBUS */
+#define ZC_SEND_UNSTAGED 2  /* never stage it: reading the map of a truncated file raises SIGBUS */
 #define ZC_SEND_REPORT 4    /* tell its result */
 #define ZC_SEND_FLUSH 8     /* and flush its generation when it succeeds */
 
-/* Low bits of what a send that was taken returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
+/* Low bits of what queueing a send returns; the rest (>> ZC_SENT_SHIFT) is the generation. */
 #define ZC_SENT_TURN 1      /* enough has gathered: take a turn now */
 #define ZC_SENT_KICK 2      /* first of some hundred sends: a turn has to come soon; look at the clock */
 #define ZC_SENT_COPIED 4    /* to staging memory or the socket: the buffer is the caller's again */
@@ -52,22 +52,22 @@
 #define ZC_EVENT_FIELDS 4
 #define ZC_EV_RELEASED 1    /* a = context, b = generation */
 #define ZC_EV_FAILED 2      /* a = context, b = socket, c = errno: one send of that context failed */
-#define ZC_EV_RESULT 3      /* a = context, b = ticket, c = errno or 0: the result of a reported send */
+#define ZC_EV_RESULT 3      /* a = context, b = ticket, c = errno or 0: result of a ZC_SEND_REPORT send */
 #define ZC_EV_WINDOW 4      /* a = context: a send that was refused with EAGAIN fits now */
 #define ZC_EV_IDLE 5        /* a = socket: nothing of it is queued, in flight or held */
 #define ZC_EV_READY 6       /* a = receiver: look what can be taken */
-#define ZC_EV_LATER 7       /* a tick is wanted: a = 1, sockets are idle; 0, some may be closed unnoticed */
-#define ZC_EV_AGAIN 8       /* something is ready that could not be submitted: take a turn in a while */
-#define ZC_EV_MORE 9        /* the turn has had its share, and there is more: take one when others had theirs */
+#define ZC_EV_LATER 7       /* a tick is wanted: a = 1, sockets are idle; 0, some may have been closed */
+#define ZC_EV_AGAIN 8       /* something is ready that could not be submitted: take a turn after a pause */
+#define ZC_EV_MORE 9        /* the turn has had its share, and there is more: take one after others ran */
 
 /* What a receiver waits for. */
 #define ZC_RX_RECEIVE 1     /* bytes, until it is stopped */
-#define ZC_RX_POLL 2        /* until the socket can be read, once */
+#define ZC_RX_POLL 2        /* for the socket to be readable, once */
 
 /* Pages of mapped memory. */
 #define ZC_PAGES_ORDINARY 0
-#define ZC_PAGES_TRANSPARENT 1 /* huge ones, where the kernel finds some */
-#define ZC_PAGES_RESERVED 2    /* huge ones, of those that were reserved (vm.nr_hugepages) */
+#define ZC_PAGES_TRANSPARENT 1 /* huge pages, where the kernel finds some */
+#define ZC_PAGES_RESERVED 2    /* huge pages that were reserved (vm.nr_hugepages) */
 
 typedef struct zc_core zc_core;
 typedef struct zc_ctx zc_ctx;
@@ -90,7 +90,7 @@ struct zc_ctx_stats {
     uint64_t generations_open, generations_released;
 };
 
-/* What is to be handed to the kernel next; valid until the next call on the same core. */
+/* The next request for the kernel; valid until the next call on the same core. */
 struct zc_request_view {
     uint64_t user_data;
     uint64_t socket;
@@ -110,7 +110,7 @@ struct zc_socket_info {
     int domain, type, protocol, connected, local;
 };
 
-/* What is known of a socket from when it was attached before. */
+/* What is known of a socket from an earlier attachment. */
 struct zc_learned {
     uint32_t copied_in_a_row, copy_left, copy_next;
     int knows_next_number; /* of the driver msg_zerocopy */

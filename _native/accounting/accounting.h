@@ -1,8 +1,8 @@
 /*
  * The accounting: which sends there are, which requests carry them, and when their buffers are free.
  *
- * Nothing in this folder makes a system call, so that tests and fuzzing put in completions of their
- * own.  Its files share these structures.
+ * Nothing in this folder makes a system call, so that tests and fuzzing can feed it completions of
+ * their own making.  Its files share these structures.
  */
 #ifndef ZC_ACCOUNTING_H
 #define ZC_ACCOUNTING_H
@@ -48,33 +48,33 @@ static inline void link_append(struct link *list, struct link *l)
 
 #define container(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
 
-/* Something to tell Python.  Embedded in what it is about, so that telling never allocates. */
+/* Something to tell Python.  Embedded in the object it is about, so that telling never allocates. */
 struct event {
     struct link link;
     int kind;
 };
 
-/* Of what the accounting knows nothing but a number: a receiver. */
+/* The event of a receiver, of which the accounting knows only a number. */
 struct ready_event {
     struct event event;
     uint64_t id;
 };
 
-/* What the kernel takes as one registered buffer. */
+/* The largest memory that the kernel takes as one registered buffer. */
 #define REGION_MAX_BYTES ((size_t)1 << 30)
 /*
- * Gathering stops at a share of the window, but not below the one nor beyond the other: a request is
- * held as a whole, so one as large as the window would leave the network idle until its release.
+ * Gathering stops at a share of the window, clamped between these two.  A request is held as a
+ * whole, so one as large as the window would leave the network idle until its release.
  */
 #define GATHER_BYTES ((size_t)1 << 20)
 #define GATHER_BYTES_MOST ((size_t)4 << 20)
-/* Nor beyond this share of what may be pinned, if that is bounded. */
+/* It also stops at this share of what may be pinned, if that is bounded. */
 #define LOCKABLE_SHARE 8u
 #define GATHER_BUFFERS 128u
 /*
- * A request that is held keeps its slot for as long as its peer likes.  So a socket has this share of
- * the slots at most for what it holds, and so large a share is for requests that are copied, whose
- * slots are free with their results: a quick peer always finds one.
+ * A held request keeps its slot for as long as its peer likes.  So one socket may hold at most this
+ * share of the slots.  An equal share is kept for requests that are copied, whose slots are free with
+ * their results, so that a quick peer always finds one.
  */
 #define SLOTS_SHARE 4u
 /* From this size on registered memory, which is not pinned at each send, is zero-copied anyway. */
@@ -82,43 +82,44 @@ struct ready_event {
 /* Buffers of one send on a stream; a datagram takes UIO_MAXIOV, since it cannot be cut. */
 #define SEND_MAX_BUFFERS ((size_t)1 << 20)
 /*
- * What may wait in the queues before a send asks for a turn at once: a share of the window, within
- * these limits; of what is staged so much that its slabs stay in the second cache of a processor.
+ * How much may wait in the queues before a send asks for a turn at once: a share of the window,
+ * within these limits.  Of staged bytes it is less, so that their slabs stay in the processor's
+ * second cache.
  */
 #define TURN_BYTES ((size_t)256 << 10)
 #define TURN_BYTES_MOST ((size_t)4 << 20)
 #define TURN_BYTES_STAGED ((size_t)512 << 10)
 #define TURN_SENDS 4096u
-/* After so many the caller looks at the clock: others may have waited for long enough. */
+/* After this many sends the caller looks at the clock, since other tasks may have to run. */
 #define LOOK_SENDS 256u
 /*
- * Pages of 4 KiB that a datagram may touch and be zero-copied: MAX_SKB_FRAGS of the kernel, which
- * answers EMSGSIZE to more.
+ * How many pages of 4 KiB a zero-copied datagram may touch: the kernel's MAX_SKB_FRAGS; for more it
+ * answers EMSGSIZE.
  */
 #define DATAGRAM_PAGES 17u
 #define PAGE_BYTES ((uintptr_t)4096)
-/* A datagram socket with a full buffer parks its requests: this many at most. */
+/* A datagram socket with a full buffer parks its requests; this many at most. */
 #define DATAGRAMS_IN_FLIGHT 64u
-/* This share of the window is a batch: a generation that has it is flushed by itself. */
+/* This share of the window is a batch: a generation that has so many bytes is flushed by itself. */
 #define WINDOW_SHARE 4u
-/* So is one of so many sends. */
+/* A generation of this many sends is flushed as well. */
 #define ROLL_SENDS 4096u
 /* One run of staged sends fills one slab; a socket has this many at most. */
 #define STAGE_SLAB ((size_t)64 << 10)
 #define STAGE_SHARE 16u
-/* A socket whose zero-copy requests are copied so often in a row is sent to by copying... */
+/* A socket whose zero-copy requests were copied this often in a row is sent to by copying... */
 #define COPIED_IN_A_ROW 4u
-/* ...for so many requests, and twice as many each time that another probe is copied, up to a limit. */
+/* ...for this many requests, and twice as many after each probe that is copied, up to a limit. */
 #define COPY_REQUESTS 32u
 #define COPY_REQUESTS_MOST 4096u
 /*
- * What one turn submits at most, so that others of the event loop get theirs within milliseconds:
- * over loopback a small send costs some 5 us of it, and a MiB that is copied 500.
+ * The most that one turn submits, so that other tasks of the event loop run within milliseconds:
+ * over loopback a small send takes some 5 us, and a MiB that is copied 500 us.
  */
 #define TURN_REQUESTS 128u
 #define TURN_SUBMITS_BYTES ((size_t)4 << 20)
 /*
- * After ENOMEM (RLIMIT_MEMLOCK) so many requests go out by copying before zero copy is tried again,
+ * After ENOMEM (RLIMIT_MEMLOCK) this many requests go out by copying before zero copy is tried again,
  * unless a notification makes room before that.
  */
 #define DENIED_REQUESTS 64u
@@ -136,9 +137,9 @@ struct zc_region {
 };
 
 struct zc_stage {
-    char *memory; /* NULL: nothing is staged */
+    char *memory; /* NULL: there is no staging memory */
     bool *taken;
-    size_t slabs, first; /* none before that is free */
+    size_t slabs, first; /* no slab before `first` is free */
 };
 
 struct zc_core {
@@ -148,11 +149,11 @@ struct zc_core {
     struct link cancels; /* struct zc_req: ask the kernel to cancel it */
     struct link broken;  /* struct zc_sock: shut down or reset it */
     struct link lingering; /* struct zc_sock: idle, but not for `linger` yet; the longest first */
-    struct link watched;   /* struct zc_sock: the program may close it without a word */
-    struct link lost;      /* of those: it is looked for by which other descriptor it has them */
-    uint32_t watched_count; /* on both */
-    bool ticking;          /* that a tick is wanted was told */
-    uint64_t now, linger;  /* ticks; 0: idle sockets are told of at once */
+    struct link watched;   /* struct zc_sock: the program may close it without telling the ring */
+    struct link lost;      /* moved from `watched`: another descriptor of it is looked for */
+    uint32_t watched_count; /* on both lists */
+    bool ticking;          /* Python was told that a tick is wanted */
+    uint64_t now, linger;  /* ticks; 0: idle sockets are reported at once */
     struct link contexts, sockets, requests;
     struct zc_req **slots;
     struct zc_req **numbered; /* of `max_requests` places, see numbers.c */
@@ -160,14 +161,14 @@ struct zc_core {
     uint32_t *free_slots;
     uint32_t slots_used, free_count, max_requests;
     struct zc_region regions[MAX_REGIONS];
-    uint32_t regions_used; /* none is in use from this index on */
-    uint32_t open_requests; /* that were built and have not ended */
-    size_t most_pinned; /* bytes that a request of memory that is not registered gathers */
+    uint32_t regions_used; /* no index from this one on is in use */
+    uint32_t open_requests; /* requests that were built and have not ended */
+    size_t most_pinned; /* bytes that a request gathers at most of memory that is not registered */
     uint32_t copy_left; /* requests left that go out by copying, see DENIED_REQUESTS */
     size_t waiting_bytes;      /* queued since the last turn */
     uint32_t waiting_sends;
-    size_t turn_bytes;         /* that this turn may still submit... */
-    uint32_t turn_requests;    /* ...in so many requests */
+    size_t turn_bytes;         /* bytes that this turn may still submit... */
+    uint32_t turn_requests;    /* ...in this many requests */
     pthread_t owner; /* the thread that may send... */
     bool disowned;   /* ...but not in a forked child */
     int64_t alloc_budget; /* for tests: how many allocations may still succeed; -1 is no limit */
@@ -180,10 +181,10 @@ struct zc_ctx {
     uint64_t id, next_generation;
     int policy;
     bool by_hand; /* generations do not roll */
-    bool may_reset; /* what it holds may have to be reset, though nobody can change it */
-    bool until_taken; /* the window counts what the kernel has not taken, not what it holds */
+    bool may_reset; /* its held sends may have to be reset, even those that nobody can change */
+    bool until_taken; /* the window counts bytes until the kernel takes them, not until release */
     size_t window, threshold;
-    size_t alone; /* bytes below which what needs no queue is copied */
+    size_t alone; /* bytes below which a send that needs no queue is copied */
     size_t unreleased; /* bytes of sends that are not settled, each broadcast counted once */
     size_t wanted;     /* the smallest send that was refused; 0: none waits */
     struct zc_gen *open;
@@ -199,7 +200,7 @@ struct zc_gen {
     struct link sends; /* struct zc_send, by gen_link */
     uint64_t number;
     size_t bytes;
-    uint32_t total; /* sends that ever joined */
+    uint32_t total; /* all sends that have joined */
     bool flushed;
 };
 
@@ -216,19 +217,19 @@ struct zc_send {
     struct zc_sock *sock;
     enum send_state state;
     uint32_t refs, flags;
-    uint32_t count; /* sends of the program that this is: a staged run is many */
+    uint32_t count; /* how many sends of the program this is: a staged run is many */
     size_t size, done, weight;
     uint32_t at;   /* the first buffer with bytes left to take... */
     size_t offset; /* ...and where they begin in it */
-    uint32_t region; /* of which it is one piece, or NO_REGION */
+    uint32_t region; /* the region in which it is one piece, or NO_REGION */
     uint64_t ctx_id, ticket; /* for the result event */
-    char *slab;              /* of a staged run */
-    struct sockaddr_storage *to; /* of a datagram with an address */
+    char *slab;              /* for a staged run */
+    struct sockaddr_storage *to; /* for a datagram with an address */
     socklen_t to_size;
     int error;
     bool queue_ref, copied, force_copy, cancelled, retired;
-    bool registered; /* a part of it is */
-    bool continues;  /* its first bytes go on with a send of the program that began before it */
+    bool registered; /* a part of it is registered */
+    bool continues;  /* its first bytes continue a send of the program that began before it */
     uint32_t buffers;
     struct iovec one;
     struct iovec *iov; /* &one, or an allocation */
@@ -239,11 +240,11 @@ struct zc_req {
     struct link sock_link;   /* sock->requests */
     struct link cancel_link; /* core->cancels */
     struct zc_sock *sock;
-    struct zc_send **covered; /* `sends` of them, each pinned by refs */
+    struct zc_send **covered; /* `sends` of them, each kept by its `refs` */
     uint32_t sends, slot, buffers;
-    uint32_t touched; /* so many of the first of them had bytes taken */
+    uint32_t touched; /* of how many of them, from the first on, bytes were taken */
     size_t bytes;
-    uint32_t number;           /* of MSG_ZEROCOPY, see numbers.c... */
+    uint32_t number;           /* its MSG_ZEROCOPY number, see numbers.c... */
     struct zc_req *same_place; /* ...and the next request there */
     bool zero_copy, result_seen, notif_seen, copied, has_number;
     struct msghdr msg;
@@ -260,22 +261,22 @@ struct zc_sock {
     struct zc_send *head; /* the first send with bytes left to submit; NULL: none */
     uint64_t id;
     int fd, kind, error;
-    int program_fd; /* by which the program has it, where it does not tell when it closes that */
+    int program_fd; /* the program's descriptor, if it may close that without telling the ring */
     uint32_t in_flight; /* requests without a result */
-    uint32_t open_requests, numbered; /* that have not ended; and of those, that have a number */
-    uint32_t slabs;     /* of staging memory */
+    uint32_t open_requests, numbered; /* requests that have not ended; those that have a number */
+    uint32_t slabs;     /* slabs of staging memory that it has */
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset, suspended;
-    bool sent_to; /* since it was looked at last */
-    bool closed, ended; /* by the program; and the connection was ended after that */
+    bool sent_to; /* it was sent to since it was last looked at */
+    bool closed, ended; /* the program has closed it; its connection was ended after that */
     uint64_t inode;
-    /* Of the drivers without io_uring: no room until the socket is writable... */
+    /* For the drivers without io_uring: no room until the socket is writable... */
     bool blocked;
-    /* ...and what is known of its numbers, see numbers.c and epoll.c. */
+    /* ...and what is known about its numbers, see numbers.c and epoll.c. */
     bool knows_next_number, reads_errors;
     uint32_t next_number;
-    uint64_t forks; /* when it was attached */
+    uint64_t forks; /* the count of forks when it was attached */
     size_t most_zero_copy; /* bytes; SIZE_MAX: no limit but the driver's own */
     bool sweep; /* a cancelled send is in flight: look again at the next result */
 };
@@ -285,15 +286,15 @@ static inline size_t within(size_t size, size_t least, size_t most)
     return size < least ? least : size > most ? most : size;
 }
 
-/* The share of a context's window that is a batch, within limits. */
+/* The share of a context's window that is a batch, clamped to limits. */
 static inline size_t batch_bytes(const struct zc_ctx *ctx, size_t least, size_t most)
 {
     return within(ctx->window / WINDOW_SHARE, least, most);
 }
 
 /*
- * What the files offer each other, from the lowest layer to the highest: each calls only those above
- * it here, and itself.  Some offer nothing but what zc.h has.
+ * What the files offer each other, from the lowest layer to the highest: each file calls only
+ * itself and those listed before it here.  Some offer only what is in zc.h.
  */
 
 /* core.c */

@@ -1,12 +1,12 @@
 /*
- * Taking back and resetting what a whole context, or a whole ring, has to do with.  It is above the
- * queues: those deal with one socket each.
+ * Taking back and resetting the sends of a whole context, or of a whole ring.  It is above queue.c,
+ * which deals with one socket at a time.
  */
 #include <errno.h>
 
 #include "accounting.h"
 
-/* The sockets that a cancelled or timed-out context has to do with, each once, on `work`. */
+/* Puts each socket that has sends of a cancelled or timed-out context on `work` once. */
 static void collect_sockets(struct zc_ctx *ctx, struct link *work, bool cancel, bool only_mutable)
 {
     link_init(work);
@@ -25,8 +25,8 @@ static void collect_sockets(struct zc_ctx *ctx, struct link *work, bool cancel, 
 }
 
 /*
- * Takes back what the kernel has not taken: queued sends are dropped, waiting requests are put up
- * for cancellation.  A stream whose send was cut short is broken.  What is held stays held.
+ * Takes back what the kernel has not taken: queued sends are dropped, waiting requests are listed
+ * for cancellation.  A stream whose send was cut short is broken.  Held sends stay held.
  */
 int zc_ctx_cancel(zc_core *core, zc_ctx *ctx)
 {
@@ -45,7 +45,7 @@ int zc_ctx_cancel(zc_core *core, zc_ctx *ctx)
 
 /*
  * Breaks every stream that a send of this context still refers to, and asks for its reset.  Nothing
- * makes a device give a datagram back early, so of those only what waits is cancelled.
+ * makes a device give a datagram back early, so only datagrams that still wait are cancelled.
  */
 int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable)
 {
@@ -66,7 +66,7 @@ int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable)
     return sockets;
 }
 
-/* Resets every stream that anything refers to, what was staged included: the ring ends. */
+/* At the end of the ring, resets every stream that any send refers to, staged ones included. */
 int zc_core_reset(zc_core *core, int error)
 {
     if (!core || error <= 0)

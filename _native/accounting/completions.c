@@ -2,14 +2,14 @@
  * What a completion means: short sends, failures, falling back to copies, the end of a request.
  *
  * A request ends with its result when the result says that no notification follows (no ZC_MORE),
- * else with its notification.  The flag decides, never the result: errors come with ZC_MORE too.
+ * else with its notification.  The flag decides, never the value: errors come with ZC_MORE too.
  * Notifications of different requests come in any order.
  */
 #include <errno.h>
 
 #include "accounting.h"
 
-/* The last CQE of a request is in: everything it covered is no longer referred to by it. */
+/* The last CQE of a request has come: it no longer refers to the sends that it covered. */
 static void request_ends(struct zc_core *core, struct zc_req *req)
 {
     link_remove(&req->link);
@@ -28,9 +28,9 @@ static void request_ends(struct zc_core *core, struct zc_req *req)
 }
 
 /*
- * A peer on this machine, or a device that cannot gather, makes the kernel copy every time, which
- * costs more than copying at once.  After some in a row the socket is sent to by copying for a
- * while, and then probed again.
+ * A peer on this machine, or a device that cannot gather, makes the kernel copy every zero-copy
+ * request, which costs more than copying at once.  After some of them in a row the socket is sent to
+ * by copying for a while, and then probed again.
  */
 static void learn(struct zc_sock *sock, bool copied)
 {
@@ -52,7 +52,7 @@ static bool is_retry(int error)
     return error == EAGAIN || error == EINTR || error == ECANCELED;
 }
 
-/* ENOMEM and EOPNOTSUPP of a zero-copy request: the same bytes go out again by the plain op. */
+/* After ENOMEM or EOPNOTSUPP for a zero-copy request, the same bytes go out by the plain operation. */
 static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
 {
     if (!req->zero_copy || (error != ENOMEM && error != ENOBUFS && error != EOPNOTSUPP))
@@ -68,7 +68,7 @@ static bool falls_back(struct zc_core *core, struct zc_req *req, int error)
     return true;
 }
 
-/* So many more bytes of a send are taken: moves on to the first that is not. */
+/* `taken` more bytes of a send were taken: moves on to the first that was not. */
 static void advance(struct zc_send *send, size_t taken)
 {
     send->done += taken;
@@ -120,7 +120,7 @@ static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t re
 
     if (error && !send->cancelled && !sock->error &&
         (is_retry(error) || falls_back(core, req, error))) {
-        /* Back to the front of the queue: its neighbours behind it may be in flight or queued. */
+        /* Back to the front of the queue: the sends after it may be in flight or queued. */
         zc_send_set_state(core, send, SEND_QUEUED);
         link_remove(&send->sock_link);
         if (sock->head)
@@ -131,7 +131,7 @@ static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t re
         return;
     }
     if (error) {
-        /* A broken socket's own cancellation is not the reason. */
+        /* On a broken socket, report what broke it, and not the cancellation that followed. */
         zc_send_fail(core, send, sock->error && is_retry(error) ? sock->error : error);
         return;
     }
@@ -145,8 +145,8 @@ static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t re
 }
 
 /*
- * Takes one CQE.  ESTALE: nobody's user_data; EPROTO: a CQE that this request cannot have (a second
- * result, a second notification).  Neither changes anything but the counter of strays.
+ * Takes one CQE.  ESTALE: no request has this user_data; EPROTO: this request cannot have this CQE (a
+ * second result, a second notification).  Both change only the counter of strays.
  */
 int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flags)
 {
@@ -161,10 +161,10 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
     if (flags & ZC_NOTIF) {
         req->notif_seen = true;
         req->copied = flags & ZC_COPIED;
-        /* Of a request that failed the report means nothing. */
+        /* The report means nothing if the request failed. */
         if (req->touched)
             learn(req->sock, req->copied);
-        /* What was pinned is not any more, so there is room for the next. */
+        /* Its memory is not pinned any more, so there is room for the next. */
         if (req->touched && !req->covered[0]->registered)
             core->copy_left = 0;
         if (req->result_seen)
@@ -186,8 +186,8 @@ int zc_complete(zc_core *core, uint64_t user_data, int32_t result, uint32_t flag
 }
 
 /*
- * Notifications for the numbers from `low` to `high`, which wrap at 32 bits.  Some of them may be
- * nobody's: of sends that failed after they had been given a number.
+ * Takes notifications for the numbers from `low` to `high`, which wrap at 32 bits.  Some numbers may
+ * have no request: their sends failed after they had been given a number.
  */
 int zc_notify_range(zc_core *core, zc_sock *sock, uint32_t low, uint32_t high, int copied)
 {

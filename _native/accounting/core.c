@@ -32,7 +32,7 @@ zc_core *zc_core_new(uint32_t first_sequence, uint32_t max_requests)
     struct zc_core *core = calloc(1, sizeof(*core));
     if (!core)
         return NULL;
-    /* The highest slot number is kept for requests that are nobody's: cancellations. */
+    /* The highest slot number is kept for requests without an owner: cancellations. */
     if (max_requests == 0 || max_requests >= UINT32_MAX)
         goto fail;
     core->slots = calloc(max_requests, sizeof(struct zc_req *));
@@ -69,7 +69,7 @@ fail:
     return NULL;
 }
 
-/* Takes no more sends: this is a forked child, whose parent goes on using the same sockets. */
+/* Refuses all further sends: this is a forked child, whose parent goes on using the same sockets. */
 int zc_core_disown(zc_core *core)
 {
     if (!core)
@@ -89,7 +89,7 @@ void zc_core_alloc_budget(zc_core *core, int64_t allocations)
     core->alloc_budget = allocations;
 }
 
-/* An event that is already waiting is not told twice. */
+/* Tells an event; one that is already waiting is not told twice. */
 void zc_tell(struct zc_core *core, struct event *event, int kind)
 {
     if (!link_alone(&event->link))

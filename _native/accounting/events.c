@@ -1,5 +1,5 @@
 /*
- * Telling what has happened, and the end of a core: both let go of what waited to be told.
+ * Telling Python what has happened, and the end of a core: both free what waited to be told.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -65,7 +65,7 @@ int zc_core_free(zc_core *core)
         link_remove(&req->link);
         zc_free(core, req);
     }
-    /* Events first: a released generation, or a retired send that failed, is on no other list. */
+    /* Events first: a released generation or a failed and retired send is on no other list. */
     int64_t event[ZC_EVENT_FIELDS];
     while (zc_events(core, event, 1) == 1)
         ;
@@ -88,7 +88,7 @@ int zc_core_free(zc_core *core)
     while (!link_alone(&core->sockets)) {
         struct zc_sock *sock = container(core->sockets.next, struct zc_sock, link);
         while (!link_alone(&sock->sends)) {
-            /* Staged, and settled: on no generation's list any more. */
+            /* It is staged and settled, so it is on no generation's list any more. */
             struct zc_send *send = container(sock->sends.next, struct zc_send, sock_link);
             link_remove(&send->sock_link);
             zc_send_forget(core, send);

@@ -3,15 +3,15 @@
  * notifies of ranges of these numbers.  It never tells which number a send was given, so this side
  * has to count along.
  *
- * Requests that have a number are found by it in a hash of the core: a range costs what it names, in
- * whatever order ranges come and however many requests are held.
+ * Requests that have a number are found by it in a hash table of the core.  So the cost of a range
+ * depends only on its length, not on the order of ranges or on how many requests are held.
  */
 #include <errno.h>
 #include <stdatomic.h>
 
 #include "accounting.h"
 
-/* Where the requests with a number begin; those of one socket, which follow each other, lie side by side. */
+/* The list of the requests with a number; consecutive numbers of one socket lie side by side. */
 static struct zc_req **place(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
 {
     uint32_t spread = (uint32_t)sock->id * 2654435761u;
@@ -51,7 +51,7 @@ int zc_request_number(zc_core *core, uint64_t user_data, uint32_t number)
     return 0;
 }
 
-/* The request of a socket that has a number, or NULL. */
+/* The request that has this number on this socket, or NULL. */
 struct zc_req *zc_find_number(struct zc_core *core, const struct zc_sock *sock, uint32_t number)
 {
     struct zc_req *req = *place(core, sock, number);
@@ -61,8 +61,8 @@ struct zc_req *zc_find_number(struct zc_core *core, const struct zc_sock *sock, 
 }
 
 /*
- * Which number the next send will be given is not known any more, so the socket is sent to by copying
- * from now on.  Requests that have a number keep it: they were counted while that was known.
+ * The number that the next send will be given is not known any more, so the socket is sent to by
+ * copying from now on.  Requests that have a number keep it: they were counted while it was known.
  */
 void zc_sock_lose_count(struct zc_sock *sock)
 {
@@ -70,12 +70,12 @@ void zc_sock_lose_count(struct zc_sock *sock)
     sock->can_zero_copy = false;
 }
 
-/* Of this process, in whichever thread and for whichever ring. */
+/* Forks of this process, counted for all threads and rings. */
 static _Atomic uint64_t forks;
 
 /*
- * The process forks.  A child has the same sockets, and what it sends on them counts as well: what is
- * known of their numbers is lost, on both sides.
+ * The process forks.  A child has the same sockets, and its sends on them are counted as well, so
+ * both processes stop trusting what they know of the numbers.
  */
 void zc_forked(void)
 {

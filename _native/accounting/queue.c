@@ -5,7 +5,7 @@
 
 #include "accounting.h"
 
-/* The last of its socket's queue; it has joined its generation. */
+/* Appends a send, which has joined its generation, to its socket's queue. */
 void zc_sock_append(struct zc_core *core, struct zc_send *send)
 {
     struct zc_sock *sock = send->sock;
@@ -19,7 +19,7 @@ void zc_sock_append(struct zc_core *core, struct zc_send *send)
     zc_sock_make_ready(core, sock);
 }
 
-/* The next send that the queue still owes; one that was cancelled may be held between two of them. */
+/* The next send that the queue refers to; cancelled sends that are held may stand in between. */
 struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send)
 {
     for (struct link *l = send->sock_link.next; l != &sock->sends; l = l->next)
@@ -29,9 +29,9 @@ struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *se
 }
 
 /*
- * Breaks a stream: nothing more of what is queued leaves, and no later send is taken.  A hole in
- * the bytes must not be papered over, so the driver also shuts the connection down for sending; or
- * resets it, and then what is held was lost too.
+ * Breaks a stream: nothing more of its queue leaves, and no later send is taken.  Nothing may follow
+ * a hole in the bytes, so the driver also shuts the connection down for sending; or it resets the
+ * connection, and then held bytes are lost too.
  */
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset)
 {
@@ -41,7 +41,7 @@ void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool r
     for (struct link *l = sock->sends.next; sock->reset && l != &sock->sends; l = l->next)
         if (container(l, struct zc_send, sock_link)->state == SEND_HELD)
             zc_send_note_failure(core, container(l, struct zc_send, sock_link), error);
-    /* A suspended socket has no descriptor that this could be done with. */
+    /* A suspended socket has no descriptor to shut down or reset. */
     if (news && !sock->suspended && link_alone(&sock->broken_link))
         link_append(&core->broken, &sock->broken_link);
     link_remove(&sock->ready_link);
@@ -52,7 +52,7 @@ void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool r
     }
     struct zc_send *send = sock->head;
     if (!link_alone(&sock->requests) && send && send->state == SEND_IN_FLIGHT)
-        return; /* its result comes, and fails it and what follows */
+        return; /* its result will come, and fail it and what follows */
     sock->head = NULL;
     for (struct zc_send *next; send; send = next) {
         next = zc_sock_next_send(sock, send);
@@ -71,8 +71,8 @@ int zc_sock_fail(zc_core *core, zc_sock *sock, int error)
 
 /*
  * Deals with the cancelled sends of a socket that are queued or in flight.  A send of the program
- * that has begun is whole, or its stream is broken: also where it stands in two units here, of which
- * the first has left, or has been handed over directly.
+ * that has begun must be completed, or its stream is broken.  This also holds if it is two units
+ * here, of which the first has left or was handed over directly.
  */
 void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
 {
@@ -81,7 +81,7 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
         struct zc_req *req = container(r, struct zc_req, sock_link);
         for (uint32_t i = 0; !req->result_seen && i < req->sends; i++)
             if (req->covered[i]->cancelled) {
-                sock->sweep = true; /* again when its result is there */
+                sock->sweep = true; /* look again when its result has come */
                 if (link_alone(&req->cancel_link))
                     link_append(&core->cancels, &req->cancel_link);
             }
@@ -94,7 +94,7 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
             continue;
         }
         if (send->continues && before == WAITS)
-            continue; /* the result of what it goes on with decides */
+            continue; /* the result of the unit that it continues decides */
         if (send->done || (send->continues && before != DROPPED)) {
             zc_sock_break(core, sock, ECANCELED, false);
             return;
@@ -108,7 +108,7 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock)
         link_remove(&sock->ready_link);
 }
 
-/* Resets the connection of a stream: what is queued is lost, what is held comes back at once. */
+/* Resets the connection of a stream: queued sends are lost, held ones are released at once. */
 int zc_sock_reset(zc_core *core, zc_sock *sock, int error)
 {
     if (!core || !sock || error <= 0 || sock->kind != ZC_STREAM)

@@ -1,14 +1,14 @@
 /*
- * Registered memory: what the kernel has pinned and mapped once, instead of at each send.
+ * Registered memory, which the kernel has pinned and mapped once, instead of at each send.
  *
- * A part of a send is registered if it lies whole in one region.  That is asked of its address, and
- * not said by the sender: parts of one send may lie anywhere.
+ * A part of a send is registered if it lies whole in one region.  Its address tells, not the sender:
+ * the parts of one send may lie anywhere.
  */
 #include <errno.h>
 
 #include "accounting.h"
 
-/* Notes a region under a free index, and returns that. */
+/* Enters a region under a free index, and returns the index. */
 int zc_core_add_region(zc_core *core, const char *memory, size_t size)
 {
     if (!core || !memory || size == 0 || size > REGION_MAX_BYTES)
@@ -24,7 +24,7 @@ int zc_core_add_region(zc_core *core, const char *memory, size_t size)
     return (int)index;
 }
 
-/* Returns the index that the region had; what is queued from it is not registered any more. */
+/* Returns the index that the region had; sends queued from it are not registered any more. */
 int zc_core_drop_region(zc_core *core, const char *memory)
 {
     static const struct zc_region none;
@@ -39,7 +39,7 @@ int zc_core_drop_region(zc_core *core, const char *memory)
     return -ENOENT;
 }
 
-/* The index of the region that memory lies in whole, or NO_REGION. */
+/* The index of the region that contains all of the memory, or NO_REGION. */
 uint32_t zc_region_of(const struct zc_core *core, const struct iovec *iov)
 {
     const char *start = iov->iov_base;

@@ -17,7 +17,7 @@ static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)
            core->open_requests < core->max_requests - share;
 }
 
-/* Whether so many bytes would leave without being copied, as far as is known before they are tried. */
+/* Whether this many bytes would leave uncopied, as far as is known before trying. */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, bool registered)
 {
@@ -50,7 +50,7 @@ static int take_slot(struct zc_core *core, struct zc_req *req)
     return 0;
 }
 
-/* The counter of a slot moves on when it is given back, so a stray CQE meets nobody's user_data. */
+/* The counter of a slot moves on when it is given back, so a stray CQE matches no request. */
 void zc_give_slot(struct zc_core *core, struct zc_req *req)
 {
     core->slots[req->slot] = NULL;
@@ -72,7 +72,7 @@ struct zc_req *zc_find_request(struct zc_core *core, uint64_t user_data)
     return core->slots[slot];
 }
 
-/* Whether both are one piece of the same registered memory, or of staging memory, and neighbours. */
+/* Whether both are one piece of the same registered or staging memory, and touch in this order. */
 static bool touch(const struct zc_send *before, const struct zc_send *send)
 {
     return before->region != NO_REGION && before->region == send->region &&
@@ -80,8 +80,8 @@ static bool touch(const struct zc_send *before, const struct zc_send *send)
 }
 
 /*
- * Appends what is left of a send to a request, up to `most` bytes of it; false when there is no more
- * room.  Runs whose slabs touch, and neighbours of a pool, go out as one piece.
+ * Appends what is left of a send to a request, up to `most` bytes of it; false when the request has
+ * no room left.  Runs whose slabs touch, and neighbours of a pool, go out as one piece.
  */
 static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_buffers, size_t most)
 {
@@ -89,7 +89,7 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
     size_t skip = send->offset;
     for (uint32_t i = send->at; i < send->buffers; i++, skip = 0) {
         size_t left = send->iov[i].iov_len - skip, size = within(left, 0, most);
-        if (touches) /* it is one piece, and the piece before it is the last of the request */
+        if (touches) /* it is one piece, and follows the last piece of the request */
             req->iov[req->buffers - 1].iov_len += size;
         else if (req->buffers < max_buffers)
             req->iov[req->buffers++] = (struct iovec){
@@ -106,14 +106,14 @@ static bool gather(struct zc_req *req, const struct zc_send *send, uint32_t max_
 
 /*
  * Whether a send may go out in one request with the one before it.  A vector of registered buffers
- * would be pinned anew, so they share one only where they touch.
+ * would be pinned anew, so such buffers share a request only where they touch.
  */
 static bool may_follow(const struct zc_send *before, const struct zc_send *send, bool zero_copy)
 {
     return !zero_copy || (!before->registered && !send->registered) || touch(before, send);
 }
 
-/* From here on requests are built until the turn has had its share. */
+/* Begins a turn: from here on requests are built until the turn has had its share. */
 void zc_begin_turn(struct zc_core *core)
 {
     core->turn_bytes = TURN_SUBMITS_BYTES;
@@ -133,7 +133,7 @@ bool zc_turn_is_spent(const struct zc_core *core)
 struct zc_req *zc_build_request(struct zc_core *core)
 {
     if (link_alone(&core->ready) || zc_turn_is_spent(core)) {
-        /* What is left has a turn soon; what is queued until then asks for none of its own. */
+        /* The rest gets a turn soon; what is queued until then need not ask for one. */
         core->waiting_bytes = core->waiting_sends = 0;
         return NULL;
     }
@@ -175,11 +175,11 @@ struct zc_req *zc_build_request(struct zc_core *core)
                            req->sends == buffers || wants_zero_copy(core, send) != zero_copy))
             break;
         size_t before = req->bytes;
-        /* A stream's large send leaves in pieces: what a request covers is pinned as a whole. */
+        /* A stream's large send leaves in pieces, since a request is pinned as a whole. */
         whole = gather(req, send, buffers,
                        sock->kind == ZC_STREAM && !req->sends ? most : SIZE_MAX);
         if (req->sends && req->bytes == before)
-            break; /* nothing of it fits: it is not held by this request */
+            break; /* nothing of it fits, so this request does not cover it */
         send->refs++;
         zc_send_set_state(core, send, SEND_IN_FLIGHT);
         req->covered[req->sends++] = send;
@@ -201,14 +201,14 @@ struct zc_req *zc_build_request(struct zc_core *core)
     if (sock->kind == ZC_DATAGRAM)
         sock->head = send;
     link_remove(&sock->ready_link);
-    /* Behind the others: a datagram socket with much to send gives each of them its turn. */
+    /* It goes behind the others, which get their turn even if this socket has much to send. */
     if (sock->kind == ZC_DATAGRAM)
         zc_sock_make_ready(core, sock);
     return req;
 }
 
 /*
- * So many bytes may be pinned at a time: a request counts whole from its beginning to its
+ * Sets how many bytes may be pinned at a time.  A request counts whole from its beginning to its
  * notification, so each must be a small part of that.
  */
 int zc_core_lockable(zc_core *core, size_t bytes)
@@ -235,7 +235,7 @@ int zc_next_request(zc_core *core, struct zc_request_view *out)
     return 1;
 }
 
-/* Where the bytes of a request are, for tests: returns how many buffers it has. */
+/* For tests: where the bytes of a request are; returns how many buffers it has. */
 int zc_request_vector(zc_core *core, uint64_t user_data, uint64_t *addresses, uint64_t *sizes,
                       int max_buffers)
 {
@@ -273,7 +273,7 @@ int zc_next_broken(zc_core *core, int *fd, int *reset)
     link_remove(&sock->broken_link);
     *fd = sock->fd;
     *reset = sock->reset;
-    /* Until now it was not to be suspended. */
+    /* Until now it could not be suspended. */
     zc_sock_check_idle(core, sock);
     return 1;
 }

@@ -70,7 +70,7 @@ void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_sta
     *state_counter(core, state) += send->count;
 }
 
-/* The memory of a send that is on no list any more. */
+/* Frees the memory of a send that is on no list any more. */
 void zc_send_forget(struct zc_core *core, struct zc_send *send)
 {
     if (send->slab) {
@@ -83,7 +83,7 @@ void zc_send_forget(struct zc_core *core, struct zc_send *send)
     zc_free(core, send);
 }
 
-/* The window is free of a send. */
+/* Takes a send out of the window. */
 static void free_window(struct zc_core *core, struct zc_ctx *ctx, struct zc_send *send)
 {
     ctx->unreleased -= send->weight;
@@ -125,7 +125,7 @@ static void retire(struct zc_core *core, struct zc_send *send)
     zc_sock_check_idle(core, sock);
 }
 
-/* What was not told yet keeps the memory. */
+/* Frees the memory of a retired send, unless one of its events is still to be told. */
 void zc_send_forget_told(struct zc_core *core, struct zc_send *send)
 {
     if (send->retired && link_alone(&send->failed_event.link) &&
@@ -139,18 +139,18 @@ void zc_send_unref(struct zc_core *core, struct zc_send *send)
         retire(core, send);
 }
 
-/* The queue lets go of a send: all of its bytes were taken, or none will be any more. */
+/* The queue lets go of a send: all of its bytes were taken, or no more of them will be. */
 void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
 {
     send->queue_ref = false;
     if (send->flags & (ZC_SEND_REPORT | ZC_SEND_FLUSH))
         zc_tell(core, &send->result_event, ZC_EV_RESULT);
-    /* The proposal's FLUSH: it acts when the send succeeds, and only then. */
+    /* The proposal's FLUSH: it acts only when the send succeeds. */
     if (send->flags & ZC_SEND_FLUSH && !send->error && !send->gen->flushed)
         zc_gen_flush(core, send->gen);
     if (send->gen->ctx->until_taken)
         free_window(core, send->gen->ctx, send);
-    /* What was staged is the caller's again already; the slab is held on. */
+    /* A staged send's own buffer is free already; only the slab is still held. */
     if (send->slab)
         settle(core, send);
     if (send->refs > 1)
@@ -158,7 +158,7 @@ void zc_send_leave_queue(struct zc_core *core, struct zc_send *send)
     zc_send_unref(core, send);
 }
 
-/* A send has failed, and its failure is to be told; it stays where it is. */
+/* Notes that a send has failed, so that this is told; the send stays on its lists. */
 void zc_send_note_failure(struct zc_core *core, struct zc_send *send, int error)
 {
     if (send->error || !send->gen)

@@ -1,5 +1,5 @@
 /*
- * A socket: taking it up and giving it up, when it is ready to be submitted from, and when it is idle.
+ * A socket: making and freeing it, when it is ready for submission, and when it is idle.
  */
 #include <errno.h>
 
@@ -37,7 +37,7 @@ static void unwatch(struct zc_core *core, struct zc_sock *sock)
     link_remove(&sock->watch_link);
 }
 
-/* The program has the socket by this descriptor, and closes it without a word; -1: it tells. */
+/* The program has the socket as this descriptor, and may close it without telling; -1: it tells. */
 int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
 {
     if (!core || !sock)
@@ -53,8 +53,9 @@ int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
 }
 
 /*
- * The socket takes no sends until it is resumed.  Refused with EBUSY while a send or a request
- * refers to it, a failure was not told, or its shutdown or reset is owed (zc_next_broken).
+ * Suspends the socket: it takes no sends until it is resumed.  Refused with EBUSY while a send or a
+ * request refers to it, a failure was not told, or it is still to be shut down or reset
+ * (zc_next_broken).
  */
 int zc_sock_suspend(zc_core *core, zc_sock *sock)
 {
@@ -73,7 +74,7 @@ int zc_sock_suspend(zc_core *core, zc_sock *sock)
     return 0;
 }
 
-/* The socket takes sends again, by another descriptor. */
+/* Resumes the socket with another descriptor: it takes sends again. */
 int zc_sock_resume(zc_core *core, zc_sock *sock, int fd)
 {
     if (!core || !sock || !sock->suspended)
@@ -101,7 +102,7 @@ int zc_sock_error(const zc_sock *sock)
     return sock ? sock->error : -EINVAL;
 }
 
-/* Whether bytes of the socket are queued or in flight: 0 means that the kernel has all of them. */
+/* Whether bytes of the socket are queued or in flight; 0: the kernel has taken all of them. */
 int zc_sock_unsent(const zc_sock *sock)
 {
     if (!sock)
@@ -117,7 +118,7 @@ void zc_sock_make_ready(struct zc_core *core, struct zc_sock *sock)
         link_append(&core->ready, &sock->ready_link);
 }
 
-/* The socket takes no more until it is writable. */
+/* The socket has no room until it is writable. */
 void zc_sock_block(struct zc_sock *sock)
 {
     sock->blocked = true;
@@ -131,7 +132,7 @@ void zc_sock_unblock(struct zc_core *core, struct zc_sock *sock)
     zc_sock_make_ready(core, sock);
 }
 
-/* A request of it goes out by copying: zero copy may be tried again after some of them. */
+/* Counts a request that goes out by copying: after some of them zero copy may be tried again. */
 void zc_sock_count_copy(struct zc_core *core, struct zc_sock *sock)
 {
     core->copy_left -= core->copy_left > 0;
@@ -139,8 +140,8 @@ void zc_sock_count_copy(struct zc_core *core, struct zc_sock *sock)
 }
 
 /*
- * Idle is a socket that nothing refers to: the descriptor can be given up.  That is told a little
- * later, since a socket that was sent to is often sent to again, and attaching costs more than that.
+ * A socket is idle when nothing refers to it: its descriptor can be given up.  This is told a little
+ * later, since a socket is often sent to again soon, and attaching it anew costs more than waiting.
  */
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
 {
@@ -155,7 +156,7 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock)
     link_append(&core->lingering, &sock->linger_link);
 }
 
-/* What was sent left nothing behind; the socket is idle from now on, and not since before that. */
+/* A send left nothing behind: counts the socket as idle from now on, and not from before the send. */
 void zc_sock_used(struct zc_core *core, struct zc_sock *sock)
 {
     link_remove(&sock->idle_event.link);
@@ -163,7 +164,7 @@ void zc_sock_used(struct zc_core *core, struct zc_sock *sock)
     zc_sock_check_idle(core, sock);
 }
 
-/* Tells of the sockets that have been idle for long enough; `now` counts ticks, and is never less. */
+/* Tells of the sockets that have been idle for long enough; `now` counts ticks and never goes back. */
 int zc_core_advance(zc_core *core, uint64_t now)
 {
     if (!core)
@@ -180,7 +181,7 @@ int zc_core_advance(zc_core *core, uint64_t now)
     return 0;
 }
 
-/* For how many ticks an idle socket stays attached; 0 tells of all that are idle. */
+/* Sets for how many ticks an idle socket stays attached; 0 tells of all that are idle. */
 int zc_core_linger(zc_core *core, uint32_t ticks)
 {
     if (!core)

@@ -1,8 +1,8 @@
 /*
- * Staging memory: the ring's own, which small sends are written into, so that their buffers are free
- * at once, and that many of them leave as one request.
+ * Staging memory: memory of the ring, into which small sends are written, so that their buffers are
+ * free at once and many of them leave as one request.
  *
- * It is cut into slabs.  The first that is free is the next: so the runs of a busy socket touch, and
+ * It is cut into slabs, and the first free one is taken next.  So the runs of a busy socket touch, and
  * go out as one piece, and memory that was read a moment ago is written again while the processor's
  * cache has it.
  */
@@ -11,7 +11,7 @@
 
 #include "accounting.h"
 
-/* Gives the core memory for staging, which stays the caller's to free after the core. */
+/* Gives the core memory for staging, which the caller frees after the core. */
 int zc_core_stage(zc_core *core, char *memory, size_t size)
 {
     if (!core || !memory || core->stage.memory || size < STAGE_SLAB)

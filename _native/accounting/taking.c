@@ -3,15 +3,15 @@
  * socket.
  *
  * A small send is written into a slab of staging memory.  A staged run is an ordinary send whose
- * buffer is a slab, and which grows while it is the last of its socket's queue and its generation is
- * open; what does not fit into it begins the next one.
+ * buffer is a slab.  It grows while it is the last in its socket's queue and its generation is open;
+ * what does not fit into it begins the next run.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "accounting.h"
 
-/* What the caller is told of a send that was queued. */
+/* What the caller gets for a send that was queued. */
 static int64_t queued_result(struct zc_core *core, struct zc_send *send)
 {
     int64_t sent = (int64_t)(send->gen->number << ZC_SENT_SHIFT);
@@ -24,13 +24,13 @@ static int64_t queued_result(struct zc_core *core, struct zc_send *send)
     return send->slab ? sent | ZC_SENT_COPIED : sent;
 }
 
-/* Only the thread that opened the ring may send, and no forked child. */
+/* Only the thread that opened the ring may send; a forked child may not. */
 bool zc_may_send(const struct zc_core *core)
 {
     return !core->disowned && pthread_equal(core->owner, pthread_self());
 }
 
-/* A send larger than the window is let in alone. */
+/* Whether a send does not fit into the window; one larger than the window is admitted on its own. */
 bool zc_window_full(struct zc_ctx *ctx, size_t size)
 {
     if (!ctx->unreleased || (size <= ctx->window && ctx->unreleased <= ctx->window - size))
@@ -43,8 +43,8 @@ bool zc_window_full(struct zc_ctx *ctx, size_t size)
 }
 
 /*
- * Takes over the parts of a send: without the empty ones, and neighbours in one region as one part.
- * `send->buffers` says for how many there is room, and then how many there are.
+ * Takes over the parts of a send, without the empty ones; neighbours in one region become one part.
+ * `send->buffers` says how many parts there is room for, and afterwards how many there are.
  */
 static void take_parts(struct zc_core *core, struct zc_send *send, const char *const *data,
                        const size_t *sizes, size_t count)
@@ -67,7 +67,7 @@ static void take_parts(struct zc_core *core, struct zc_send *send, const char *c
             send->iov[used++] = part;
         last_region = region;
     }
-    if (!used) /* of a datagram */
+    if (!used) /* an empty datagram */
         send->iov[used++] = (struct iovec){.iov_base = (void *)(uintptr_t)data[0]};
     send->buffers = used;
     send->region = used == 1 ? last_region : NO_REGION;
@@ -89,7 +89,7 @@ static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock 
     return queued_result(core, send);
 }
 
-/* The run at the end of a socket's queue, if more of this context's bytes can follow in it. */
+/* The run at the end of a socket's queue, if more bytes of this context can be added to it. */
 static struct zc_send *last_run(const struct zc_ctx *ctx, const struct zc_sock *sock)
 {
     if (link_alone(&sock->sends))
@@ -102,8 +102,8 @@ static struct zc_send *last_run(const struct zc_ctx *ctx, const struct zc_sock *
 }
 
 /*
- * Writes a send into staging memory.  ENOSPC: no slab is free, or the socket has its share, so that
- * one stalled peer never starves another; the send then goes the other way.
+ * Writes a send into staging memory.  ENOSPC: no slab is free, or the socket has its share, which
+ * keeps a stalled peer from starving others; the send is then queued like a large one.
  */
 static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                           const char *data, size_t size)
@@ -211,7 +211,7 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
     return sent;
 }
 
-/* Counts such bytes (zc_count_direct) in a context. */
+/* Counts bytes that were sent directly (see zc_count_direct) in a context. */
 int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole)
 {
     if (!ctx)
@@ -224,7 +224,7 @@ int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole)
 
 /*
  * Counts bytes that the kernel took without a queue; with `whole` they are all that was left of a
- * send.  There may be no context.
+ * send.  `ctx` may be NULL.
  */
 void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
                      bool whole)
@@ -237,9 +237,9 @@ void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *s
 }
 
 /*
- * One buffer to many sockets, admitted by the window as a whole and counted in it once: it is the
- * memory that the window bounds.  errors[i] is 0, or the errno for which socks[i] took nothing;
- * EPIPE when none took it.
+ * Queues one buffer on many sockets.  The window admits it as a whole and counts it once, since it
+ * bounds memory.  errors[i] is 0, or the errno for which nothing was queued on socks[i]; EPIPE: it
+ * was queued on none.
  */
 int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
                      const char *data, size_t size, uint32_t flags, int32_t *errors)
@@ -276,7 +276,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         turn |= one & (ZC_SENT_TURN | ZC_SENT_KICK);
         sent = one & ~(int64_t)(ZC_SENT_TURN | ZC_SENT_KICK);
     }
-    /* Only now: all of a broadcast is in one generation, which holds one reference to the buffer. */
+    /* Not earlier: a broadcast is in one generation, which holds one reference to the buffer. */
     zc_gen_roll(core, ctx);
     return sent < 0 ? sent : sent | turn;
 }

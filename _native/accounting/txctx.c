@@ -1,9 +1,9 @@
 /*
  * Contexts and generations: who owns which sends, and when a generation is released.
  *
- * A generation is open (sends join it), then flushed (none joins any more), then released: flushed,
- * and every send of it settled.  Generations of one context may be released in any order, because
- * notifications of different requests come in any order; each is told exactly once.
+ * A generation is open (sends join it), then flushed (none joins any more), then released (every
+ * send of it is settled).  Generations of one context may be released in any order, because
+ * notifications of different requests come in any order.  Each release is told exactly once.
  */
 #include <errno.h>
 
@@ -30,7 +30,7 @@ zc_ctx *zc_ctx_new(zc_core *core, uint64_t id, uint64_t first_generation, size_t
     return ctx;
 }
 
-/* Refused with EBUSY while a generation of it is not released, or its release was not told. */
+/* Refused with EBUSY while a generation is not released, or its release was not told. */
 int zc_ctx_free(zc_core *core, zc_ctx *ctx)
 {
     if (!core || !ctx)
@@ -84,7 +84,7 @@ void zc_gen_flush(struct zc_core *core, struct zc_gen *gen)
     zc_gen_check(core, gen);
 }
 
-/* Flushes a generation that has taken its share of the window: references are dropped along the way. */
+/* Flushes a generation that has its share of the window, so that references are dropped early. */
 void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
 {
     struct zc_gen *gen = ctx->open;
@@ -93,7 +93,7 @@ void zc_gen_roll(struct zc_core *core, struct zc_ctx *ctx)
         zc_gen_flush(core, gen);
 }
 
-/* The generations of this context end when its user says so, and never by themselves. */
+/* The generations of this context end only when its user says so. */
 int zc_ctx_by_hand(zc_ctx *ctx)
 {
     if (!ctx)
@@ -102,7 +102,7 @@ int zc_ctx_by_hand(zc_ctx *ctx)
     return 0;
 }
 
-/* What the kernel has taken, and holds, does not count in the window: its own buffers bound that. */
+/* Held sends do not count in the window of this context: the kernel's own buffers bound them. */
 int zc_ctx_until_taken(zc_ctx *ctx)
 {
     if (!ctx)
@@ -111,7 +111,7 @@ int zc_ctx_until_taken(zc_ctx *ctx)
     return 0;
 }
 
-/* What is held of it may have to be reset, by a time limit, though nobody can change it. */
+/* A time limit may ask for a reset of its held sends, even of those that nobody can change. */
 int zc_ctx_may_reset(zc_ctx *ctx, int may_reset)
 {
     if (!ctx)
@@ -121,8 +121,8 @@ int zc_ctx_may_reset(zc_ctx *ctx, int may_reset)
 }
 
 /*
- * What can be handed over at once, with nothing of its socket queued, is copied below this size: it
- * costs less than a notification of its own.
+ * A send that can be handed over at once, since its socket has nothing queued, is copied below this
+ * size: that costs less than a notification of its own.
  */
 int zc_ctx_copy_alone(zc_ctx *ctx, size_t below)
 {
@@ -133,8 +133,8 @@ int zc_ctx_copy_alone(zc_ctx *ctx, size_t below)
 }
 
 /*
- * Ends the open generation and returns its number.  With none open: an empty one is made and
- * released at once if `even_empty`, otherwise ENODATA.
+ * Ends the open generation and returns its number.  If none is open, an empty one is made and
+ * released at once with `even_empty`; otherwise ENODATA.
  */
 int64_t zc_ctx_flush(zc_core *core, zc_ctx *ctx, int even_empty)
 {
@@ -174,13 +174,13 @@ int zc_ctx_get_stats(const zc_ctx *ctx, struct zc_ctx_stats *out)
     return 0;
 }
 
-/* How many generations were begun: the number that the next one will have. */
+/* How many generations were begun, which is the number that the next one will have. */
 uint64_t zc_ctx_generations(const zc_ctx *ctx)
 {
     return ctx ? ctx->next_generation : 0;
 }
 
-/* The ticket by which the result event of the send that was queued last names it. */
+/* The ticket in the result event of the send that was queued last. */
 uint64_t zc_ctx_ticket(const zc_ctx *ctx)
 {
     return ctx ? ctx->stats.sends : 0;

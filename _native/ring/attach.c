@@ -1,5 +1,5 @@
 /*
- * The sockets that a ring keeps: what the kernel says of them, attaching, suspending and resuming.
+ * The sockets that a ring keeps: what the kernel says about them, attaching, suspending, resuming.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,7 +13,7 @@
 
 #include "ring.h"
 
-/* Writes a struct sockaddr for a numeric address and returns its size; EINVAL: it is none. */
+/* Writes a struct sockaddr for a numeric address and returns its size; EINVAL: it is not one. */
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out)
 {
     struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
@@ -33,7 +33,7 @@ int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, c
     return sizeof(v6);
 }
 
-/* Whether both ends of a connection have the same address: what is sent there is copied. */
+/* Whether both ends of a connection have the same address, so that its sends are copied. */
 static bool is_local(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
 {
     const struct sockaddr_in6 *a6 = (const void *)a, *b6 = (const void *)b;
@@ -47,8 +47,8 @@ static bool is_local(const struct sockaddr_storage *a, const struct sockaddr_sto
 }
 
 /*
- * As fstat(2).  glibc has a symbol of that name since 2.33 only, and wheels are to load with older
- * ones.  Where wheels are built for, a struct stat of glibc and of musl is the kernel's.
+ * As fstat(2).  glibc has a symbol of that name only since 2.33, and wheels have to load with older
+ * versions.  On the platforms of the wheels, glibc and musl have the kernel's struct stat.
  */
 static int status_of(int fd, struct stat *st)
 {
@@ -81,7 +81,7 @@ int zc_socket_info(int fd, struct zc_socket_info *out)
     return 0;
 }
 
-/* For others the kernel would answer a zero-copy send with EOPNOTSUPP. */
+/* Other sockets would answer a zero-copy send with EOPNOTSUPP. */
 static bool can_zero_copy(const struct zc_socket_info *info)
 {
     return (info->domain == AF_INET || info->domain == AF_INET6) &&
@@ -89,8 +89,8 @@ static bool can_zero_copy(const struct zc_socket_info *info)
 }
 
 /*
- * The ring keeps a duplicate: the number that the program knows may be closed, and be another
- * connection's, while requests are under way.
+ * The ring keeps a duplicate: while requests are under way the program may close its descriptor,
+ * whose number may then be another connection's.
  */
 zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_socket_info *info,
                         const struct zc_learned *learned)
@@ -108,7 +108,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
         sock->inode = info->inode;
         sock->forks = zc_forks();
         if (info->local)
-            /* What goes to this machine is copied: one probe is enough. */
+            /* Sends to this machine are copied: one probe is enough. */
             sock->copied_in_a_row = COPIED_IN_A_ROW - 1;
         if (learned) {
             sock->copied_in_a_row = learned->copied_in_a_row;
@@ -127,12 +127,12 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
         return NULL;
     }
     zc_sock_watch(ring->core, sock, fd);
-    /* Idle until something is queued: a send that is refused must not leave its socket attached. */
+    /* Idle until something is queued: a refused send must not leave its socket attached. */
     zc_tell(ring->core, &sock->idle_event, ZC_EV_IDLE);
     return sock;
 }
 
-/* What to give to zc_ring_attach when the socket comes again. */
+/* What to give to zc_ring_attach when the socket is attached again. */
 void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
 {
     if (!sock || !out)
@@ -146,9 +146,9 @@ void zc_sock_learned(const zc_sock *sock, struct zc_learned *out)
 }
 
 /*
- * Gives up the duplicate of a socket, and keeps what is known of it: resuming costs a fraction of
- * attaching.  Returns 1 if the program has the socket by the number it had, 0 if it has closed that
- * or would have told; refused like zc_sock_suspend.
+ * Closes the duplicate of a socket, and keeps what is known of the socket: resuming costs a fraction
+ * of attaching.  Returns 1 if the program still has the socket as the same descriptor, 0 if it has
+ * closed that, or is one that tells.  Refused like zc_sock_suspend.
  */
 int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
 {
@@ -161,8 +161,8 @@ int zc_ring_suspend(zc_ring *ring, zc_sock *sock)
 }
 
 /*
- * Takes a duplicate again.  ESTALE: the descriptor is another socket by now, ENOTCONN: the stream
- * has lost its connection; neither changes anything.
+ * Makes a duplicate again.  ESTALE: the descriptor is another socket by now; ENOTCONN: the stream
+ * has lost its connection.  In both cases nothing changes.
  */
 int zc_ring_resume(zc_ring *ring, zc_sock *sock, int fd)
 {

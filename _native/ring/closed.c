@@ -1,10 +1,10 @@
 /*
  * Sockets that the program has closed while sends of them are under way.
  *
- * Plain sockets and streams of others do not tell when they are closed, and the ring's duplicate
- * keeps their connections up.  So the ring looks, a few times in a tenth of a second, whether the
- * program still has a descriptor of each.  Of one that it has not, what is queued still goes out;
- * then the connection ends as the kernel would have ended it.
+ * Plain sockets, and streams of other libraries, do not tell when they are closed, and the ring's
+ * duplicate keeps their connections up.  So the ring looks, a few times in a tenth of a second,
+ * whether the program still has a descriptor of each.  If it has none, what is queued still goes
+ * out; then the connection ends as the kernel would have ended it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,9 +23,9 @@
 #define F_DUPFD_QUERY (1024 + 3)
 #endif
 
-/* No more than so many sockets are looked at in one go... */
+/* At most this many sockets are looked at in one go... */
 #define LOOKS_MOST 1024u
-/* ...nor more than so many descriptors of the process. */
+/* ...and at most this many descriptors of the process. */
 #define SCANNED_MOST 2048
 
 struct wanted {
@@ -33,7 +33,7 @@ struct wanted {
     struct zc_sock *sock;
 };
 
-/* The kernel's number for a socket, which no other has had or will have; 0: it is no socket. */
+/* The kernel's number for a socket, which is never used for another; 0: it is not a socket. */
 static uint64_t cookie_of(int fd)
 {
     uint64_t cookie = 0;
@@ -41,7 +41,7 @@ static uint64_t cookie_of(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
 }
 
-/* Whether the number by which the program had the socket is still that socket. */
+/* Whether the program's descriptor is still this socket. */
 static bool program_has(const struct zc_sock *sock)
 {
     if (sock->program_fd < 0)
@@ -53,7 +53,7 @@ static bool program_has(const struct zc_sock *sock)
     return !cookie || cookie_of(sock->program_fd) == cookie;
 }
 
-/* Numbers of this process's descriptors are below this; 0: /proc does not tell. */
+/* All descriptors of this process are below this number; 0: /proc does not tell. */
 static int numbers_end(void)
 {
     char line[128];
@@ -74,8 +74,8 @@ static int compare(const void *a, const void *b)
 }
 
 /*
- * Looks for other descriptors of the lost sockets, of which the ring may never have heard; another
- * ring's duplicate is one too.  Goes on in the next tick where it has stopped; true: it is done.
+ * Looks for other descriptors of the lost sockets, which the ring may not know; another ring's
+ * duplicate counts as well.  The next tick goes on where this one stops; true: all were looked at.
  */
 static bool scan(struct zc_ring *ring)
 {
@@ -103,7 +103,7 @@ static bool scan(struct zc_ring *ring)
     return !ring->scan_next;
 }
 
-/* A close waits where SO_LINGER gives it time; the event loop must not, nor would the program. */
+/* With SO_LINGER a close may wait.  The event loop must not, and the program would not have. */
 static void do_not_linger(int fd)
 {
     struct linger linger;
@@ -115,7 +115,7 @@ static void do_not_linger(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 }
 
-/* Closes the ring's duplicate, if that was not done; returns whether the program has the socket. */
+/* Closes the ring's duplicate, if it is open; returns whether the program has the socket. */
 bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock)
 {
     if (sock->fd < 0)
@@ -125,21 +125,21 @@ bool zc_close_duplicate(struct zc_ring *ring, struct zc_sock *sock)
     bool has = program_has(sock);
     if (!has)
         do_not_linger(sock->fd);
-    /* Whatever it answers, the descriptor is closed. */
+    /* Whatever close() returns, the descriptor is closed. */
     close(sock->fd);
     sock->fd = -1;
     return has;
 }
 
-/* Drops the connection and its queue: what is held comes back at once. */
+/* Drops the connection and its queue: held buffers are released at once. */
 void zc_disconnect(int fd)
 {
     static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-    /* It may fail when the connection is gone already, which is as good. */
+    /* This may fail if the connection is gone already, which is just as good. */
     (void)connect(fd, &nowhere, sizeof(nowhere));
 }
 
-/* What the kernel does when the last descriptor is closed, without closing it. */
+/* Does what the kernel does when the last descriptor is closed, but keeps the descriptor. */
 static void end_connection(int fd)
 {
     struct linger linger = {0};
@@ -153,7 +153,7 @@ static void end_connection(int fd)
         shutdown(fd, SHUT_RDWR);
 }
 
-/* A closed connection must not wait for ever for a peer that takes nothing. */
+/* Keeps a closed connection from waiting for ever for a peer that takes nothing. */
 static void limit_wait(int fd, unsigned int milliseconds)
 {
     unsigned int own = 0;
@@ -163,7 +163,7 @@ static void limit_wait(int fd, unsigned int milliseconds)
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
 }
 
-/* Whether a context may yet ask for a reset for the sake of what is held here. */
+/* Whether a context may still ask for a reset to get the held sends of this socket back. */
 static bool may_be_reset(const struct zc_sock *sock)
 {
     for (const struct link *l = sock->sends.next; l != &sock->sends; l = l->next) {
@@ -175,9 +175,9 @@ static bool may_be_reset(const struct zc_sock *sock)
 }
 
 /*
- * Ends the connection of a socket that the program has closed, if all that is left of it is held.
- * An io_uring learns of that without a descriptor, so the kernel may do it; otherwise it is made to.
- * Returns whether this was news.
+ * Ends the connection of a socket that the program has closed, if all its remaining sends are held.
+ * With io_uring notifications need no descriptor, so the duplicate is closed and the kernel ends the
+ * connection; otherwise the descriptor is kept.  Returns whether the connection was ended now.
  */
 static bool end_held(struct zc_ring *ring, struct zc_sock *sock, bool keep)
 {
@@ -199,10 +199,10 @@ static bool end_held(struct zc_ring *ring, struct zc_sock *sock, bool keep)
 }
 
 /*
- * Looks which sockets the program has closed, and ends their connections; to be called now and then.
- * A peer that takes nothing for `closing_ms` loses its connection.  With `keep` all descriptors are
- * kept, so that everything can be reset.  Writes the numbers of the sockets that have ended, which
- * are not to be sent to any more, and returns how many: 1024 at most.
+ * Looks for sockets that the program has closed, and ends their connections; to be called now and
+ * then.  A peer that takes nothing for `closing_ms` loses its connection.  With `keep` all
+ * descriptors are kept, so that everything can be reset.  Writes the numbers of the sockets that
+ * have ended, which must not be sent to any more, and returns how many: 1024 at most.
  */
 int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, int max)
 {
@@ -217,7 +217,7 @@ int zc_ring_look(zc_ring *ring, uint32_t closing_ms, int keep, uint64_t *out, in
         link_remove(&sock->watch_link);
         link_append(&core->watched, &sock->watch_link);
         if (sock->sent_to) {
-            /* The program had it then. */
+            /* The program had the socket when it sent. */
             sock->sent_to = false;
         } else if (sock->closed) {
             if (end_held(ring, sock, keep))

@@ -1,15 +1,15 @@
 /*
- * Sends that need no queue: what would be copied anyway, on a socket with nothing before it, is
- * handed to the kernel at once by one non-blocking send.
+ * Sends that need no queue: a send that would be copied anyway, on a socket with nothing before it,
+ * is handed to the kernel at once by one non-blocking send.
  *
- * Through the ring such a send would cost a submission, a completion, and a wake-up of the event
- * loop to find that completion.  What the socket does not take is queued like any other send.
+ * Through the ring it would cost a submission, a completion, and a wake-up of the event loop to find
+ * that completion.  What the socket does not take is queued like any other send.
  */
 #include <errno.h>
 
 #include "ring.h"
 
-/* Whether nothing of a socket comes before what is handed over now. */
+/* Whether a socket has nothing that must leave before what is handed over now. */
 static bool is_quiet(const struct zc_sock *sock)
 {
     return !sock->suspended && !sock->head && !sock->in_flight && !sock->blocked && !sock->error;
@@ -28,7 +28,7 @@ static int64_t queue_rest(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
 {
     int64_t queued = zc_queue(core, ctx, sock, data, size, flags);
     if (queued < 0) {
-        /* Memory is out, in the middle of what the caller takes for one send. */
+        /* Memory is out in the middle of what is one send for the caller. */
         zc_sock_break(core, sock, ENOMEM, false);
         return queued;
     }
@@ -38,9 +38,9 @@ static int64_t queue_rest(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
 }
 
 /*
- * Hands a buffer over to the kernel before there is a context: what a scope that sends one small
- * message needs.  Returns how many bytes the kernel took; 0 if it is not to be, and -errno if the
- * connection is broken, which is for the send that is queued then to find.
+ * Hands a buffer to the kernel without a context, for a scope that sends one small message.  Returns
+ * how many bytes the kernel took; 0 if the buffer has to be queued; -errno if the connection is
+ * broken, which the caller finds again when it queues the send.
  */
 int64_t zc_send_alone(zc_ring *ring, zc_sock *sock, const char *data, size_t size)
 {
@@ -61,7 +61,7 @@ int64_t zc_send_alone(zc_ring *ring, zc_sock *sock, const char *data, size_t siz
     return sent;
 }
 
-/* Queues what zc_send_alone has left of a buffer, in the context that its scope has by now. */
+/* Queues what zc_send_alone has left of a buffer in the context that its scope has made since. */
 int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                       size_t taken)
 {
@@ -73,7 +73,7 @@ int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *dat
 
 /*
  * Like zc_queue (or zc_queue_to, with an address), but tries to hand the bytes over at once.  When the
- * kernel takes all of them there is nothing to keep, and ZC_SENT_COPIED is what it returns.
+ * kernel takes all of them, nothing has to be kept, and it returns ZC_SENT_COPIED.
  */
 int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size)

@@ -4,9 +4,9 @@
  * Each request is sent at once, with one non-blocking sendmsg.  A socket that takes no more is
  * blocked until it is writable.  Notifications of MSG_ZEROCOPY are ranges of ids in the error queue.
  *
- * An unread error queue is a level-triggered EPOLLERR to everybody who polls the socket.  Here the
- * sockets are in an inner epoll of this ring, edge-triggered, and the event loop polls only that
- * one's descriptor: the same shape as an io_uring, one descriptor to wait for, a batch to take.
+ * An unread error queue is a level-triggered EPOLLERR to everybody who polls the socket.  So the
+ * sockets are in an inner epoll of this ring, edge-triggered, and the event loop polls only the
+ * descriptor of that epoll.  It works like an io_uring: one descriptor to wait for, a batch to take.
  */
 #include <errno.h>
 #include <time.h> /* linux/errqueue.h uses struct timespec */
@@ -40,9 +40,9 @@ static int attach_copy(struct zc_ring *ring, struct zc_sock *sock)
 }
 
 /*
- * How large a datagram may be to leave in one piece; 0 if the path is not known, the socket having no
- * peer.  The kernel copies what it must cut into fragments, and yet ties its notification to the
- * packet, which may lie in the queue of a receiver on this machine that never reads.
+ * How large a datagram may be to leave in one piece; 0 if the socket has no peer, so that the path is
+ * not known.  The kernel copies a datagram that it must cut into fragments, and yet ties its
+ * notification to the packet, which may lie in the queue of a local receiver that never reads.
  */
 static size_t unfragmented(int fd)
 {
@@ -59,8 +59,9 @@ static size_t unfragmented(int fd)
 }
 
 /*
- * What a fork has made uncertain: a child may have sent on any socket that there was.  Sockets that are
- * attached later are not concerned, nor is what was learned of a socket before (zc_learned.forks).
+ * Stops trusting the numbers that a fork has made uncertain: a child may have sent on any socket that
+ * existed.  Sockets attached later are not concerned, nor is what was learned of a socket before
+ * (zc_learned.forks).
  */
 static void heed_forks(struct zc_ring *ring)
 {
@@ -76,11 +77,11 @@ static void heed_forks(struct zc_ring *ring)
 }
 
 /*
- * The kernel counts the MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  Where the
- * option is off nobody can have sent, and where this ring switched it on earlier it remembers.  A
- * socket on which somebody else did is sent to by copying: taking his notifications for ours would
- * give a buffer back while the kernel reads it.  So it is never switched off again: another ring or
- * process that has the socket would then count from 0.
+ * The kernel counts the MSG_ZEROCOPY sends of a socket from 0 and never tells the count.  If the
+ * option is off, nobody can have sent; if this ring switched it on earlier, it remembers the count.
+ * If somebody else switched it on, the socket is sent to by copying: taking their notifications for
+ * our own would give a buffer back while the kernel reads it.  The option is never switched off
+ * again: another ring or process that has the socket would then count from 0.
  */
 static int attach_zero_copy(struct zc_ring *ring, struct zc_sock *sock)
 {
@@ -98,14 +99,14 @@ static int attach_zero_copy(struct zc_ring *ring, struct zc_sock *sock)
     return watch(ring, sock, EPOLL_CTL_ADD);
 }
 
-/* The registration belongs to the open connection, which may outlive this descriptor of it. */
+/* The registration belongs to the open file, which may outlive this descriptor. */
 static void detach(struct zc_ring *ring, int fd)
 {
     epoll_ctl(ring->own_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
 /*
- * Takes a range of numbers.  One beyond those that were counted says that somebody else sends with
+ * Takes a range of numbers.  A number that was not counted yet says that somebody else sends with
  * MSG_ZEROCOPY on this socket.
  */
 static void take_range(struct zc_ring *ring, struct zc_sock *sock,
@@ -120,7 +121,7 @@ static void take_range(struct zc_ring *ring, struct zc_sock *sock,
 /* Takes everything out of a socket's error queue. */
 static void drain_errors(struct zc_ring *ring, struct zc_sock *sock)
 {
-    /* Time stamps, if the program has asked for them, come before what is wanted here. */
+    /* Time stamps, if the program has asked for them, come before the notifications. */
     union {
         char bytes[512];
         struct cmsghdr align;
@@ -169,7 +170,7 @@ static void reap(struct zc_ring *ring)
     } while (count == REAP_BATCH);
 }
 
-/* Whether UDP tells that the queue of a device is full; without that option it says that it has sent. */
+/* Whether UDP reports a full queue of a device; without this option it reports success. */
 static bool tells_full_queues(int fd)
 {
     int domain = 0, v4 = 1, v6 = 0;
@@ -177,7 +178,7 @@ static bool tells_full_queues(int fd)
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0 ||
         getsockopt(fd, IPPROTO_IP, IP_RECVERR, &v4, &size) < 0)
         return true;
-    /* Its peer may be one of IPv4: then the option of that counts. */
+    /* Its peer may have an IPv4 address: then the option of IPv4 counts. */
     if (domain == AF_INET6 && getsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &v6, &size) < 0)
         return true;
     return v4 || v6;
@@ -191,12 +192,12 @@ static bool tells_full_queues(int fd)
  * On TCP (tcp_sendmsg_locked) each error gives it back (net_zcopy_put_abort), as nothing was queued;
  * with anything queued the send is a short one, which keeps its number and has its notification.
  *
- * On UDP (udp_sendmsg, ip_make_skb, __ip_append_data, and the same for IPv6) it is given back, or was
- * not taken yet, as long as the packet is being made.  EAGAIN, no room in the socket's buffer, comes
- * only from there, and so does ENOBUFS (net.core.optmem_max, RLIMIT_MEMLOCK) unless the socket has
- * IP_RECVERR.  Once the packet is handed on (udp_send_skb, ip_send_skb) nothing gives the number back:
- * who drops the packet (ENOBUFS, the queue of the device; EPERM, a filter; ECONNREFUSED, which may be
- * SELinux as well as an earlier ICMP message; EMSGSIZE, EINVAL...) has it notified of.
+ * On UDP (udp_sendmsg, ip_make_skb, __ip_append_data, and the same for IPv6) an error while the packet
+ * is being made gives it back, or comes before it is taken.  EAGAIN, no room in the socket's buffer,
+ * comes only from there, and so does ENOBUFS (net.core.optmem_max, RLIMIT_MEMLOCK) unless the socket
+ * has IP_RECVERR.  Once the packet is handed on (udp_send_skb, ip_send_skb) nothing gives the number
+ * back: if the packet is dropped (ENOBUFS, the queue of the device; EPERM, a filter; ECONNREFUSED,
+ * which may be SELinux as well as an earlier ICMP message; EMSGSIZE, EINVAL...), it is notified of.
  */
 static bool gave_back(const struct zc_sock *sock, int error)
 {
@@ -204,7 +205,7 @@ static bool gave_back(const struct zc_sock *sock, int error)
            (error == ENOBUFS && !tells_full_queues(sock->fd));
 }
 
-/* One sendmsg with MSG_ZEROCOPY, and the number that the request is given if that took bytes. */
+/* Does one sendmsg with MSG_ZEROCOPY, and gives the request its number if bytes were taken. */
 static ssize_t send_zero_copy(struct zc_ring *ring, struct zc_req *req)
 {
     struct zc_sock *sock = req->sock;
@@ -217,20 +218,20 @@ static ssize_t send_zero_copy(struct zc_ring *ring, struct zc_req *req)
         }
         if (!gave_back(sock, error)) {
             zc_sock_lose_count(sock);
-            /* If it was notified of, that is there by now. */
+            /* If there is a notification of it, it has come by now. */
             drain_errors(ring, sock);
             return -error;
         }
         if (error == EINTR)
             continue;
-        /* Too many notifications are due (net.core.optmem_max): make room and ask once more. */
+        /* Too many notifications are due (net.core.optmem_max): make room and try once more. */
         if (error != ENOBUFS || tries)
             return -error;
         drain_errors(ring, sock);
     }
 }
 
-/* Has it noticed when a socket takes more again; what that answers if it cannot. */
+/* Has the inner epoll report when a socket has room; returns EAGAIN, or why that is not possible. */
 static ssize_t wait_for_room(struct zc_ring *ring, struct zc_sock *sock)
 {
     zc_sock_block(sock);
@@ -241,7 +242,7 @@ static ssize_t wait_for_room(struct zc_ring *ring, struct zc_sock *sock)
     return err;
 }
 
-/* Completes every request that it builds before it builds the next. */
+/* Completes each request before it builds the next. */
 static int submit(struct zc_ring *ring)
 {
     struct zc_core *core = ring->core;
@@ -286,7 +287,7 @@ const struct zc_driver zc_msg_zerocopy_driver = {
     .tells_by_socket = true,
 };
 
-/* Nothing is held: a buffer is the caller's again when its bytes were accepted. */
+/* Nothing is held: a buffer is released when its bytes were taken. */
 const struct zc_driver zc_copy_driver = {
     .submit = submit,
     .reap = reap,

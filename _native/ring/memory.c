@@ -1,11 +1,11 @@
 /*
- * Memory to send from, which is to be registered with an io_uring.
+ * Memory for buffers, which is to be registered with an io_uring.
  *
  * An io_uring keeps registered huge pages whole, and charges a part of one to a socket's send buffer
  * from the page's beginning: 64 KiB in its middle cost a megabyte.  It keeps them whole only where
  * all pages of a registration have the same size (io_uring/rsrc.c, io_check_coalesce_buffer).  So
- * one page of the ordinary size follows the huge ones, and is registered with them; and where huge
- * pages were not asked for, the kernel is told to make none.
+ * one page of the ordinary size follows the huge ones, and is registered with them.  Where huge pages
+ * were not asked for, the kernel is told to make none.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -44,7 +44,7 @@ static char *map_reserved(size_t size)
     return memory;
 }
 
-/* Maps memory of a kind of pages; NULL and errno on failure. */
+/* Maps memory with a kind of pages; NULL and errno on failure. */
 char *zc_map(size_t size, int pages)
 {
     if (pages == ZC_PAGES_RESERVED)
@@ -58,7 +58,7 @@ char *zc_map(size_t size, int pages)
     return memory;
 }
 
-/* How much of what zc_map returned there is, for registering and unmapping it. */
+/* The size of what zc_map has mapped, for registering and unmapping it. */
 size_t zc_mapped_size(size_t size, int pages)
 {
     return pages == ZC_PAGES_RESERVED ? whole_huge_pages(size) + (size_t)sysconf(_SC_PAGESIZE)

@@ -1,17 +1,17 @@
 /*
  * Receiving through an io_uring.
  *
- * A receiver has one operation armed at most: a multishot receive, which goes on bringing bytes into
- * buffers that all receivers share; or a poll, after which its user calls recv() for himself.  What
- * arrives is moved out of the shared buffers at once, so that a slow reader never keeps them from the
- * others, and into memory of the receiver, which is bounded: past a limit the operation is
+ * A receiver has at most one operation armed: a multishot receive, which goes on bringing bytes into
+ * buffers that all receivers share; or a poll, after which its user calls recv().  What arrives is
+ * moved at once from the shared buffers into memory of the receiver, so that a slow reader never
+ * keeps the shared ones from others.  That memory is bounded: past a limit the operation is
  * cancelled, and armed again when its user has taken everything.
  *
  * There is no multishot accept: it takes connections for as long as there are descriptors, before
- * anybody can say that it is enough, so that a flood takes those of the whole process.
+ * anybody can stop it, so that a flood takes all descriptors of the process.
  *
- * Bytes that come in large pieces are better not moved.  A receiver that gets one ("bulk") has its
- * operation cancelled; its user then polls, until the pieces are small again.
+ * Bytes that come in large pieces are better not moved.  The operation of a receiver that gets one
+ * ("bulk") is cancelled; its user then polls, until the pieces are small again.
  *
  * Shared buffers are consumed a piece at a time where the kernel can do that (IOU_PBUF_RING_INC,
  * 6.12), else one with each completion.  Multishot receive is 6.0, as is zero-copy send.
@@ -32,11 +32,11 @@
 #define GROUP 0
 #define SHARED_BUFFER ((size_t)64 << 10)
 #define SHARED_SIZE (SHARED_BUFFERS * (SHARED_BUFFER + sizeof(struct io_uring_buf)))
-/* What a receiver keeps unread before its operation is cancelled; a socket's own buffer may come on top. */
+/* Unread bytes at which a receiver's operation is cancelled; a socket's buffer may come on top. */
 #define UNREAD_BYTES ((size_t)256 << 10)
 /* A piece of this size makes a receiver bulk. */
 #define BULK_BYTES 16384
-/* Memory that an idle receiver keeps. */
+/* Memory that an idle receiver keeps, at most. */
 #define IDLE_BYTES ((size_t)4 << 10)
 
 struct zc_rx {
@@ -46,7 +46,7 @@ struct zc_rx {
     int fd, error;
     int armed;  /* ZC_RX_..., or 0 */
     int wanted; /* what to arm next */
-    bool cancel, cancelled; /* the operation is to be cancelled; that was submitted */
+    bool cancel, cancelled; /* the operation is to be cancelled; the cancellation was submitted */
     bool freed, end, bulk;
     char *data;
     size_t start, used, size;
@@ -90,7 +90,7 @@ static int register_shared(struct zc_ring *ring)
     return io_uring_register_buf_ring(&ring->uring, &reg.given, 0);
 }
 
-/* The shared buffers come with the first receiver. */
+/* Makes the shared buffers, with the first receiver. */
 static int share_buffers(struct zc_ring *ring)
 {
     if (ring->shared)
@@ -131,7 +131,7 @@ static int remember(struct zc_ring *ring, struct zc_rx *rx)
     return 0;
 }
 
-/* A receiver of a socket; EOPNOTSUPP: the driver has none. */
+/* Makes a receiver of a socket; EOPNOTSUPP: the driver has no receivers. */
 int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out)
 {
     if (!ring || fd < 0 || !out)
@@ -187,8 +187,8 @@ static void stop(struct zc_ring *ring, struct zc_rx *rx)
 }
 
 /*
- * The descriptor may be closed after this.  What had arrived is lost; the kernel lets go of the
- * socket when the cancellation is done, in one of the next turns.
+ * Frees a receiver; its descriptor may be closed after this.  What had arrived is lost.  The kernel
+ * lets go of the socket when the cancellation is done, in one of the next turns.
  */
 int zc_rx_free(zc_ring *ring, zc_rx *rx)
 {
@@ -202,15 +202,15 @@ int zc_rx_free(zc_ring *ring, zc_rx *rx)
     return 0;
 }
 
-/* Whether an operation is armed, or will be: the user must not take bytes from the socket himself. */
+/* Whether an operation is armed, or will be, so that the user must not read the socket itself. */
 int zc_rx_is_armed(const zc_rx *rx)
 {
     return rx && (rx->armed || rx->wanted);
 }
 
 /*
- * Bytes that can be taken; 0: the end of the stream; EAGAIN: nothing yet, and an operation is armed
- * or will be; ENODATA: none is.
+ * How many bytes can be taken; 0: the end of the stream; EAGAIN: nothing has come, but an operation
+ * is armed or will be; ENODATA: nothing has come, and none is armed.
  */
 int64_t zc_rx_ready(const zc_rx *rx)
 {
@@ -253,7 +253,7 @@ int zc_rx_is_bulk(const zc_rx *rx)
     return rx && rx->bulk;
 }
 
-/* Has an operation armed in the next turn; ZC_EV_READY then tells of what it brings. */
+/* Arms an operation in the next turn; ZC_EV_READY then tells of what it brings. */
 int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what)
 {
     if (!ring || !rx || rx->freed || (what != ZC_RX_RECEIVE && what != ZC_RX_POLL))
@@ -268,7 +268,7 @@ int zc_rx_arm(zc_ring *ring, zc_rx *rx, int what)
     return 0;
 }
 
-/* Cancels every operation; what had arrived can still be taken.  Returns how many are armed yet. */
+/* Cancels every operation; what has arrived can still be taken.  Returns how many are still armed. */
 int zc_ring_stop_receiving(zc_ring *ring)
 {
     int armed = 0;
@@ -366,7 +366,7 @@ void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, ui
     if (!(flags & IORING_CQE_F_MORE)) {
         rx->armed = 0;
         rx->cancel = rx->cancelled = false;
-        link_remove(&rx->work_link); /* it was to be cancelled */
+        link_remove(&rx->work_link); /* the operation was about to be cancelled */
     }
     if (result > 0 && was == ZC_RX_RECEIVE)
         take_bytes(ring, rx, (size_t)result, flags);
@@ -381,11 +381,14 @@ void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, ui
     }
     if (!rx->armed && rx->wanted)
         work(ring, rx);
-    /* Also when it was cancelled, or the shared buffers ran out: they are free by now; ask anew. */
+    /*
+     * This is told also when the operation was cancelled, or the shared buffers ran out; they are
+     * free by now, so the user can arm it again.
+     */
     zc_tell(ring->core, &rx->ready.event, ZC_EV_READY);
 }
 
-/* With the ring closed nothing can come any more. */
+/* Frees all receivers of a closed ring, for which nothing can come any more. */
 void zc_rx_close(struct zc_ring *ring)
 {
     for (uint32_t i = 0; i < ring->receivers_size; i++)

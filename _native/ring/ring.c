@@ -8,9 +8,9 @@
 
 #include "ring.h"
 
-/* A turn ends here even if more is ready: the event loop has others to serve. */
+/* A turn ends after this many rounds even if more is ready: the event loop has others to serve. */
 #define TURN_ROUNDS 8
-/* And after so many completions; of those that MSG_ZEROCOPY tells as a range, after so many sockets. */
+/* It ends after this many completions as well; with MSG_ZEROCOPY, after this many sockets. */
 #define TURN_REAPS 2048u
 
 int zc_ring_open(int driver, uint32_t entries, int wake, zc_ring **out, struct zc_ring_info *info)
@@ -60,8 +60,8 @@ fail:
 }
 
 /*
- * Disconnecting gives held buffers back at once; shutdown makes the kernel refuse whatever anybody
- * sends after a hole in the bytes.
+ * Resets or shuts down broken sockets.  A reset releases held buffers at once; after a shutdown the
+ * kernel refuses whatever anybody sends after the hole in the bytes.
  */
 static void deal_with_broken(struct zc_ring *ring)
 {
@@ -74,8 +74,8 @@ static void deal_with_broken(struct zc_ring *ring)
 }
 
 /*
- * Whatever is still held can never be learned of after this: drain first.  ENOTEMPTY says that a
- * send was not retired, and that the buffers must stay where they are for ever.
+ * After this no notification can be seen any more, so drain first.  ENOTEMPTY: a send was not
+ * retired, so the buffers must stay where they are for ever.
  */
 int zc_ring_close(zc_ring *ring)
 {
@@ -92,7 +92,7 @@ int zc_ring_close(zc_ring *ring)
         close(ring->own_fd);
     bool released = !stats.queued && !stats.in_flight && !stats.held;
     int err = zc_core_free(ring->core);
-    /* Staging memory that the kernel still reads is left where it is, like any other buffer. */
+    /* Staging memory that the kernel still reads stays where it is, like any other buffer. */
     if (ring->stage_memory && released)
         zc_unmap(ring->stage_memory, ring->stage_size, ZC_PAGES_ORDINARY);
     free(ring);
@@ -110,8 +110,8 @@ uint64_t zc_ring_submits(const zc_ring *ring)
 }
 
 /*
- * Registers memory with the kernel under a free index.  EOPNOTSUPP: the driver knows no registered
- * buffers; ENOMEM: RLIMIT_MEMLOCK.  Sends from it then work as from any other memory.
+ * Registers memory with the kernel under a free index.  EOPNOTSUPP: the driver has no registered
+ * buffers; ENOMEM: RLIMIT_MEMLOCK.  Sends from refused memory work as from any other.
  */
 int zc_ring_register(zc_ring *ring, char *memory, size_t size)
 {
@@ -130,7 +130,7 @@ int zc_ring_register(zc_ring *ring, char *memory, size_t size)
     return index;
 }
 
-/* Requests that read from it keep it pinned until their notification. */
+/* Unregisters memory; requests that read from it keep it pinned until their notification. */
 int zc_ring_unregister(zc_ring *ring, char *memory)
 {
     if (!ring)
@@ -165,9 +165,9 @@ static void add_event(int64_t *events, int *count, int kind)
 }
 
 /*
- * Reaps, submits, and writes what there is to tell.  Returns the number of events; the last may be
- * ZC_EV_LATER, and ZC_EV_AGAIN or ZC_EV_MORE: no completion will announce what is left, so take
- * another turn.
+ * Reaps, submits, and writes the events that are to be told.  Returns their number.  The last may be
+ * ZC_EV_LATER, and ZC_EV_AGAIN or ZC_EV_MORE: no completion will announce what is left, so another
+ * turn has to be taken.
  */
 int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
 {
@@ -180,7 +180,7 @@ int zc_ring_turn(zc_ring *ring, int64_t *events, int max_events)
         ring->driver->reap(ring);
         deal_with_broken(ring);
         taken = ring->driver->submit(ring);
-        /* What a passing error leaves behind stays in the queue for the next turn. */
+        /* After a passing error the rest stays in the queue for the next turn. */
         if (taken < 0 && taken != -EAGAIN && taken != -EBUSY && taken != -EINTR)
             return taken;
         if (taken <= 0 || zc_turn_is_spent(ring->core) || !ring->reaps_left)

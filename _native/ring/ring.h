@@ -16,9 +16,9 @@
 
 #define MAX_ENTRIES 32768u
 #define MAX_REQUESTS (1u << 16)
-/* user_data of cancellations and probes; no request has it, its slot number being too high. */
+/* user_data of cancellations and probes; its slot number is too high for any request. */
 #define NOBODY UINT64_MAX
-/* In user_data: what follows is the index of a receiver; requests have lower numbers there. */
+/* Marks a user_data that holds the index of a receiver; requests have lower numbers there. */
 #define RECEIVER_MARK 0x80000000u
 /* Buffers that receivers share. */
 #define SHARED_BUFFERS 32u
@@ -44,14 +44,14 @@ struct zc_ring {
     int own_fd; /* the eventfd of an io_uring, or the inner epoll; -1: none */
     uint64_t submits;
     uint32_t reaps_left; /* completions that this turn may still take */
-    uint64_t forks; /* that were taken into account, see epoll.c */
+    uint64_t forks; /* the count of forks that was taken into account, see epoll.c */
     bool has_buffer_table;
     int scan_next, scan_end; /* descriptors of the process that are looked at, see closed.c */
     char *stage_memory;
     size_t stage_size;
-    /* Of receivers, see receive.c. */
+    /* For receivers, see receive.c. */
     struct zc_rx **receivers; /* NULL where one was freed */
-    uint32_t receivers_size, receivers_free; /* none is free before that index */
+    uint32_t receivers_size, receivers_free; /* no index before receivers_free is free */
     struct link receiver_work;
     char *shared; /* the buffers, and behind them... */
     struct io_uring_buf_ring *shared_ring;
@@ -72,7 +72,7 @@ static inline ssize_t send_now(int fd, const struct msghdr *msg)
 }
 
 /*
- * What the files offer each other, above all of the accounting; again from the lowest to the highest.
+ * What the files offer each other, from the lowest layer to the highest; all are above the accounting.
  */
 
 /* memory.c */

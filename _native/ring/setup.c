@@ -1,8 +1,8 @@
 /*
  * Setting an io_uring up: flags, opcodes, and what only a try can tell.
  *
- * Flags are negotiated: the wanted set first, then with what newer kernels added taken away, since a
- * kernel answers EINVAL to a flag it does not know.  SUBMIT_ALL is 5.18, COOP_TASKRUN 5.19,
+ * Flags are negotiated: all wanted ones first, then without those of newer kernels, since a kernel
+ * answers EINVAL to a flag that it does not know.  SUBMIT_ALL is 5.18, COOP_TASKRUN 5.19,
  * SINGLE_ISSUER 6.0, DEFER_TASKRUN 6.1.
  */
 #include <errno.h>
@@ -48,7 +48,7 @@ static int set_up_negotiated(struct zc_ring *ring, uint32_t entries, int wake)
     int err = -EINVAL;
     for (size_t i = 0; err == -EINVAL && i < choices; i++)
         err = set_up(ring, entries, flags[i]);
-    /* The queues are charged to RLIMIT_MEMLOCK: with little of it a smaller ring has to do. */
+    /* The queues are charged to RLIMIT_MEMLOCK: with a low limit a smaller ring is tried. */
     return err == -ENOMEM && entries > LEAST_ENTRIES
                ? set_up_negotiated(ring, entries / 2 > LEAST_ENTRIES ? entries / 2 : LEAST_ENTRIES,
                                    wake)
@@ -72,8 +72,8 @@ static int probe_opcodes(struct zc_ring *ring)
 }
 
 /*
- * IORING_SEND_ZC_REPORT_USAGE is 6.2, and no probe tells of it.  A UNIX socket cannot zero-copy:
- * where the flag is known the request gets as far as EOPNOTSUPP, where it is not, EINVAL.
+ * IORING_SEND_ZC_REPORT_USAGE is 6.2, and no probe reports it.  So a zero-copy send to a UNIX socket,
+ * which cannot zero-copy, is tried: EOPNOTSUPP says that the flag is known, EINVAL that it is not.
  */
 static int probe_report_usage(struct zc_ring *ring)
 {
@@ -133,7 +133,7 @@ int zc_uring_open(struct zc_ring *ring, uint32_t entries, int wake, const char *
             goto fail;
         ring->info.wake_fd = ring->own_fd;
     }
-    /* Saves a descriptor look-up at every enter where the kernel has it (5.18). */
+    /* Saves a descriptor look-up at every enter, if the kernel has it (5.18). */
     (void)io_uring_register_ring_fd(&ring->uring);
     return 0;
 fail:

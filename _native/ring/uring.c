@@ -35,11 +35,11 @@ static void reap(struct zc_ring *ring)
     struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned count;
     /*
-     * Until it is empty, or the turn has had its share: one run of deferred task work may leave some,
-     * and signals no more of it.
+     * Go on until the queue is empty, or the turn has had its share: one run of deferred task work
+     * may leave some of it, and nothing signals the rest.
      */
     while (ring->reaps_left) {
-        /* Enters the kernel only when it asks for that: CQ overflow, or task work to be run. */
+        /* This enters the kernel only when it asks for that: CQ overflow, or task work to run. */
         count = io_uring_peek_batch_cqe(&ring->uring, cqes,
                                         (unsigned)within(ring->reaps_left, 0, REAP_BATCH));
         for (unsigned i = 0; i < count; i++)
@@ -64,7 +64,7 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
     int fd = req->sock->fd;
     if (req->buffers == 1 && req->zero_copy && !req->msg.msg_name) {
         io_uring_prep_send_zc(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags, usage);
-        /* As it is now: a pool may have been closed since the send was queued. */
+        /* Asked now, since a pool may have been closed after the send was queued. */
         uint32_t region = zc_region_of(ring->core, &req->iov[0]);
         if (region != NO_REGION) {
             sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
@@ -82,8 +82,8 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
 }
 
 /*
- * What is copied anyway needs no completion: one call does what the kernel would do while the
- * request is submitted.  False: the socket has no room, and the kernel is to wait for it.
+ * A send that is copied anyway needs no completion: one call does what the kernel would do during
+ * submission.  False: the socket has no room, so the kernel has to wait for it.
  */
 static bool send_at_once(struct zc_ring *ring, struct zc_req *req)
 {
