@@ -21,5 +21,5 @@ def test_the_page_has_every_option() -> None:
 
 def test_the_page_has_every_part_of_the_report() -> None:
     parts = {field.name for field in dataclasses.fields(Report)}
-    rows = re.findall(r"^\| (`.*?) \|", PAGE.partition("| of `--json`")[2], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", PAGE.partition("| in `--json`")[2], re.MULTILINE)
     assert parts == set(re.findall(r"`(\w+)`", " ".join(rows)))
