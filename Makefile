@@ -2,21 +2,21 @@
 # test-versions), except for missing Debian packages, which apt-get installs.
 
 PYTHON ?= $(shell scripts/find_python '>=3.11')
-# Those that are there; scripts/make_pythons makes the newest ones.
+# The Pythons that are there are used; scripts/make_pythons makes the newest ones.
 VERSIONS ?= 3.12 3.13 3.14 3.15 3.14t
-# The accounting, and what drives every line of the drivers; all of it takes several times longer.
+# The accounting, and the tests that reach every line of the drivers; all tests take several times longer.
 ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order.py \
 	tests/contract/test_cancellation.py tests/contract/test_sockets.py \
 	tests/contract/test_broadcast.py tests/features/test_lowlevel.py \
 	tests/features/test_staging.py tests/features/test_datagrams.py \
 	tests/features/test_closed_or_not.py \
 	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py
-# What another Python could break; empty for all.
+# Tests of what another Python could break; empty for all tests.
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
 	tests/contract/test_release.py tests/contract/test_guards.py tests/contract/test_threads.py \
 	tests/features/test_pool.py tests/features/test_garbage.py tests/trio_only
-# Debian releases on whose kernels test-kernels runs KERNEL_TESTS: what the kernel decides.  What takes
-# long in an emulated machine is left out.
+# Debian releases on whose kernels test-kernels runs KERNEL_TESTS, the tests of what the kernel decides.
+# Tests that take long in an emulated machine are left out.
 KERNELS ?= bullseye bookworm trixie
 KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
 	tests/contract/test_data.py tests/contract/test_release.py \
@@ -28,16 +28,16 @@ KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_group
 	and not without_waiting
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
-# Peers of the tests: a browser, a web server as reference, a load, a source of videos, and what
-# several chat servers share rooms through.
+# Peers of the tests: a browser, a web server for comparison, a load generator, a source of videos, and
+# the server through which several chat servers share rooms.
 TEST_PACKAGES := chromium ffmpeg nftables nginx redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
-# Of `make soak`, the whole run; three backends share it.
+# The length of the whole `make soak`; three backends share it.
 MINUTES ?= 10
-# Of `make fuzz`.
+# The length of `make fuzz`.
 SECONDS ?= 600
-# The cross compiler, the other libc and the other processor of `make dist`.
+# The cross compiler, the other libc and the emulator of `make dist`.
 DIST_PACKAGES := gcc-aarch64-linux-gnu musl-tools qemu-user-static
 FUZZ_PACKAGES := clang libclang-rt-dev
 # What `make stream` serves: a test video, unless told otherwise.
@@ -52,15 +52,15 @@ PIP_INSTALL := -m pip --disable-pip-version-check --quiet install
 
 NATIVE := $(wildcard _native/*.h _native/*/*.c _native/*/*.h) _native/build.py setup.py pyproject.toml
 PACKAGE := $(shell find zc_anyio -name '*.py' -o -name '*.pyi' -o -name py.typed)
-# Everything the sanitized copy is made of.
+# Everything that the sanitized copy consists of.
 TREE := $(NATIVE) $(PACKAGE) $(shell find tests examples -type f -not -path '*/__pycache__/*')
 
 # The C++ runtime comes along because AddressSanitizer must find __cxa_throw at start if any
 # extension module is to throw.
 ASAN_PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libstdc++.so.6)
 # CPython frees little at exit, so leaks are not reported.  Python's own small-object allocator is
-# switched off so that buffers of Python objects have red zones too.  pytest leaves descriptor 2
-# alone, where the report appears, and its SIGSEGV handler out.
+# switched off so that buffers of Python objects have red zones too.  pytest leaves descriptor 2 alone,
+# where the report appears, and sets no SIGSEGV handler.
 ASAN_ENV = LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/asan" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:strict_string_checks=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
@@ -88,13 +88,13 @@ chat: $(VENV)/.installed ## Run the chat server (ARGS=--help: the options)
 test: $(VENV)/.peers ## Run all tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-bench: $(VENV)/.bench ## Measure beside other ways to send (ARGS=--help: the choices)
+bench: $(VENV)/.bench ## Compare with other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-page: $(VENV)/.bench ## Write what was measured last into docs/performance*, with plots
+bench-page: $(VENV)/.bench ## Write the latest results into docs/performance*, with plots
 	@$(BIN)/python -m benchmarks.report
 
-# Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback in place of the lab will not do.
+# Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback does not replace the lab.
 bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick/performance
 	@cp docs/performance.md build/benchmarks/quick
@@ -104,7 +104,7 @@ bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
-# From nothing: what Sphinx finds unchanged it does not warn of again.
+# Built from nothing: Sphinx does not repeat the warnings of pages that are unchanged.
 docs: $(VENV)/.docs ## Build the site into build/docs/html, and follow its links
 	@rm -rf build/docs
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/docs/doctrees \
@@ -131,7 +131,7 @@ types: $(VENV)/.lint ## Check types, and that the public interface is typed comp
 asan: build/asan/.built ## Run ASAN_TESTS with AddressSanitizer and UndefinedBehaviorSanitizer
 	@cd build/asan && $(ASAN_ENV) $(CURDIR)/$(BIN)/python $(ASAN_PYTEST) $(ASAN_TESTS) $(PYTEST_ARGS)
 
-soak: $(VENV)/.installed ## Work for MINUTES at random, and see that nothing grows (ARGS="--seed ...")
+soak: $(VENV)/.installed ## Do random work for MINUTES, and check that nothing grows (ARGS="--seed ...")
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 # New inputs go into build/fuzz/corpus; `make fuzz-keep` keeps what they reach.
@@ -159,7 +159,7 @@ wheel: dist/.built ## Build the wheel into dist/
 dist: $(VENV)/.dist ## Build the sdist and the wheels of a release into dist/, and try them
 	@scripts/make_dist "$(CURDIR)/$(BIN)/python"
 
-test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is there
+test-versions: dist/.built ## Test the built wheel on those of VERSIONS that are there
 	@for version in $(VERSIONS); do \
 		if python=$$(scripts/find_python $$version); then \
 			PYTEST_ARGS="-n $(JOBS) $(VERSION_TESTS) $(PYTEST_ARGS)" \
@@ -181,7 +181,7 @@ test-kernels: $(VENV)/.peers ## Run KERNEL_TESTS on the kernels of KERNELS, in a
 			--timeout 300 -k "$(KERNEL_CHOICE)" $(KERNEL_TESTS) $(PYTEST_ARGS) || exit 1; \
 	done
 
-clean: ## Remove all that was built and installed here
+clean: ## Remove everything that was built and installed here
 	rm -rf $(VENV) .venvs build dist *.egg-info zc_anyio/_native/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -207,7 +207,7 @@ $(TEST_VIDEO): | $(VENV)/.created
 	@ffmpeg -loglevel error -y -f lavfi -i testsrc2=size=640x360:rate=25:duration=60 \
 		-f lavfi -i sine=beep_factor=4:duration=60 -pix_fmt yuv420p -movflags +faststart $@
 
-# The lab needs root anyway; without, the benchmarks measure on loopback.
+# The lab needs root anyway; without root the benchmarks measure on loopback.
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 	@[ "$$(id -u)" -ne 0 ] || scripts/install_debian_packages "$(PYTHON)" clang libbpf-dev
 	@echo "setup: installing what the benchmarks need into $(VENV)"

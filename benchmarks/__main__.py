@@ -1,4 +1,4 @@
-"""Measure zc_anyio beside other ways to send: ``python -m benchmarks --help``."""
+"""Compare zc_anyio with other ways to send: ``python -m benchmarks --help``."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peer", action="append", help="only peers with this in their name; repeatable"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each peer (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.15, help="of a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each peer (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of each round (%(default)s)")
     parser.add_argument(
         "--quick", action="store_true", help="two small rounds of a few cases: does it work?"
     )
     parser.add_argument(
         "--place",
         choices=["lab", "loopback"],
-        help="where to send; default: the lab, and loopback where that cannot be made",
+        help="where to send; default: the lab, or loopback if the lab cannot be made",
     )
-    parser.add_argument("--core", type=int, help="that everything which sends is pinned to")
+    parser.add_argument("--core", type=int, help="core to which everything that sends is pinned")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
     parser.add_argument(
         "--send-zerocopy", default="", metavar="PROGRAM", help="liburing's built example"
@@ -135,7 +135,7 @@ def main() -> int:
 
 
 def _merge(stored: dict[str, CaseResults], found: CaseResults) -> None:
-    """Keep what was measured earlier of peers that did not run now."""
+    """Keep the earlier results of peers that did not run now."""
     earlier = stored.get(found.name)
     if earlier is not None and earlier.place == found.place:
         found.peers = {**earlier.peers, **found.peers}

@@ -1,13 +1,12 @@
 """Echo: this library's streams and listener against anyio's own, on each event loop.
 
-The same server echoes what it receives, over the one or the other; a client process sends one
+The same server echoes what it receives, over either kind of stream.  A client process sends one
 message on each connection, waits for all of them to come back, and begins again.  The two servers
-take turns, in an order that changes from round to round, so that what else the machine does hits
-both.  Server and client have a processor each, so that with one connection it is above all measured
-how two idle processors wake each other; with ``--together`` they share one, and only the work is
-left.
+take turns, in an order that changes from round to round, so that other work of the machine affects
+both.  Server and client have a processor each.  With one connection this mostly measures how two
+idle processors wake each other; with ``--together`` they share one, and only the work is left.
 
-Reported are messages a second and the server's CPU time for each (medians of the rounds), and the
+It reports messages a second and the server's CPU time for each (medians of the rounds), and the
 ratios of rounds which ran one right after the other (medians and quartiles): of the rates, ours /
 anyio's, and of the CPU times, anyio's / ours.  Above 1, ours is better.
 
@@ -43,8 +42,8 @@ BACKENDS: dict[str, dict[str, Any]] = {
 SIZES = [1 << 10, 16 << 10, 64 << 10]
 CONNECTIONS = [1, 100]
 
-# Prints how many messages came back in a second, and the server's CPU seconds for each: those of
-# its main thread, without what making the connections cost.
+# Prints how many messages came back in a second, and the CPU seconds of the server's main thread
+# for each, without the cost of making the connections.
 CLIENT = """
 import os, socket, sys, time
 port, connections, size, seconds = *map(int, sys.argv[1:4]), float(sys.argv[4])
@@ -100,7 +99,7 @@ async def rate(
 async def measure(
     ours: bool, connections: int, size: int, seconds: float, driver: Any, core: int
 ) -> tuple[float, float]:
-    """Serve echoes to a client, with one kind of streams or the other; return what it measured."""
+    """Serve echoes to a client, with one kind of streams; return what the client measured."""
     async with AsyncExitStack() as stack:
         create: Any = anyio.create_tcp_listener
         if ours:

@@ -1,9 +1,9 @@
 """How long other tasks wait for their turn while a ring works: goal, 5 ms.
 
-A task that does nothing but yield notes the CPU time of the thread between two of its turns: what a
+A task that only yields notes the CPU time of the thread between two of its turns, so time that a
 busy machine gives to other programs does not count.  Printed are the longest such gap and the 99th
-percentile, in milliseconds, over three runs of each job; a pass of the event loop costs what it
-costs with nothing to do, which is the first line.  Python's garbage collector is off.
+percentile, in milliseconds, over three runs of each job.  The first line is for no job: what a turn
+of the event loop costs by itself.  Python's garbage collector is off.
 
     .venv/bin/python -m benchmarks.gaps [--connections 4000] [--backends trio]
 """
@@ -35,7 +35,7 @@ RUNS = 3
 
 
 def drain(listener: socket.socket) -> None:
-    """Accept everybody, and read everything."""
+    """Accept all connections, and read everything."""
     ready, memory = selectors.DefaultSelector(), bytearray(MIB)
     listener.setblocking(False)
     ready.register(listener, selectors.EVENT_READ)
@@ -68,7 +68,7 @@ class Gaps:
         self.seconds = []
         for _ in range(runs):
             await job()
-            # What it has left to the ring.
+            # The ring finishes what the job has left to it.
             await anyio.sleep(0.05)
         found = sorted(self.seconds)
         print(
@@ -91,7 +91,7 @@ async def main(count: int) -> None:
         own = [await zc_anyio.connect_tcp(*address) for _ in range(count)]
         others = [await anyio.connect_tcp(*address) for _ in range(count)]
 
-        # Made and freed outside of what is measured.
+        # Made and freed outside the measurement.
         large = bytes(1 << 30)
 
         async def nothing() -> None:
@@ -140,7 +140,7 @@ if __name__ == "__main__":
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for chosen in options.backends:
-        # A full collection of all these objects is a gap of its own, and Python's.
+        # A full collection of all these objects is a gap as well, but Python's.
         gc.disable()
         name, more = BACKENDS[chosen]
         print(f"{chosen:<46} longest    99 %  ms of CPU between two turns of another task")

@@ -1,16 +1,16 @@
 """Two threads with a ring each, on a free-threaded Python: how much more do they send than one?
 
 Each queues sends of one size on a TCP connection of its own, in a group, as fast as it can, on a
-core of its own.  Rounds of one (in the main thread) and of two take turns.  Reported are the
-medians over the rounds, with their quartiles:
+core of its own.  Rounds of one thread (the main one) and of two take turns.  It reports the medians
+over the rounds, with their quartiles:
 
-``time``: sends a second of two over those of one.  2 is all that there is; it takes two cores that
-nobody else uses, and peers that need none of them.
-``CPU``: twice the CPU time of a send of one over that of a send of two.  What they do to each other
-(memory that both write to) makes it less than 2; that the cores have other work does not.
+``time``: sends a second of two, divided by those of one.  The most is 2, with two cores that nobody
+else uses, and peers that need no time on them.
+``CPU``: twice the CPU time of a send of one, divided by that of a send of two.  It is less than 2
+if they slow each other down (by memory that both write to), but not if the cores have other work.
 
-``--ways threads processes`` has processes beside the threads: what two of these cost each other is
-the kernel's and the processor's.
+``--ways threads processes`` measures processes as well: there only the kernel and the processor can
+make one slow the other down.
 
 Run with a free-threaded Python, best in the lab, where peers cost next to nothing:
 
@@ -46,7 +46,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "trio": {"backend": "trio"},
 }
 BYTES = 256 << 20
-# Small sends cost by their number.
+# With small sends only their number matters.
 SENDS = 100_000
 SIZES = [256, 4 << 10, 16 << 10, 64 << 10]
 
@@ -61,8 +61,8 @@ class Sender:
     backend: str
 
     def __call__(self, start: float, core: int) -> tuple[float, float, float]:
-        """Send from a time of the clock on, on a core; return begin, end and CPU seconds."""
-        # Of this thread.  The kernel lets short-lived threads share a core for a while.
+        """Send on a core, from a given time on; return begin, end and CPU seconds."""
+        # For this thread only.  Otherwise the kernel lets short threads share a core for a while.
         os.sched_setaffinity(0, {core})
         return anyio.run(self.send, start, **BACKENDS[self.backend])
 
@@ -86,7 +86,7 @@ class Sender:
 
 
 def measure(sender: Sender, executor: Executor | None, cores: list[int]) -> tuple[float, float]:
-    """Return seconds and CPU seconds a send: of two at once by an executor, of one without."""
+    """Return seconds and CPU seconds a send: for two at once with an executor, else for one."""
     start = time.monotonic() + 1
     done = (
         list(executor.map(sender, [start, start], cores)) if executor else [sender(start, cores[0])]
@@ -98,7 +98,7 @@ def measure(sender: Sender, executor: Executor | None, cores: list[int]) -> tupl
 
 @contextmanager
 def executors(ways: list[str]) -> Iterator[dict[str, Executor]]:
-    """Make what runs two senders at once, by its name."""
+    """Make the executors that run two senders at once, by their names."""
     make: dict[str, Callable[[], Executor]] = {
         "threads": partial(ThreadPoolExecutor, 2),
         "processes": partial(ProcessPoolExecutor, 2, mp_context=get_context("spawn")),
@@ -134,9 +134,9 @@ def main() -> None:
         prog="python -m benchmarks.threads", description="Compare two threads with one."
     )
     parser.add_argument("--backend", choices=BACKENDS, default="asyncio")
-    parser.add_argument("--lab", action="store_true", help="the peer is the lab's")
-    parser.add_argument("--rounds", type=int, default=9, help="of each (%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the work in a round")
+    parser.add_argument("--lab", action="store_true", help="send to the lab's peer")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each (%(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the work in a round")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="bytes a send")
     parser.add_argument("--ways", nargs="+", choices=["threads", "processes"], default=["threads"])
     options = parser.parse_args()

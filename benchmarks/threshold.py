@@ -1,9 +1,9 @@
-"""From which size zero copy costs less CPU than copying, in the lab (see lab/network.py).
+"""From which size on zero copy costs less CPU than copying, in the lab (see lab/network.py).
 
-Interleaved rounds of one TCP stream to an acknowledging peer: every send zero-copied, every send
-copied, and (up to 64 KiB) every send staged.  The same bytes again and again, so warm in the cache,
-and 64 MiB of different ones in turn.  CPU seconds a gigabyte, user and system, median and
-quartiles; the bytes that the peer acknowledged are compared with what was sent.
+Rounds on one TCP stream to an acknowledging peer take turns: every send zero-copied, every send
+copied, and (up to 64 KiB) every send staged.  They send the same bytes again and again ("warm" in
+the cache), or 64 MiB of different bytes in turn ("cold").  It prints CPU seconds a gigabyte, user
+and system, median and quartiles, and compares what the peer has acknowledged with what was sent.
 
     .venv/bin/python -m benchmarks.lab .venv/bin/python -m benchmarks.threshold
 """
@@ -35,7 +35,7 @@ COLD_BYTES = 64 << 20
 
 
 def acknowledged(sock: socket.socket) -> int:
-    """Bytes that the peer has acknowledged, the SYN's one left out."""
+    """Bytes that the peer has acknowledged, without the one for the SYN."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     count: int = struct.unpack_from("Q", info, BYTES_ACKED_AT)[0]
     return count - 1

@@ -4,8 +4,8 @@
 ``eventfd``: DEFER_TASKRUN, the kernel signals an eventfd, and completions appear when asked for.
 
 Everything else is the same: the library's own ring, groups and reaper, over loopback TCP to a
-process that reads and forgets.  The two take turns, each round in a ring of its own, and the order
-changes from round to round, so that what else the machine does hits both.  Reported are the medians
+process that reads and discards.  The two take turns, each round in a ring of its own, and the order
+changes from round to round, so that other work of the machine affects both.  It reports the medians
 over the rounds, with their quartiles, and the ratio eventfd / ring fd: below 1, the eventfd is
 better.
 
@@ -37,7 +37,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
     "trio": {"backend": "trio"},
 }
-# Bytes from which the works are zero-copied; what is smaller is staged or copied, as is usual.
+# From this size on the works are zero-copied; smaller sends are staged or copied, as usual.
 ZERO_COPIED = 64 << 10
 WAYS = {"ring fd": False, "eventfd": True}
 
@@ -80,7 +80,7 @@ async def _broadcasts(streams: list[SocketStream], *, size: int, count: int) -> 
 
 
 def works(scale: float) -> list[Work]:
-    """Return what is measured, ``scale`` times as often as takes about 0.2 s on a slow core."""
+    """Return what is measured; with ``scale`` 1 a round takes about 0.2 s on a slow core."""
 
     def work(name: str, run: Any, *, size: int, count: int, connections: int = 1) -> Work:
         count = max(1, round(count * scale))
@@ -104,7 +104,7 @@ def works(scale: float) -> list[Work]:
 
 @contextmanager
 def _waking_by(way: str) -> Iterator[None]:
-    """Make :func:`zc_anyio.open_ring` open rings that wake the event loop in one of the ways."""
+    """Have :func:`zc_anyio.open_ring` open rings that wake the event loop in one of the ways."""
     module: Any = _opening
     original = module.NativeRing
     module.NativeRing = partial(original, event_fd=WAYS[way])
@@ -151,7 +151,7 @@ async def run(options: argparse.Namespace, port: int) -> None:
                 rounds[way].append(await measure(work, way, port))
         for what in ("elapsed", "cpu"):
             values = [[float(getattr(one, what)) for one in rounds[way]] for way in WAYS]
-            # Of pairs that ran one right after the other.
+            # The ratios of pairs that ran one right after the other.
             ratios = [eventfd / ring_fd for ring_fd, eventfd in zip(*values, strict=True)]
             cells = [_spread([1e6 * value for value in column]) for column in values]
             label = f"| {work.name} | time" if what == "elapsed" else "| | CPU"
@@ -170,8 +170,8 @@ def main() -> None:
         prog="python -m benchmarks.wakeup", description="Compare two ways to wake the event loop."
     )
     parser.add_argument("--backend", choices=BACKENDS, default="asyncio")
-    parser.add_argument("--rounds", type=int, default=15, help="of each way (%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the work in a round")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each way (%(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the work in a round")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds must be 2 or more")

@@ -1,4 +1,4 @@
-"""Follows the links within a built site (``check_links.py <folder>``), and none to elsewhere."""
+"""Follows the links within a built site (``check_links.py <folder>``), but not those out of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, and what in it can be linked to."""
+    """The links of a page, and the anchors in it."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def broken(folder: Path) -> tuple[int, list[str]]:
 
 
 def main() -> None:
-    """Print what leads nowhere; fail if anything does."""
+    """Print the broken links; fail if there are any."""
     count, found = broken(Path(sys.argv[1]))
     print(*found, f"{count} links within the site, {len(found)} broken", sep="\n")
     sys.exit(1 if found or not count else 0)

@@ -64,7 +64,7 @@ def stream() -> None:
             with page(started, server.url, phone=phone) as opened:
                 opened.get_by_role("link", name="fractals").click()
                 for _ in range(40):
-                    # The other viewers read, and the page lives, in turns.
+                    # The other viewers and the page get time in turns.
                     until = time.monotonic() + 0.25
                     viewers.read_until(partial(passed, until))
                     opened.wait_for_timeout(50)
@@ -115,6 +115,6 @@ def chat() -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    # Which ones, if not all.
+    # The arguments name the pages; all of them by default.
     for take in [globals()[name] for name in sys.argv[1:]] or [stream, chat]:
         take()

@@ -1,9 +1,9 @@
 """The lab: a network namespace in which everything sent is acknowledged without being received.
 
 A machine cannot receive its own zero-copy data without copying it, so loopback and veth hide what
-zero copy gains.  In the lab the subnet 10.99.0.0/16 is an ``ifb`` device, which drops what it is to
-send and frees the pages untouched: a UDP sink.  The programs of ``peer.bpf.c`` make of it a TCP
-peer as well, and on one port a peer that reads nothing.
+zero copy gains.  In the lab the subnet 10.99.0.0/16 is an ``ifb`` device, which drops what it is
+given and frees the pages untouched: a UDP sink.  The programs of ``peer.bpf.c`` make it a TCP peer
+as well, and on one port a peer that reads nothing.
 
 The namespace has no name: it exists for as long as a process is in it, with its devices and
 programs.  So nothing is left behind, however this process ends.
@@ -23,7 +23,7 @@ __all__ = ["ADDRESS", "DEVICE", "STALLED_PORT", "LabUnavailable", "enter_lab"]
 
 CLONE_NEWNET = 0x40000000
 SOURCE = Path(__file__).with_name("peer.bpf.c")
-# Beside what else is built; `make clean` removes it.
+# In the folder of everything that is built; `make clean` removes it.
 OBJECT = Path(__file__).resolve().parents[2] / "build" / "benchmarks" / "peer.o"
 
 ADDRESS = "10.99.0.2"
@@ -31,20 +31,20 @@ STALLED_PORT = 9999
 DEVICE, BRIDGE = "sink", "trim"
 
 SETTINGS = {
-    # The programs know headers without options only.
+    # The programs only handle headers without options.
     "ipv4/tcp_timestamps": 0,
     "ipv4/tcp_sack": 0,
-    # BBR, a default here and there, paces with a timer for each segment, and then that is measured.
+    # BBR, the default of some systems, sets a timer for each segment, which would be measured.
     "ipv4/tcp_congestion_control": "reno",
     "ipv4/tcp_no_metrics_save": 1,
     # Answers come from an address of another host, with one of this host's as their destination.
     "ipv4/conf/all/accept_local": 1,
     "ipv4/conf/all/rp_filter": 0,
     "ipv4/conf/default/rp_filter": 0,
-    # Nothing but what is measured passes the device.
+    # Only what is measured passes the device.
     "ipv6/conf/all/disable_ipv6": 1,
     # Connections to peers that stopped answering end soon after their process, so that the
-    # namespace does.
+    # namespace ends too.
     "ipv4/tcp_orphan_retries": 1,
     "ipv4/tcp_fin_timeout": 1,
     "ipv4/ip_local_port_range": "1024 65535",
@@ -54,7 +54,7 @@ DEVICE_SETTINGS = {
     f"ipv4/conf/{DEVICE}/rp_filter": 0,
     f"ipv4/conf/{BRIDGE}/accept_local": 1,
     f"ipv4/conf/{BRIDGE}/rp_filter": 0,
-    # Has the bridge look at IP headers, and trim.
+    # Makes the bridge look at IP headers, and trim packets.
     "bridge/bridge-nf-call-iptables": 1,
 }
 LINKS = f"""
@@ -102,12 +102,12 @@ def _tool(name: str) -> str:
 
 
 def _compile(clang: str) -> None:
-    """Compile the programs, unless that was done since they were last changed."""
+    """Compile the programs if they have changed since the last time."""
     if OBJECT.exists() and OBJECT.stat().st_mtime >= SOURCE.stat().st_mtime:
         return
     OBJECT.parent.mkdir(parents=True, exist_ok=True)
     unfinished = OBJECT.with_suffix(f".{os.getpid()}")
-    # Where Debian has the headers of its own architecture, which a foreign target does not look at.
+    # Debian has the headers of its own architecture here, where the BPF target does not look.
     headers = f"/usr/include/{platform.machine()}-linux-gnu"
     options = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", f"-I{headers}"]
     try:

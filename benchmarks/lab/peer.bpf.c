@@ -7,12 +7,12 @@
  *
  * `peer`, on the way out of the device, rewrites the headers and sends the segment back in, with a
  * length in its IP header that says "no payload".  It does not cut the payload off: the helper for
- * that, bpf_skb_change_tail, first copies all of it into linear memory.  What cuts it off, without
- * reading it, is the bridge that the device is a port of, which trims packets to their IP length.
+ * that, bpf_skb_change_tail, first copies all of it into linear memory.  The bridge that the device
+ * is a port of cuts it off without reading it: it trims packets to their IP length.
  *
- * `fresh`, on the bridge, does nothing, but for a program of its kind ("frags", generic) the kernel
- * first rebuilds the packet, by now 54 bytes, in memory of its own.  The segment, with the sender's
- * pages, is freed before it reaches the protocols, where its notification would say "copied".
+ * `fresh`, on the bridge, does nothing itself.  But before a program of its kind ("frags", generic)
+ * the kernel rebuilds the packet, by now 54 bytes, in memory of its own.  So the segment with the
+ * sender's pages is freed before it reaches the protocols, where its notification would say "copied".
  *
  * Needs tcp_timestamps=0 and tcp_sack=0, so that the headers of data are 40 bytes.
  */
@@ -31,7 +31,7 @@
 
 #define IP_AT ETH_HLEN
 #define TCP_AT (ETH_HLEN + sizeof(struct iphdr))
-/* The device drops what it is to send, and frees its pages untouched. */
+/* The device drops what it is given, and frees its pages untouched. */
 #define SINK TC_ACT_OK
 
 static __always_inline __u16 ip_checksum(const struct iphdr *ip)
@@ -90,7 +90,7 @@ int peer(struct __sk_buff *skb)
     tcp.psh = 0;
     tcp.fin = 0;
     tcp.window = bpf_htons(65535);
-    /* The checksum stays: a local packet's is complete only on the wire, and taken for right. */
+    /* The checksum stays: that of a local packet is completed only on the wire, and taken as right. */
     if (bpf_skb_store_bytes(skb, IP_AT, &ip, sizeof(ip), 0) < 0 ||
         bpf_skb_store_bytes(skb, TCP_AT, &tcp, sizeof(tcp), 0) < 0)
         return SINK;

@@ -16,7 +16,7 @@ __all__ = ["LAB", "Place", "loopback"]
 
 # Python's socket module has no name for it; root may go beyond net.core.wmem_max.
 SO_SNDBUFFORCE = 32
-# Room for all that a stalled peer is to be sent (the kernel doubles it).
+# Room for all that is sent to a stalled peer (the kernel doubles it).
 STALLED_BUFFER = 4 << 20
 
 
@@ -26,8 +26,8 @@ class Place:
 
     :ivar name: ``"lab"`` or ``"loopback"``.
     :ivar peer: a TCP peer that accepts everything.
-    :ivar stalled: one that takes nothing; ``None`` if there is none.
-    :ivar sink: where datagrams may be sent to and are counted; ``None`` if there is none.
+    :ivar stalled: a peer that takes nothing; ``None`` if there is none.
+    :ivar sink: an address where datagrams are counted; ``None`` if there is none.
     """
 
     name: Literal["lab", "loopback"]
@@ -37,7 +37,7 @@ class Place:
 
     @contextmanager
     def connections(self, count: int) -> Iterator[list[socket.socket]]:
-        """Make connections to the peer; what is not sent at the end is dropped."""
+        """Make connections to the peer; at the end unsent bytes are dropped."""
         with ExitStack() as stack:
             yield [stack.enter_context(_connected(self.peer)) for _ in range(count)]
 
@@ -63,7 +63,7 @@ class Place:
 
 def _connected(address: tuple[str, int]) -> socket.socket:
     sock = socket.create_connection(address, timeout=10)
-    # Closing resets, so that thousands of connections are gone at once.
+    # Closing resets the connection, so that thousands of them are gone at once.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.setblocking(False)
     return sock

@@ -21,7 +21,7 @@ BACKLOG = 4096
 
 @contextmanager
 def receiving(core: int | None = None) -> Iterator[tuple[str, int]]:
-    """Run the receiver, on one core if there is a choice, and give its address."""
+    """Run the receiver, on one core if given, and yield its address."""
     command = [sys.executable, "-m", "benchmarks.lab.receiver"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -53,7 +53,7 @@ def _receive() -> None:
             assert isinstance(key.fileobj, socket.socket)
             try:
                 ended = not key.fileobj.recv_into(buffer)
-                # A round ends when all is acknowledged, and that must not be put off by 40 ms.
+                # A round ends when all is acknowledged; a delayed acknowledgement would add 40 ms.
                 key.fileobj.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             except ConnectionError:
                 ended = True

@@ -1,6 +1,6 @@
-"""What arrived: bytes that the peer acknowledged, datagrams that the sink was given.
+"""Counting what arrived: bytes that the peer acknowledged, datagrams that the sink was given.
 
-A rate is believed only with this count, since a send that never happened costs nothing.
+A rate counts only with this check, since a send that never happened costs nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ DATAGRAM_HEADERS = 14 + 20 + 8
 
 
 class Miscount(Exception):  # noqa: N818 - as anyio's exceptions are named
-    """What was counted at the receiver is not what the peer says that it sent."""
+    """The receiver's count differs from what the peer says it has sent."""
 
     def __init__(self, claimed: int, counted: int) -> None:
         super().__init__(f"{claimed} bytes were to be sent, and {counted} arrived")
 
 
 def acknowledged(sock: socket.socket) -> int:
-    """Bytes that the peer of a TCP connection has acknowledged, its SYN's one included."""
+    """Bytes that the peer of a TCP connection has acknowledged, including one for the SYN."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED_AT + 8)
     count: int = struct.unpack_from("Q", info, BYTES_ACKED_AT)[0]
     return count
@@ -45,7 +45,7 @@ class Device:
         for line in Path("/proc/net/dev").read_text().splitlines():
             name, _, counters = line.partition(":")
             if name.strip() == DEVICE:
-                # What the sink is given to send, it counts as received.
+                # The sink counts what it is given to send as received.
                 received = counters.split()
                 return int(received[0]), int(received[1])
         raise OSError(f"there is no device {DEVICE}")
@@ -65,7 +65,7 @@ class Memory:
     @staticmethod
     def _read() -> tuple[int, int]:
         with suppress(OSError):
-            # Each core adds its counters up once a second, or when root asks for it.
+            # The counters of each core are added up once a second, or when root asks for it.
             Path("/proc/sys/vm/stat_refresh").write_text("1")
         fields = dict(
             line.split(":")

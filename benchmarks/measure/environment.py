@@ -12,7 +12,7 @@ __all__ = ["environment"]
 
 
 def environment(core: int, rounds: int, seconds: float | None) -> dict[str, str]:
-    """Return what a reader of results needs to know of the machine, by name."""
+    """Return what a reader of results needs to know about the machine, by name."""
     info = dict(
         line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line
     )

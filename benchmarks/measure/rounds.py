@@ -1,7 +1,7 @@
-"""Running rounds: peers take turns, so that what else the machine does hits all of them alike.
+"""Running rounds: peers take turns, so that other work of the machine affects all of them alike.
 
-A round has connections, an event loop and a ring of its own.  It ends when the receiver has all, by
-its own count; with another count than was claimed it fails.
+A round has connections, an event loop and a ring of its own.  It ends when the receiver has
+everything, by the receiver's count; if that differs from what the peer claims, the round fails.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = [
     "rounds",
 ]
 
-# A peer that gets nothing more acknowledged for so long has not sent what it claims.
+# If nothing more is acknowledged for this long, the peer has not sent what it claims.
 SILENT_SECONDS = 2.0
 ROUND_SECONDS = 60.0
-# Calibrating ends when a round takes this part of what it should.
+# Calibrating ends when a round takes this share of its intended time.
 LONG_ENOUGH = 0.3
 
 
@@ -57,10 +57,10 @@ class Case:
 class Settings:
     """How to measure.
 
-    :ivar rounds: of each peer, after one for warming up and calibrating.
-    :ivar seconds: that a round is to take; ``None``: each sends as little as it can.
-    :ivar core: where everything runs that sends.
-    :ivar options: for peers, by name.
+    :ivar rounds: rounds of each peer, after one for warming up and calibrating.
+    :ivar seconds: how long a round should take; ``None``: each sends as little as it can.
+    :ivar core: the core on which everything that sends runs.
+    :ivar options: options for peers, by name.
     """
 
     rounds: int
@@ -73,9 +73,9 @@ class Settings:
 class Round:
     """What one round took.
 
-    :ivar operations: sends, or whatever else was done so many times.
-    :ivar bytes: that arrived.
-    :ivar memory: bytes taken by MemAvailable, by the socket counters, or ``None``.
+    :ivar operations: how many sends, or other operations, were done.
+    :ivar bytes: bytes that arrived.
+    :ivar memory: bytes taken, by MemAvailable and by the socket counters, or ``None``.
     :ivar notes: the peer's own counters.
     """
 
@@ -97,18 +97,18 @@ class Result:
     skipped: str | None = None
 
 
-# Runs one round of so many sends to each connection.
+# Runs one round with a number of sends to each connection.
 Measure: TypeAlias = Callable[[Peer, Case, Place, Settings, int], Round]
 
 
 def rounds(
     measure: Measure, peers: list[Peer], case: Case, place: Place, settings: Settings
 ) -> Iterator[list[Result]]:
-    """Measure a case; gives the results so far after each round of each peer."""
+    """Measure a case; yield the results so far after each round of each peer."""
     results = {peer.name: Result(peer.name) for peer in peers}
     counts: dict[str, int] = {}
     for number in range(settings.rounds + 1):
-        # Nobody always comes after the same one.
+        # No peer always comes after the same one.
         for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
             result = results[peer.name]
             if result.failure or result.skipped:
@@ -127,7 +127,7 @@ def rounds(
 
 
 def _calibrate(measure: Measure, peer: Peer, case: Case, place: Place, settings: Settings) -> int:
-    """Warm up, and return how many sends take as long as a round is to take."""
+    """Warm up, and return how many sends a round should have."""
     if settings.seconds is None:
         measure(peer, case, place, settings, 1)
         return 2
@@ -141,7 +141,7 @@ def _calibrate(measure: Measure, peer: Peer, case: Case, place: Place, settings:
 
 @asynccontextmanager
 async def _time_limit() -> AsyncIterator[None]:
-    """Have a peer that waits for ever fail."""
+    """Fail a peer that waits for ever."""
     with anyio.fail_after(ROUND_SECONDS):
         yield
 
@@ -158,9 +158,9 @@ class _Watch:
 
 
 def _run(peer: Peer, job: Job, count: int, arrived: Callable[[], int]) -> Round:
-    """Send, and wait until it has arrived.
+    """Send, and wait until everything has arrived.
 
-    :param arrived: bytes that the receiver has counted so far.
+    :param arrived: returns the bytes that the receiver has counted so far.
     """
 
     async def run() -> Round:

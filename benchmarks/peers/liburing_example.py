@@ -1,8 +1,8 @@
-"""liburing's ``examples/send-zerocopy``, where a built one is named: what C and io_uring reach.
+"""liburing's ``examples/send-zerocopy``, if a built one is named: what C with io_uring reaches.
 
-It is no part of this project; docs/performance/method.md tells how to build it.  It makes a
-connection of its own and sends for whole seconds.  A descriptor of that connection is taken out of
-it (with ``pidfd_getfd``), so that what its peer acknowledged can be asked for after it has ended.
+It is not part of this project; docs/performance/method.md says how to build it.  It makes a
+connection of its own and sends for whole seconds.  This module takes a descriptor of the connection
+from it (with ``pidfd_getfd``), to find out what the peer has acknowledged after it has ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONNECTED_SECONDS = 0.5
 
 def _why_not(options: dict[str, str], *, huge_pages: bool) -> str | None:
     if options["place"] != "lab":
-        return "the receiver cannot count what it does not know of"
+        return "the receiver cannot count bytes of a connection that it does not know"
     if huge_pages and (reason := why_no_huge_pages(options)) is not None:
         return reason
     program = options.get(OPTION)
@@ -78,7 +78,7 @@ def _connection_of(pid: int, kind: int) -> socket.socket:
 @asynccontextmanager
 async def _program(job: Job, *, huge_pages: bool, datagrams: bool = False) -> AsyncIterator[Send]:
     size = len(job.payload)
-    # More than one request at a time of a stream would be reordered.
+    # Several requests at a time on a stream would be reordered.
     batch = "8" if datagrams else "1"
     command = [job.options[OPTION], "-4", "-D", ADDRESS, "-p", "80", "-s", str(size), "-t", "1"]
     command += ["-n", batch, "-C", str(job.core), "-l", str(int(huge_pages)), "-d"]
@@ -97,7 +97,7 @@ async def _program(job: Job, *, huge_pages: bool, datagrams: bool = False) -> As
                 if found is None:
                     raise RuntimeError(f"{command[0]} said {output.strip()!r}")
                 sends, rate = map(int, found.groups())
-                # Beside its bytes, the SYN and the FIN have been acknowledged.
+                # Besides its bytes, the SYN and the FIN have been acknowledged.
                 counted = device.payload() if device else acknowledged(sock) - 2
         return Outside(sends * size, counted, sends / rate, _child_seconds() - cpu)
 

@@ -1,6 +1,6 @@
 /*
- * The plainest program that sends with MSG_ZEROCOPY: a loop, and the error queue read when so many
- * notifications are out.  Called from Python once for all sends, so this is what C costs.
+ * The plainest program that sends with MSG_ZEROCOPY: a loop, which reads the error queue when a
+ * number of notifications are due.  Python calls it once for all sends, so this is what C costs.
  */
 #include <errno.h>
 #include <time.h>
@@ -35,7 +35,7 @@ static long take(int fd)
     }
 }
 
-/* Waits until fewer than `most` sends are out; returns how many are, or -errno. */
+/* Waits until fewer than `most` sends are held; returns how many are, or -errno. */
 static long wait_until(int fd, long outstanding, long most)
 {
     while (outstanding >= most && outstanding) {

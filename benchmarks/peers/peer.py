@@ -1,9 +1,9 @@
 """What a peer is: a way to send, given connected sockets and a payload.
 
-A peer is an asynchronous context manager made of a function of one argument, the :class:`Job`.
-Around what it yields is set-up, which is not measured; what it yields is a function that sends the
-payload so many times to each socket.  Each module of this folder adds its peers by
-:func:`peer`, so that a new one is a new file.
+A peer is an asynchronous context manager, made from a function of one argument, the :class:`Job`.
+It yields a function that sends the payload a number of times to each socket, which is measured;
+setting up and cleaning up is not.  Each module of this folder adds its peers with :func:`peer`, so
+a new peer is a new file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 __all__ = ["Job", "Open", "Outside", "Peer", "Send", "peer", "peers_of"]
 
-# How to have anyio run each of the event loops.
+# How anyio runs each of the event loops.
 BACKENDS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
@@ -31,9 +31,9 @@ class Job:
     """What to send.
 
     :ivar sockets: connected and non-blocking; they may be closed when the peer is left.
-    :ivar core: where everything runs that sends.
-    :ivar options: of the command line, by name.
-    :ivar notes: what a peer has to tell of its sends, as counters of its own.
+    :ivar core: the core on which everything that sends runs.
+    :ivar options: options of the command line, by name.
+    :ivar notes: counters of its own that a peer reports.
     """
 
     sockets: list[socket.socket]
@@ -45,9 +45,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a program that makes its own connection did, in a time of its own.
+    """What a program did that makes its own connection and takes its own time.
 
-    :ivar claimed: bytes that it says it sent.
+    :ivar claimed: bytes that it says it has sent.
     :ivar counted: bytes that were counted at the receiver.
     """
 
@@ -66,8 +66,8 @@ class Peer:
     """A way to send.
 
     :ivar kind: the kind of scenario that it takes part in.
-    :ivar backend: the event loop that it runs on; for what needs none, any.
-    :ivar why_not: tells from the options, and ``"place"``, why it cannot run, or ``None``.
+    :ivar backend: the event loop that it runs on; any, if it needs none.
+    :ivar why_not: returns why it cannot run with these options and ``"place"``, or ``None``.
     """
 
     name: str
@@ -86,7 +86,7 @@ def peer(
     backend: str = "asyncio",
     why_not: Callable[[dict[str, str]], str | None] = lambda _options: None,
 ) -> Callable[[Open], Open]:
-    """Add a peer for kinds of scenarios; the function is to be an asynchronous context manager."""
+    """Add a peer for kinds of scenarios; the function is an asynchronous context manager."""
 
     def add(function: Open) -> Open:
         assert backend in BACKENDS, backend

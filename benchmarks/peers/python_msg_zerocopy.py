@@ -1,7 +1,7 @@
 """``MSG_ZEROCOPY`` from Python, as one would write it by hand: flag, error queue, and nothing else.
 
-The buffer of a send may be changed again when its number has come back in the error queue, which
-here is read when so many numbers are out, and at the end.
+The buffer of a send may be changed again when its number has come back in the error queue.  That is
+read when ``OUTSTANDING_MOST`` numbers are due, and at the end.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ SO_EE_ORIGIN_ZEROCOPY = 5
 SO_EE_CODE_ZEROCOPY_COPIED = 1
 # struct sock_extended_err: errno, origin, type, code, pad, info, data.
 EXTENDED_ERROR = struct.Struct("=IBBBBII")
-# The kernel keeps as many of the notifications as net.core.optmem_max has room for.
+# The kernel keeps only as many notifications as net.core.optmem_max has room for.
 OUTSTANDING_MOST = 64
 WAIT_MILLISECONDS = 10_000
 
 
 class ZeroCopySocket:
-    """Sends from the caller's memory and learns when each send has let go of it."""
+    """Sends from the caller's memory, and learns when the kernel has let go of it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
         self._poll = select.poll()
-        # Errors are reported whether asked for or not.
+        # Errors are always reported.
         self._poll.register(sock, 0)
         self.outstanding = 0
         self.copied = 0
@@ -69,8 +69,8 @@ class ZeroCopySocket:
             for _level, _kind, message in control:
                 number, origin, _, code, _, first, last = EXTENDED_ERROR.unpack_from(message)
                 if origin != SO_EE_ORIGIN_ZEROCOPY or number:
-                    raise OSError(number, "the error queue tells of something else")
-                # Numbers are of 32 bits, and wrap.
+                    raise OSError(number, "the error queue has another error")
+                # Numbers have 32 bits, and wrap.
                 ended = ((last - first) & 0xFFFFFFFF) + 1
                 self.outstanding -= ended
                 if code & SO_EE_CODE_ZEROCOPY_COPIED:

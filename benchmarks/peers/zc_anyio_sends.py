@@ -1,4 +1,4 @@
-"""zc_anyio as a program uses it, at its defaults: streams in a send group of the ambient ring."""
+"""zc_anyio as a program uses it, with defaults: streams in a send group of the ambient ring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zc_anyio
 from benchmarks.peers.huge_pages import why_no_huge_pages
 from benchmarks.peers.peer import BACKENDS, Job, Send, peer
 
-# Memory of a pool: enough to be out while more is queued.
+# Memory of a pool: enough that some can be held while more is queued.
 POOL_BYTES = 16 << 20
 POOL_MOST, POOL_LEAST = 256, 24
 
@@ -26,7 +26,7 @@ async def _open(
     """Open a ring, and streams as anyio makes them."""
     streams = [await SocketStream.from_socket(sock) for sock in job.sockets]
     try:
-        # What is held at the end, as with stalled peers, has no time to be waited for.
+        # What is held at the end, as with stalled peers, is not waited for.
         async with zc_anyio.open_ring(driver=driver, drain_timeout=0) as ring:
             yield ring, streams
     finally:
@@ -60,7 +60,7 @@ async def _pool(job: Job, huge_pages: bool = False) -> AsyncIterator[Send]:
             buffer_size=size, count=count, huge_pages="always" if huge_pages else "auto"
         ) as pool,
     ):
-        # Filled once: what is compared sends the same memory again and again.
+        # Filled once: the other peers also send the same memory again and again.
         for view in [await pool.acquire() for _ in range(count)]:
             view[:] = job.payload
             pool.release(view)
@@ -69,7 +69,7 @@ async def _pool(job: Job, huge_pages: bool = False) -> AsyncIterator[Send]:
             async with zc_anyio.send_group() as group:
                 for _ in range(count):
                     if not pool.free:
-                        # Buffers come back with their generation, which ends sometime or now.
+                        # Buffers come back with their generation, which is ended here.
                         group.flush()
                     await group.send(stream, await pool.acquire())
 
@@ -94,7 +94,7 @@ async def _flushed(job: Job) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def _group_each(job: Job) -> AsyncIterator[Send]:
-    """One send at a time, and its buffer free again: a group for each."""
+    """One send at a time, until its buffer is free again: a group for each."""
     payload = job.payload
     async with _open(job) as (_, [stream]):
 
@@ -125,7 +125,7 @@ async def _queue_all(
     streams: list[SocketStream],
     data: zc_anyio.Buffer,
 ) -> None:
-    """Queue until the kernel has taken everything; the peers never let go of it."""
+    """Queue until the kernel has taken everything, which the peers never acknowledge."""
     await group.broadcast(streams, data)
     group.flush()
     while (counters := ring.statistics()).queued or counters.in_flight:

@@ -15,7 +15,7 @@ from benchmarks.peers.peer import BACKENDS, Job, Send, peer
 async def _streams(job: Job) -> AsyncIterator[Send]:
     payload = job.payload
     async with zc_anyio.open_ring(drain_timeout=0), AsyncExitStack() as stack:
-        # The socket that is wrapped is let go of, and the harness counts by its own.
+        # The wrapped object gives its socket up; the harness counts with a duplicate of its own.
         streams = [
             await stack.enter_async_context(
                 await zc_anyio.wrap_stream(await SocketStream.from_socket(sock.dup()))

@@ -1,6 +1,6 @@
-"""Write what was measured last into the pages of results, with plots beside them.
+"""Write the latest results into the pages of results, with plots beside them.
 
-A scenario that was measured replaces what was kept of it; the others stay.
+A scenario that was measured replaces its earlier results; the others stay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         "--page",
         type=Path,
         default=ROOT / "docs" / "performance.md",
-        help="the first page; the others, plots and kept results are in the folder of its name",
+        help="the first page; other pages, plots and kept results are in the folder of its name",
     )
     arguments = parser.parse_args()
     folder = arguments.page.with_suffix("")

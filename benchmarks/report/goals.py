@@ -1,4 +1,4 @@
-"""The numbers to reach, and what was reached of them."""
+"""The ratios to reach, and those that were reached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["defaults_table", "goals_table"]
 ANYIO, UVLOOP = "anyio stream on trio", "StreamWriter on uvloop"
 LIBURING, LIBURING_HUGE = "liburing send-zerocopy", "liburing send-zerocopy, huge pages"
 SEND = "socket.send loop"
-# Shares of noise: "not slower" is not slower by more than this.
+# Noise: "not slower" means not slower by more than this share.
 TOLERANCE = 0.03
 
 
@@ -25,9 +25,9 @@ class Goal:
     """A ratio to reach.
 
     :ivar ours: our peers, with ``{}`` for the event loop.
-    :ivar theirs: whom it is compared with; ``{}`` is the same event loop.
-    :ivar least: the ratio is to be this or more; ``None`` with ``most``.
-    :ivar most: the ratio is to be this or less.
+    :ivar theirs: the peer that ours are compared with; ``{}`` is the same event loop.
+    :ivar least: the ratio should be at least this; ``None`` with ``most``.
+    :ivar most: the ratio should be at most this.
     """
 
     work: str
@@ -113,8 +113,8 @@ GOALS = [
 def goals_table(results: Results, *, by_cpu: bool = False) -> list[list[str]]:
     """Return a title row, and a row for each goal: what was reached on each event loop.
 
-    :param by_cpu: compare bytes for a second of CPU time, of which others on the core take none,
-        in place of bytes a second; goals for something else are left out.
+    :param by_cpu: compare bytes for a second of CPU time instead of bytes a second, since other
+        programs on the core do not change it; goals for other figures are left out.
     """
     rows = [["work", "against", "goal", *[f"on {backend}" for backend in BACKENDS]]]
     goals = GOALS
@@ -149,7 +149,7 @@ def _mark(met: bool) -> str:
     return "yes" if met else "**no**"
 
 
-# Scenarios in which anyio does the same work, our peers and theirs, and what is better.
+# Scenarios in which anyio does the same work, with our peers and theirs.
 COMPARED = (
     ("stream", OURS, "anyio stream on {}"),
     ("stream", STREAM, "anyio stream on {}"),
@@ -167,7 +167,7 @@ COMPARED = (
 
 
 def defaults_table(results: Results) -> list[list[str]]:
-    """Return rows of how many times as fast as anyio on the same event loop the defaults are."""
+    """Return rows that say how many times as fast as anyio the defaults are on each event loop."""
     rows = [["scenario", "case", *[f"on {backend}" for backend in BACKENDS]]]
     for scenario, ours, theirs in COMPARED:
         variant = "its stream" if ours == STREAM else ours.partition(", ")[2] or "group"

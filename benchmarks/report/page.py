@@ -1,7 +1,7 @@
-"""The pages of results: blocks between marks are written anew, what is between them stays.
+"""The pages of results: blocks between marks are written anew, everything else stays.
 
 A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
-NAME is ``summary``, ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or that of a
+NAME is ``summary``, ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or the name of a
 scenario.
 """
 
@@ -24,15 +24,15 @@ BLOCK = re.compile(
 
 
 def rewrite(page: str, results: Results) -> str:
-    """Return a page with each of its blocks as measured last.
+    """Return a page with the latest results in each of its blocks.
 
-    :raises ValueError: a block is of no known name, or the page has none.
+    :raises ValueError: a block has an unknown name, or the page has no block.
     """
     written, number = BLOCK.subn(
         lambda found: f"{found['begin']}\n{_block(found['name'], results)}\n{found['end']}", page
     )
     if not number:
-        raise ValueError("the page has no marks for what was measured")
+        raise ValueError("the page has no marks for results")
     return written
 
 
@@ -49,7 +49,7 @@ def _block(name: str, results: Results) -> str:
         return _table(defaults_table(results))
     scenario = all_scenarios().get(name)
     if scenario is None:
-        raise ValueError(f"nothing is called {name!r} that could be measured")
+        raise ValueError(f"there is no scenario or table called {name!r}")
     cases = results.scenarios.get(name, {})
     parts = []
     for case in cases.values():

@@ -20,7 +20,7 @@ from benchmarks.scenarios.scenario import size_name
 
 __all__ = ["draw"]
 
-# Told apart without colours by their markers.
+# The markers differ, so that they can be told apart without colours.
 STYLES: dict[str, dict[str, Any]] = {
     "zc_anyio on trio": {"color": "#005f9e", "marker": "o", "linewidth": 2.2},
     "zc_anyio on uvloop": {"color": "#5aa9e6", "marker": "o", "linewidth": 2.2},
@@ -108,7 +108,7 @@ def _deliveries(results: Results) -> Any:
         axes.set_xticks(connections, [f"{number:,}" for number in connections])
         axes.set_xlabel("connections")
         axes.set_ylabel("us a delivery")
-        # From nothing on, so that a flat line looks like one.
+        # From zero on, so that a flat line looks flat.
         axes.set_yscale("linear")
         axes.set_ylim(bottom=0)
         axes.set_title(f"Broadcast of {size_name(size)}")
@@ -130,7 +130,7 @@ def _memory(results: Results) -> Any:
         axes.set_xticks(connections, [f"{number:,}" for number in connections])
         axes.set_xlabel("peers that read nothing, 1 MiB for each")
         axes.set_ylabel(what)
-    # Ours is near nothing, and noise may make it less than that.
+    # Ours is near zero, and noise may make it negative.
     left.set_yscale("symlog", linthresh=1)
     right.legend(fontsize=8)
     return figure

@@ -27,11 +27,11 @@ class CaseResults:
 
 @dataclass(slots=True)
 class Results:
-    """Scenarios by name, with where and when each was measured last, and its cases by name.
+    """Scenarios by name: where and when each was measured last, and its cases by name.
 
     Each scenario is a file of JSON lines: where it was measured, and then for each case what it is,
-    and a line for each peer.  So a scenario that is measured again changes its own file, and a peer
-    its own line.
+    and a line for each peer.  So measuring a scenario again changes only its own file, and a peer
+    only its own line.
     """
 
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Results:
 
 
 def _line(result: Result) -> dict[str, Any]:
-    """Return a result as columns, with a figure for each round in each, and no empty column."""
+    """Return a result as columns, each with a figure for each round, without empty columns."""
     rounds = result.rounds
     line: dict[str, Any] = {
         "peer": result.peer,
@@ -81,7 +81,7 @@ def _line(result: Result) -> dict[str, Any]:
         "skipped": result.skipped,
         "operations": [one.operations for one in rounds],
         "bytes": [one.bytes for one in rounds],
-        # The clocks tell nanoseconds.
+        # The clocks have a resolution of nanoseconds.
         "seconds": [round(one.seconds, 9) for one in rounds],
         "cpu_seconds": [round(one.cpu_seconds, 9) for one in rounds],
         "memory": [one.memory for one in rounds if one.memory is not None],
@@ -126,7 +126,7 @@ def spread(values: list[float]) -> Spread:
 def ratio(
     ours: list[Round], theirs: list[Round], figure: Callable[[Round], float]
 ) -> Spread | None:
-    """Return how a figure of ours is to theirs, of rounds that ran in the same turn."""
+    """Return the ratio of a figure of ours to theirs, over rounds that ran in the same turn."""
     pairs = [(figure(a), figure(b)) for a, b in zip(ours, theirs, strict=False)]
     values = [a / b for a, b in pairs if b > 0]
     return spread(values) if values else None

@@ -1,4 +1,4 @@
-"""What a reader wants to know first: common jobs, and how many times as good anyio's own are."""
+"""What a reader wants to know first: common jobs, and how much more anyio's own way takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Job:
     """Work that both libraries do on the same event loop.
 
     :ivar ours: our peer, with ``{}`` for the event loop.
-    :ivar theirs: that of anyio.
+    :ivar theirs: anyio's peer.
     :ivar figure: what is compared; less is better.
     """
 

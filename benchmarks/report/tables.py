@@ -19,8 +19,8 @@ __all__ = ["case_rows", "case_table", "columns", "spread_text"]
 class Column:
     """A column of figures.
 
-    :ivar scale: what a figure is multiplied with for its unit.
-    :ivar inverse: less is better, so that the ratio to the reference is turned round.
+    :ivar scale: the factor that gives a figure its unit.
+    :ivar inverse: less is better, so the ratio to the reference is inverted.
     """
 
     title: str
@@ -75,7 +75,7 @@ def _row(scenario: Scenario, result: Result, reference: Result | None) -> list[s
         spread_text(spread([column.figure(one) * column.scale for one in result.rounds]))
         for column in shown
     ]
-    # The first column is what the scenario is about; memory is told by what the sockets hold.
+    # The first column is the main figure of a scenario; for memory it is the sockets' counter.
     main = shown[0] if scenario.unit != "memory" else shown[1]
     compared = ""
     if reference is not None and reference is not result and reference.rounds:

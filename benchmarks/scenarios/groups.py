@@ -1,4 +1,4 @@
-"""What a group costs that sends nothing."""
+"""What a group that sends nothing costs."""
 
 from __future__ import annotations
 

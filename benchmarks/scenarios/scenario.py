@@ -1,6 +1,6 @@
 """What a scenario is: cases, and the kind of peers that are compared in them.
 
-Each module of this folder adds its scenarios by :func:`scenario`.
+Each module of this folder adds its scenarios with :func:`scenario`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.measure.rounds import Case, Measure, measure_sending
 
 __all__ = ["Scenario", "Unit", "all_scenarios", "scenario", "size_name"]
 
-# What the results are told in: bytes a second, time of one operation, or memory.
+# What is measured: bytes a second, the time of one operation, or memory.
 Unit = Literal["throughput", "operation", "memory"]
 
 
@@ -22,10 +22,10 @@ Unit = Literal["throughput", "operation", "memory"]
 class Scenario:
     """A comparison.
 
-    :ivar kind: that of the peers that take part.
+    :ivar kind: the kind of the peers that take part.
     :ivar places: where it can be measured, the best first.
     :ivar reference: the peer that others are compared with.
-    :ivar once: a round does its work once, instead of as often as fits into its time.
+    :ivar once: a round does its work only once, instead of as often as fits into its time.
     :ivar quick: the cases of a quick run, by name.
     """
 

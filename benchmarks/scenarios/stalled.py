@@ -1,4 +1,4 @@
-"""One buffer queued for many peers that read nothing: whose memory it takes, and how long."""
+"""One buffer queued for many peers that read nothing: how much memory and time it takes."""
 
 from __future__ import annotations
 
