@@ -145,7 +145,7 @@ async def serve(
             "/chat": chat.handle,
         }
     )
-    # Long enough for the log to be flushed, and then for members to take their close frames.
+    # Long enough to flush the log, and then for members to take their close frames.
     web_limits = Limits(connections=options.connections, stop_seconds=3 * limits.close_seconds)
     server = Server(routes, ring=ring, metrics=metrics, limits=web_limits)
     async with anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""The chat behind HTTP: members connect, talk, and are let go."""
+"""The chat behind HTTP: members connect, talk, and leave or are dropped."""
 
 from __future__ import annotations
 
@@ -57,11 +57,10 @@ from .websocket import (
 
 __all__ = ["Chat"]
 
-# Little, as a flood of empty frames in it holds everybody up while it is parsed.
+# Little, since parsing a flood of empty frames in it holds everybody up.
 RECEIVE = 16 << 10
 RECEIVE_UPLOAD = 256 << 10
-# A message of which more than this has come, and not all, is an upload, of which there may be a
-# few.
+# An incomplete message of which more than this has come is an upload; only a few may go on at once.
 UPLOAD = 2 * TEXT_FRAME_BYTES
 SWEEP_SECONDS = 1.0
 STOP_POLL_SECONDS = 0.02
@@ -71,9 +70,9 @@ POLICY_VIOLATION, TOO_BIG, GOING_AWAY = 1008, 1009, 1001
 class Chat:
     """The chat of one process.
 
-    :param ring: what sends; ``None`` for anyio's own streams.
-    :param server: what members are told of the server.
-    :param origins: of pages that may connect, besides the server's own.
+    :param ring: the ring that sends; ``None`` for anyio's own streams.
+    :param server: what members are told about the server.
+    :param origins: origins of pages that may connect, besides the server's own.
     """
 
     def __init__(
@@ -101,9 +100,9 @@ class Chat:
     async def run(
         self, stopping: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep rooms and members; once ``stopping`` is set, let all members go, and return.
+        """Run until ``stopping`` is set, then drop all members and return.
 
-        Cancelled, it returns at once.
+        If cancelled, it returns at once.
         """
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._sweep)
@@ -122,12 +121,12 @@ class Chat:
             await room.broadcast(frame)
 
     async def tell_shared(self, shared: bool) -> None:
-        """Tell every member whether other servers are reached."""
+        """Tell every member whether other servers can be reached."""
         self._metrics.shared.set(shared)
         await self.tell_all(text_frame(encode(type="status", shared=shared)))
 
     async def _sweep(self) -> None:
-        """Drop who is too slow or silent, and ping everybody now and then."""
+        """Drop members that are too slow or silent, and ping all of them now and then."""
         pinged = time.monotonic()
         while True:
             await anyio.sleep(SWEEP_SECONDS)
@@ -164,7 +163,7 @@ class Chat:
                 await self._close(member, ending)
 
     def _check_origin(self, request: Request) -> None:
-        """Refuse pages of other sites, which would act as whoever looks at them."""
+        """Refuse pages of other sites, which would act in the name of their visitors."""
         origin = request.header("origin")
         if origin is None or origin in self._origins:
             return
@@ -176,7 +175,7 @@ class Chat:
         return {"limits": limits, "server": self._server, "shared": self._log.shared}
 
     async def _room(self, name: str) -> Room:
-        """Return a room, opened if it is not; the longest empty one makes place for it."""
+        """Return a room, opening it if needed; the room that is empty longest makes place."""
         async with self._opening:
             room = self.rooms.get(name)
             if room is None:
@@ -199,7 +198,7 @@ class Chat:
     async def _serve(
         self, room: Room, member: Member, connection: Connection, received: bytes
     ) -> DroppedError | None:
-        """Take what a member sends, until its connection has to end; ``None`` if it is gone."""
+        """Take what a member sends until its connection has to end; ``None`` if it is gone."""
         incoming = Incoming(
             connection, text_bytes=TEXT_FRAME_BYTES, binary_bytes=PICTURE_FRAME_BYTES
         )
@@ -228,9 +227,9 @@ class Chat:
                 raise DroppedError(POLICY_VIOLATION, "the message took too long") from None
 
     async def _close(self, member: Member, ending: DroppedError) -> None:
-        """Send a close frame behind all that waits, and wait until the peer has closed as well.
+        """Send a close frame after all that waits, and wait until the peer has closed as well.
 
-        A member that does not take it in time is reset, so that nothing is kept for it.
+        A member that does not take the frame in time is reset, so that nothing is kept for it.
         """
         if not ending.by_peer:
             self._metrics.dropped.labels(str(ending.code)).inc()
@@ -253,7 +252,7 @@ class Chat:
     async def _take(self, room: Room, member: Member, incoming: Incoming, received: bytes) -> None:
         """Take in what was received.
 
-        :raises DroppedError: the member has to be dropped for it.
+        :raises DroppedError: the member has to be dropped because of it.
         """
         member.heard = time.monotonic()
         before = incoming.frames
@@ -313,7 +312,7 @@ class Chat:
         if not member.messages.take():
             raise RefusedError(request.id, "you are asking too fast")
         frame = None
-        # Only what this room has seen: ids tell nothing of the rooms of others.
+        # Only pictures that this room has seen: a known id must not open other rooms.
         if any(kept.id == request.id for kept in room.history):
             frame = self._pictures.get(request.id)
             if frame is None and (post := await self._log.fetch(room, request.id)) is not None:
@@ -330,7 +329,7 @@ def _accept(request: Request) -> tuple[Connection, bytes]:
     """Accept a WebSocket handshake, without extensions.
 
     :return: the connection, and the answer to the handshake.
-    :raises HTTPError: it is none.
+    :raises HTTPError: it is not a handshake.
     """
     handshake = WSConnection(ConnectionType.SERVER)
     headers: Any = list(request.event.headers)

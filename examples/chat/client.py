@@ -45,7 +45,7 @@ class Terminal:
         self._console = console
         self._people: set[str] = set()
         self._nonces = map(str, itertools.count(1))
-        # Where pictures that were asked for are to be saved.
+        # Where to save the pictures that were asked for.
         self._saving: dict[str, Path] = {}
 
     async def show(self) -> None:
@@ -93,7 +93,7 @@ class Terminal:
 
     def _print_from(self, fields: dict[str, str], text: str) -> None:
         at = time.strftime("%H:%M", time.localtime(int(fields["at"]) / 1000))
-        # Text, not markup; and what could steer the terminal is left out.
+        # As text, not markup, and without characters that control the terminal.
         self._console.print(
             Text.assemble((f"{at} ", "dim"), (fields["from"], "bold cyan"), " ", _printable(text))
         )
@@ -151,7 +151,7 @@ async def chat(options: argparse.Namespace) -> None:
 
         async def type_until_the_end() -> None:
             await terminal.type()
-            # What was sent last is shown when the server has answered it.
+            # The last messages are shown when the server has answered them.
             await connection.close()
 
         async with anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""The other end of the chat: a connection that speaks its format, for clients and for loads."""
+"""The client's end of the chat: a connection that uses its format, for clients and loads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .websocket import ClosedError, Incoming
 __all__ = ["GONE", "ChatConnection", "ChatError", "Received", "connect", "open_connection"]
 
 RECEIVE = 64 << 10
-# A welcome names everybody who is there.
+# A welcome names everybody in the room.
 TEXT_BYTES = 4 << 20
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -39,7 +39,7 @@ GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 class ChatError(Exception):
     """The server has refused the connection, or ended it.
 
-    :ivar code: of its close frame, or ``None``.
+    :ivar code: the code of its close frame, or ``None``.
     """
 
     def __init__(self, reason: str, code: int | None = None) -> None:
@@ -52,7 +52,7 @@ class Received:
     """A message to a member.
 
     :ivar fields: as in ``messages``.
-    :ivar content: of a picture.
+    :ivar content: the content of a picture.
     """
 
     fields: dict[str, Any]
@@ -94,15 +94,15 @@ class ChatConnection:
         await self._send(BytesMessage(data=join_picture(header, content)))
 
     async def close(self) -> None:
-        """Say that the connection ends here."""
+        """Send a close frame."""
         await self._send(CloseConnection(code=CloseReason.NORMAL_CLOSURE))
 
     async def messages(self) -> AsyncGenerator[Received, None]:
         """Receive until the server ends the connection.
 
-        :raises ChatError: it has ended, otherwise than because :meth:`close` was called.
+        :raises ChatError: it has ended for another reason than :meth:`close`.
         """
-        # What has come with the answer to the handshake is there already.
+        # Bytes that came with the answer to the handshake are in the parser already.
         received = b""
         try:
             while True:
@@ -130,10 +130,10 @@ class ChatConnection:
 async def open_connection(
     stream: SocketStream, *, host: str, room: str, name: str
 ) -> ChatConnection:
-    """Enter a room over a connection that is there.
+    """Enter a room over an open connection.
 
     :param host: as in the URL.
-    :raises ChatError: the server does not take it.
+    :raises ChatError: the server refuses it.
     """
     websocket = WSConnection(ConnectionType.CLIENT)
     target = f"/chat?{urlencode({'room': room, 'name': name})}"
@@ -144,7 +144,7 @@ async def open_connection(
         except anyio.EndOfStream:
             raise ChatError("the server has closed the connection") from None
         except RemoteProtocolError as exc:
-            raise ChatError(f"this is no chat server: {exc}") from None
+            raise ChatError(f"this is not a chat server: {exc}") from None
         for event in websocket.events():
             if isinstance(event, RejectConnection):
                 raise ChatError(f"the server answers {event.status_code}")
@@ -157,8 +157,8 @@ async def open_connection(
 async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnection]:
     """Connect to a chat server, ``http://host:port/``, and enter a room.
 
-    :raises ChatError: the server does not take the connection.
-    :raises OSError: it is not reached.
+    :raises ChatError: the server refuses the connection.
+    :raises OSError: the server cannot be reached.
     """
     parts = urlsplit(url)
     if parts.hostname is None:
@@ -166,6 +166,6 @@ async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnec
     async with await anyio.connect_tcp(parts.hostname, parts.port or 80) as stream:
         connection = await open_connection(stream, host=parts.netloc, room=room, name=name)
         yield connection
-        # It may be closed by the server, or lost.
+        # The connection may be closed by the server, or lost.
         with suppress(*GONE, LocalProtocolError):
             await connection.close()

@@ -1,4 +1,4 @@
-"""How much a member may send in a time."""
+"""How much a member may send in a period of time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Allowance:
         self._at = time.monotonic()
 
     def take(self, tokens: float = 1) -> bool:
-        """Take tokens if there are so many."""
+        """Take tokens if there are enough; return whether there were."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now

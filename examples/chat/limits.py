@@ -19,16 +19,16 @@ class ChatLimits:
     :ivar frame_burst: frames at once.
     :ivar strikes: messages refused in a row until the member is dropped.
     :ivar uploads: pictures being received at the same time; more wait.
-    :ivar upload_seconds: for a picture to arrive.
-    :ivar queue_bytes: what may wait for a member that it has not taken; then it is dropped.
-    :ivar lag_seconds: how long something may wait for a member; then it is dropped.
-    :ivar ping_seconds: between two pings.
-    :ivar silence_seconds: without a frame of a member; then it is dropped.
-    :ivar close_seconds: for a member to take what was queued for it and a close frame.
-    :ivar rooms: at once; the history of rooms that nobody is in counts.
+    :ivar upload_seconds: time for a picture to arrive.
+    :ivar queue_bytes: bytes that may wait for a member; beyond that it is dropped.
+    :ivar lag_seconds: time that something may wait for a member; then it is dropped.
+    :ivar ping_seconds: time between two pings.
+    :ivar silence_seconds: time without a frame from a member; then it is dropped.
+    :ivar close_seconds: time for a member to take what was queued for it and a close frame.
+    :ivar rooms: rooms at once; empty rooms whose history is kept count as well.
     :ivar history: messages of a room that are kept.
-    :ivar history_bytes: of these, without the pictures.
-    :ivar picture_memory: bytes of pictures that are kept, of all rooms.
+    :ivar history_bytes: bytes of these, without the pictures.
+    :ivar picture_memory: bytes of pictures that are kept, for all rooms together.
     """
 
     message_rate: float = 5

@@ -1,7 +1,7 @@
 """The log of messages: where their order is decided and where they are kept.
 
-A message is acknowledged to its sender when it is in the log.  :class:`MemoryLog` is that of a
-server that is alone; see ``redis_log`` for one that several share.
+A message is acknowledged to its sender when it is in the log.  :class:`MemoryLog` is for a single
+server; see ``redis_log`` for a log that several servers share.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .rooms import Room
 
 __all__ = ["Answer", "FullError", "Log", "MemoryLog"]
 
-# Called with "pending" when a message was delivered here only, and with "ack" when it is in the
+# Called with "pending" when a message was delivered only here, and with "ack" when it is in the
 # log.
 Answer: TypeAlias = Callable[[Literal["pending", "ack"]], None]
 
 
 class FullError(Exception):
-    """The log is out of reach, and too much waits for it already."""
+    """The log cannot be reached, and too much waits for it already."""
 
 
 class Log(Protocol):
     """What a chat server needs of a log.
 
-    :ivar shared: whether other servers are reached; ``None`` if there are none.
+    :ivar shared: whether other servers can be reached; ``None`` if there are none.
     """
 
     shared: bool | None
@@ -52,14 +52,14 @@ class Log(Protocol):
         """
 
     async def fetch(self, room: Room, ident: str) -> Post | None:
-        """Return a picture that this server does not have, if another had it."""
+        """Return a picture that this server does not have, if the shared log has it."""
 
     async def flush(self, seconds: float) -> None:
-        """Wait until what was taken is in the log, for so long."""
+        """Wait until everything accepted is in the log, for ``seconds`` at most."""
 
 
 class MemoryLog:
-    """Rooms of this process alone: the order is that in which they deliver."""
+    """The log of a single process: messages have the order in which rooms deliver them."""
 
     shared: bool | None = None
 
@@ -74,7 +74,7 @@ class MemoryLog:
         task_status.started()
 
     async def open(self, room: Room) -> None:
-        """There is no history but the room's own."""
+        """Do nothing: the only history is the room's own."""
 
     async def post(self, room: Room, post: Post, answer: Answer) -> None:
         await room.deliver(post)
@@ -84,4 +84,4 @@ class MemoryLog:
         return None
 
     async def flush(self, seconds: float) -> None:
-        """Nothing waits."""
+        """Do nothing: no message waits."""

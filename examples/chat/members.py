@@ -19,7 +19,7 @@ SLOW = 1013
 class DroppedError(Exception):
     """A member's connection has to end, with this code and reason.
 
-    :ivar by_peer: the member has sent a close frame, and waits for ours.
+    :ivar by_peer: the member has sent a close frame, and waits for the server's.
     """
 
     def __init__(self, code: int, reason: str, *, by_peer: bool = False) -> None:
@@ -33,9 +33,9 @@ class Member:
     """A connection in a room.
 
     :ivar name: unlike any other's in the room on this server.
-    :ivar queue: what is on its way to it.
-    :ivar ending: why it is being dropped, once it is.
-    :ivar heard: when something came from it, by ``time.monotonic``.
+    :ivar queue: frames on their way to it.
+    :ivar ending: why it is being dropped, if it is.
+    :ivar heard: when it last sent something, by ``time.monotonic``.
     """
 
     def __init__(self, name: str, queue: MemberQueue, limits: ChatLimits) -> None:
@@ -49,12 +49,12 @@ class Member:
         self.frames = Allowance(limits.frame_rate, limits.frame_burst)
         self.strikes = 0
         self._limits = limits
-        # What was queued at a time; when all of that is taken, the next such mark is set.
+        # How much was queued at a point in time; when all of that is taken, the mark is set anew.
         self._mark = 0
         self._marked = self.heard
 
     def drop(self, code: int, reason: str) -> None:
-        """End its connection, by a close frame behind what is queued for it."""
+        """End its connection, by a close frame after what is queued for it."""
         if self.ending is None:
             self.ending = DroppedError(code, reason)
             self.scope.cancel()
@@ -65,7 +65,7 @@ class Member:
             self.queue.send(*frames)
 
     def drop_if_over(self) -> bool:
-        """Drop the member if too much waits for it; whether it is being dropped."""
+        """Drop the member if too much waits for it; return whether it is being dropped."""
         if self.ending is None and self.queue.is_over(self._limits.queue_bytes):
             self.drop(SLOW, "too slow: too much waits for you")
         return self.ending is not None

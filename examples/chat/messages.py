@@ -1,11 +1,11 @@
-"""The messages of the chat: what members send, what they get, and what is not taken.
+"""The messages of the chat: what members send, what they get, and what is refused.
 
 Text frames hold a JSON object with a ``type``.  A picture is one binary frame: the length of a JSON
-header in two bytes, most significant first, the header, the picture.
+header in two bytes, most significant first, then the header, then the picture.
 
 From a member:
 
-* ``{"type": "say", "nonce", "text"}``: the nonce is the member's own, to recognise the answer by;
+* ``{"type": "say", "nonce", "text"}``: the member chooses the nonce, to recognise the answer;
 * ``{"type": "fetch", "id"}``: asks for a picture of the history;
 * a picture, its header ``{"nonce", "name"}``.
 
@@ -13,14 +13,14 @@ To a member:
 
 * ``welcome``: ``name`` (the one it got), ``room``, ``members``, ``limits``, ``server``;
 * ``message``: ``id``, ``from``, ``at`` (milliseconds since 1970), ``text``;
-* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``; as the header of a
-  picture when it is dropped or fetched, alone in the history;
+* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``: the header of a picture
+  that is dropped or fetched; in the history it comes without the picture;
 * ``presence``: ``joined``, ``left``;
 * ``ack``: ``nonce``, ``id``: the message is in the history, and will not be lost;
 * ``pending``: ``nonce``, ``id``: it was delivered here, and an ``ack`` will come;
-* ``refused``: ``nonce``, ``reason``: it was not taken;
+* ``refused``: ``nonce``, ``reason``: it was refused;
 * ``gone``: ``id`` of a picture that is not kept any more;
-* ``status``: ``shared``: whether other servers are reached.
+* ``status``: ``shared``: whether other servers can be reached.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ HEADER_BYTES = 2048
 # Room for every character escaped, and for the rest of the object.
 TEXT_FRAME_BYTES = 64 << 10
 PICTURE_FRAME_BYTES = IMAGE_BYTES + HEADER_BYTES + 2
-# Formats that a browser shows and that cannot carry scripts, by how they begin.
+# Formats that browsers show and that cannot contain scripts, by their first bytes.
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -73,13 +73,13 @@ LENGTH = struct.Struct("!H")
 
 
 class MalformedError(Exception):
-    """This is not a message of the protocol; its sender is not worth talking to."""
+    """This is not a message of the protocol; its sender is dropped."""
 
 
 class RefusedError(Exception):
-    """A message that is not taken, with the reason that its sender is told.
+    """A message that is refused, with the reason that its sender is told.
 
-    :ivar nonce: of the message.
+    :ivar nonce: the nonce of the message.
     """
 
     def __init__(self, nonce: str, reason: str) -> None:
@@ -118,11 +118,11 @@ Request: TypeAlias = Say | Fetch | Picture
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What a room gets to see.
+    """A message as a room gets it.
 
-    :ivar id: unlike any other, on all servers.
+    :ivar id: unique among all servers.
     :ivar header: JSON, as members get it.
-    :ivar content: of a picture.
+    :ivar content: the content of a picture.
     """
 
     id: str
@@ -158,7 +158,7 @@ def clean_room(name: str) -> str:
 def parse_text(data: str) -> Say | Fetch:
     """Read a text frame.
 
-    :raises MalformedError: it is no message.
+    :raises MalformedError: it is not a message.
     :raises RefusedError: the text is empty or too long.
     """
     fields = _parse_object(data)
@@ -179,8 +179,8 @@ def parse_text(data: str) -> Say | Fetch:
 def parse_picture(data: bytes) -> Picture:
     """Read a binary frame.
 
-    :raises MalformedError: it is no message.
-    :raises RefusedError: it is no picture of a format that is taken, or too large.
+    :raises MalformedError: it is not a message.
+    :raises RefusedError: it is not a picture of an accepted format, or too large.
     """
     fields, content = split_picture(data)
     nonce = _string(fields, "nonce", NONCE_CHARACTERS)
@@ -213,7 +213,7 @@ def _parse_object(data: str | bytes) -> dict[str, Any]:
 def _string(fields: dict[str, Any], name: str, most: int) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or len(value) > most:
-        raise MalformedError(f"{name} is missing, too long or no string")
+        raise MalformedError(f"{name} is missing, too long or not a string")
     return clean_text(value) if most == NONCE_CHARACTERS else value
 
 
@@ -243,12 +243,12 @@ def split_picture(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def post_text(ident: str, at: int, sender: str, say: Say) -> Post:
-    """Return what the room gets to see of a text."""
+    """Return a text as the room gets it."""
     return Post(ident, encode(type="message", id=ident, **{"from": sender}, at=at, text=say.text))
 
 
 def post_picture(ident: str, at: int, sender: str, picture: Picture) -> Post:
-    """Return what the room gets to see of a picture."""
+    """Return a picture as the room gets it."""
     header = encode(
         type="image",
         id=ident,

@@ -1,4 +1,4 @@
-"""What the chat tells of itself, besides what every server does."""
+"""The metrics of the chat, besides those of every server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who is in the rooms of other servers, as they tell each other through Redis.
+"""Who is in the rooms of other servers, as servers tell each other through Redis.
 
-Each server tells who is in its rooms when that changes, and everything now and then, so that one
-that has just come learns of the others, and one that is gone is forgotten.
+Each server tells who is in its rooms when that changes, and tells everything now and then.  So a
+new server learns of the others, and one that is gone is forgotten.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORGET_SECONDS = 15.0
 class Server:
     """Another server.
 
-    :ivar heard: when it told something, by ``time.monotonic``.
+    :ivar heard: when it last told something, by ``time.monotonic``.
     :ivar rooms: who is in each of its rooms.
     """
 
@@ -38,9 +38,9 @@ class Server:
 
 
 class Presence:
-    """Tells who is here, and keeps who is elsewhere.
+    """Tells who is here, and remembers who is elsewhere.
 
-    :param rooms: of this server.
+    :param rooms: the rooms of this server.
     """
 
     def __init__(self, origin: str, channel: str, rooms: Mapping[str, Room]) -> None:
@@ -83,7 +83,7 @@ class Presence:
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = Server(0, {})
-            self._told_all = 0.0  # it may be new: let it know at once
+            self._told_all = 0.0  # it may be new, so tell it everything at once
         server.heard = time.monotonic()
         server.rooms.update(fields["rooms"])
         for room_name, names in fields["rooms"].items():
@@ -91,7 +91,7 @@ class Presence:
                 room.set_elsewhere(name, names)
 
     def forget_all(self) -> None:
-        """No other server is reached."""
+        """Forget all other servers, since none can be reached."""
         self._forget(unheard_since=math.inf)
 
     def _forget(self, *, unheard_since: float) -> None:

@@ -1,9 +1,9 @@
 """What is on its way to members: one buffer to many, and how far behind each of them is.
 
 With a ring, a broadcast is queued on all sockets in one batch, through one send group for each
-room, and what a member has not taken is what its socket was given less what its peer has
-acknowledged, so that nothing has to be counted at each send.  Without a ring, to compare, each
-member has a task that sends by anyio's own stream.
+room.  What waits for a member is what its socket was given, less what its peer has acknowledged, so
+nothing has to be counted at each send.  Without a ring, for comparison, each member has a task that
+sends by anyio's own stream.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ..web import acknowledged
 
 __all__ = ["Broadcaster", "MemberQueue", "open_broadcaster", "open_queue"]
 
-# What the kernel takes for a peer that does not read.  Beyond it bytes wait in the program, which
-# has them once for all members.
+# How much the kernel takes for a peer that does not read.  Further bytes wait in the program, which
+# has them only once for all members.
 KERNEL_BYTES = 256 << 10
-# A group keeps what it has sent referenced until a generation of it has ended and is released.
+# A group references what it has sent until the generation has ended and is released.
 GENERATION_BYTES = 64 << 10
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -35,7 +35,7 @@ GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 class MemberQueue(ABC):
     """Frames on their way to one member.
 
-    :ivar stream: its connection.
+    :ivar stream: the member's connection.
     :ivar accepted: bytes that were queued so far.
     """
 
@@ -49,7 +49,7 @@ class MemberQueue(ABC):
 
     @abstractmethod
     def send(self, *frames: bytes) -> None:
-        """Queue frames for this member alone; those for one that is gone are lost."""
+        """Queue frames for this member alone; if it is gone, they are lost."""
 
     @abstractmethod
     def taken(self) -> int:
@@ -57,7 +57,7 @@ class MemberQueue(ABC):
 
     @abstractmethod
     async def finish(self) -> None:
-        """Wait until all has left."""
+        """Wait until everything has left."""
 
     def waiting(self) -> int:
         """Return how many bytes the member has not taken."""
@@ -82,8 +82,7 @@ class Broadcaster(ABC):
 
 
 class RingQueue(MemberQueue):
-    """A member's own send group, besides that of its room: the order of the calls holds for
-    both."""
+    """A member's own send group; what it sends keeps its order with what the room's group sends."""
 
     def __init__(self, stream: SocketStream, group: zc_anyio.SendGroup) -> None:
         super().__init__(stream)
@@ -105,7 +104,7 @@ class RingQueue(MemberQueue):
         return acknowledged(self.stream) - self._before
 
     async def finish(self) -> None:
-        # The bytes of a socket leave in order: what the room has sent was before these.
+        # The bytes of a socket leave in order, so what the room has sent has left before these.
         await self._group.flush().wait_released()
 
 
@@ -122,7 +121,7 @@ class RingBroadcaster(Broadcaster):
         if self._unflushed > GENERATION_BYTES:
             self._group.flush()
             self._unflushed = 0
-        # The members' own tasks notice what is broken; forgotten, or they would gather.
+        # The members' own tasks notice failures; here they are forgotten, so as not to pile up.
         self._group.take_failures()
 
 
@@ -186,9 +185,9 @@ class PlainBroadcaster(Broadcaster):
 async def open_queue(
     stream: SocketStream, *, ring: zc_anyio.Ring | None, limit: int
 ) -> AsyncIterator[MemberQueue]:
-    """Open the queue of one member; at the end what it has not taken is dropped by a reset.
+    """Open the queue of one member; at the end a reset drops what it has not taken.
 
-    :param limit: bytes that may wait for it, before it counts as slow.
+    :param limit: bytes that may wait for the member before it counts as slow.
     """
     if ring is None:
         queue = PlainQueue(stream)
@@ -205,10 +204,10 @@ async def open_queue(
 
 @asynccontextmanager
 async def open_broadcaster(ring: zc_anyio.Ring | None, *, limit: int) -> AsyncIterator[Broadcaster]:
-    """Open what sends to a room.
+    """Open the broadcaster of a room.
 
-    :param limit: bytes that may wait for a member before it is dropped: as the window is several
-        times that, no member makes the room wait.
+    :param limit: bytes that may wait for a member before it is dropped.  The window is several
+        times that, so no member makes the room wait.
     """
     if ring is None:
         yield PlainBroadcaster()

@@ -1,13 +1,13 @@
 """A log that several servers share, in Redis (by coredis).
 
 Each room has a stream, in which its messages are kept, and a channel, on which its servers are told
-of them.  One script does both, so that every server sees the messages of a room in the stream's
-order, and delivers them in that order, its own ones too.
+of them.  One script does both, so every server sees the messages of a room in the stream's order.
+It delivers all messages in that order, including its own.
 
-When Redis is not reached, rooms go on within this server: what is posted is delivered here at once,
-and its sender is told that it is *pending*.  It stays in a bounded backlog until Redis is back, is
-then appended, and only then acknowledged.  Other members' messages that were missed are read from
-the stream.  What Redis itself has lost meanwhile is put back by whoever has it in its history.
+When Redis cannot be reached, rooms go on within this server: a message is delivered here at once,
+and its sender is told that it is *pending*.  It stays in a bounded backlog until Redis is back;
+then it is appended, and only then acknowledged.  Messages of other servers that were missed are
+read from the stream.  Servers put back from their history what Redis itself has lost.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PRESENCE_CHANNEL = "zc_chat:presence"
 BACKLOG = 10_000
 BACKLOG_BYTES = 64 << 20
 RETRY_SECONDS = 0.5
-# Messages that are known again when they are put back into a log.
+# How many messages are recognised when they are put back into a log.
 SEEN = 10_000
-# Without an answer for so long, Redis counts as gone.
+# After this long without an answer, Redis counts as gone.
 ANSWER_SECONDS = 5.0
 IDLE_SECONDS = 5.0
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
@@ -64,7 +64,7 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Waiting:
-    """A message of this server that has not come back from Redis.
+    """A message of this server that has not come back from Redis yet.
 
     :ivar delivered: it was delivered here already.
     :ivar acknowledged: it is in the log.
@@ -87,17 +87,17 @@ class RedisLog:
         self._origin = secrets.token_hex(8)
         self._number = 0
         self._host: Host | None = None
-        # While Redis is reached.
+        # Set while Redis can be reached.
         self._streams: RoomStreams | None = None
         self._presence: Presence | None = None
         self._stopped = False
         self._scope = CancelScope()
-        # By number, so in order.
+        # By number, and so in order.
         self._waiting: dict[int, Waiting] = {}
         self._waiting_bytes = 0
         self._posted = anyio.Event()
         self._delivering = anyio.Lock()
-        # Where each room's latest message stands in its stream.
+        # The position of each room's latest message in its stream.
         self._positions: dict[str, str] = {}
         # The latest messages of the log that arrived here.
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -131,7 +131,7 @@ class RedisLog:
         assert self._host is not None
         assert self._presence is not None
         self._presence.open(room)
-        # Those of rooms that made place for others are not needed any more.
+        # Positions of rooms that made place for others are not needed any more.
         known = self._positions.keys() & self._host.rooms.keys()
         self._positions = {name: self._positions[name] for name in known}
         streams = self._streams
@@ -147,7 +147,7 @@ class RedisLog:
             while arrived:
                 await self._arrive(streams, room, *arrived.pop(0))
         except RedisError:
-            # The connection is lost, and when it is back the room is filled.
+            # The connection is lost; when it is back, the room is filled.
             log.warning("the history of %s cannot be read", room.name)
         finally:
             del self._arrived[room.name]
@@ -182,8 +182,8 @@ class RedisLog:
 
     async def _keep_connected(self, *, task_status: TaskStatus[None]) -> None:
         started = False
-        # coredis has to leave its subscription before its connections: were all of it cancelled at
-        # once, it would write to a connection that is closed.
+        # coredis has to leave its subscription before its connections: if both were cancelled at
+        # once, it would write to a closed connection.
         with CancelScope(shield=True):
             while not self._stopped:
                 try:
@@ -196,7 +196,7 @@ class RedisLog:
                                 await self._received(message)
                 except* (RedisError, OSError, TimeoutError, *GONE) as exc:
                     if self.shared or not started:
-                        log.warning("Redis is not reached: %s", str(_first(exc)))
+                        log.warning("Redis cannot be reached: %s", str(_first(exc)))
                 await self._lost()
                 if not started:
                     started = True
@@ -223,7 +223,7 @@ class RedisLog:
                 retry_policy=NoRetryPolicy(),
                 stream_timeout=ANSWER_SECONDS,
             ) as client,
-            # It does not connect again by itself, which would lose messages in silence.
+            # It does not reconnect by itself, which would silently lose messages.
             client.pubsub(
                 retry_policy=None,
                 ignore_subscribe_messages=True,
@@ -239,7 +239,7 @@ class RedisLog:
                 for room in missing:
                     await self._catch_up(streams, room)
                 caught_up |= missing
-            # Rooms that are opened from here on read their history themselves.
+            # Rooms that are opened from now on read their history themselves.
             self._streams = streams
             append = await self._append_waiting(streams)
             self.shared = True
@@ -274,7 +274,7 @@ class RedisLog:
     # --- messages of this server ---
 
     async def _append_waiting(self, streams: RoomStreams) -> Append:
-        """Append what waits; return what appends what is posted from then on."""
+        """Append what waits; return a function that appends what is posted later."""
         appended = 0
 
         async def append() -> None:
@@ -296,7 +296,7 @@ class RedisLog:
 
     async def _deliver_waiting(self) -> None:
         """Deliver within this server what has not come back from Redis."""
-        # Whoever is being cancelled, what was taken is delivered, and in order.
+        # Shielded, so that accepted messages are delivered, in order, whoever is being cancelled.
         with CancelScope(shield=True):
             async with self._delivering:
                 for waiting in list(self._waiting.values()):
@@ -323,12 +323,12 @@ class RedisLog:
             await self._arrive(self._streams, room, position.decode(), header)
 
     async def _arrive(self, streams: RoomStreams, room: Room, position: str, header: bytes) -> None:
-        """Deliver what is in the stream, unless it was delivered."""
+        """Deliver a message of the stream, unless it was delivered already."""
         latest = self._positions.get(room.name)
         later = latest is None or is_later(position, latest)
         fields = json.loads(header)
         ident = fields["id"]
-        # What comes late and is new was another server's alone when Redis went and lost it.
+        # A late message that is new here: only another server had it when Redis lost it.
         if not later and ident in self._seen:
             return
         waiting = None

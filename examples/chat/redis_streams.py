@@ -1,4 +1,4 @@
-"""What is kept in Redis: a stream for each room, and the pictures; two scripts that change them."""
+"""What is kept in Redis: a stream for each room, and pictures; two scripts change them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class RoomStreams:
         self._restore: Script[bytes] = _script(client, "restore.lua")
 
     async def append(self, number: int, room: str, post: Post) -> None:
-        """Append a message, keep its picture, and tell all servers; once, however often called.
+        """Append a message, keep its picture, and tell all servers; only once, if called again.
 
-        :param number: of the message, larger than of those of this server before it.
+        :param number: number of the message, larger than those of this server's earlier ones.
         """
         await self._append(
             [_stream(room), f"{PREFIX}:latest:{self._origin}", _picture(post.id)],
@@ -53,7 +53,7 @@ class RoomStreams:
         )
 
     async def restore(self, room: str, history: Iterable[Kept]) -> int:
-        """Put back what a stream has lost, tell all servers, and return how many that were."""
+        """Put back what a stream has lost, tell all servers; return how many it was."""
         known: list[Any] = []
         for kept in history:
             if kept.position is not None:
@@ -66,11 +66,11 @@ class RoomStreams:
         return int(lost)
 
     async def latest(self, room: str) -> list[Entry]:
-        """Return the latest messages, oldest first: what is a room's history."""
+        """Return the latest messages, oldest first, which are a room's history."""
         return _entries(await self._client.xrevrange(_stream(room), count=HISTORY_LENGTH))[::-1]
 
     async def after(self, room: str, position: str) -> list[Entry]:
-        """Return what stands behind a position."""
+        """Return the messages after a position."""
         return _entries(await self._client.xrange(_stream(room), start=f"({position}"))
 
     async def picture(self, ident: str) -> bytes | None:
@@ -79,7 +79,7 @@ class RoomStreams:
 
 
 def is_later(position: str, than: str) -> bool:
-    """Whether a position in a stream is behind another."""
+    """Whether a position in a stream is after another."""
     return _place(position) > _place(than)
 
 

@@ -21,14 +21,14 @@ from .websocket import binary_frame, text_frame
 
 __all__ = ["Kept", "Pictures", "Room"]
 
-# Those who come and go within this time are told together.
+# Members who come and go within this time are announced together.
 PRESENCE_SECONDS = 0.3
 
 
 class Pictures:
-    """The pictures that are kept, framed; those that were used longest ago go first.
+    """The pictures that are kept, framed; those unused for longest are dropped first.
 
-    :param limit: bytes.
+    :param limit: bytes of all of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -56,8 +56,8 @@ class Pictures:
 class Kept:
     """A message of the history.
 
-    :ivar position: in the log that servers share, once it is known.
-    :ivar frame: as members get it when they join.
+    :ivar position: its position in the log that servers share, once that is known.
+    :ivar frame: the frame that members get when they join.
     """
 
     id: str
@@ -69,8 +69,8 @@ class Kept:
 class Room:
     """One room on this server.
 
-    All that members get passes the room's lock, so that they see it in the same order, those who
-    join included.
+    Everything that members get passes the room's lock, so all of them see it in the same order,
+    including those who join.
 
     :ivar members: by name.
     :ivar elsewhere: the names of those who are in this room on other servers, by server.
@@ -90,7 +90,7 @@ class Room:
         self._metrics = metrics
         self._lock = anyio.Lock()
         self._broadcaster: Broadcaster | None = None
-        # Whom members were told of: by a presence message, or since then by a welcome.
+        # Whom members know of, by a presence message or by their welcome.
         self._announced: set[str] = set()
         self._welcomed: set[str] = set()
         self._changed = anyio.Event()
@@ -126,7 +126,7 @@ class Room:
             frame = binary_frame(join_picture(post.header, post.content))
             self._pictures.put(post.id, frame)
         self._metrics.messages.labels("text" if post.content is None else "picture").inc()
-        # A message that is in the history has to reach the members, whoever is being cancelled.
+        # Shielded, since a message in the history has to reach the members.
         with CancelScope(shield=True):
             async with self._lock:
                 self.keep([kept])
@@ -158,7 +158,7 @@ class Room:
     # --- members ---
 
     async def join(self, member: Member, server: dict[str, object]) -> None:
-        """Take in a member: it is welcomed, gets the history, and all that comes after it."""
+        """Take in a member: it gets a welcome, the history, and everything after that."""
         async with self._lock:
             member.name = self._free_name(member.name)
             self.members[member.name] = member

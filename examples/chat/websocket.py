@@ -27,8 +27,8 @@ __all__ = [
     "text_frame",
 ]
 
-# A server's frames are not masked, and without extensions they have no state: one connection object
-# frames for all, and the same bytes go to every member.
+# A server's frames are not masked, and without extensions they have no state.  So one connection
+# object makes the frames for all, and the same bytes go to every member.
 _framer = Connection(ConnectionType.SERVER)
 
 
@@ -44,7 +44,7 @@ def binary_frame(data: bytes) -> bytes:
 
 def close_frame(code: int, reason: str) -> bytes:
     """Return an unmasked close frame."""
-    # Closing is a state, so this one needs a connection object of its own.
+    # Closing changes the state, so a close frame needs a connection object of its own.
     return Connection(ConnectionType.SERVER).send(CloseConnection(code=code, reason=reason))
 
 
@@ -57,13 +57,13 @@ PING = _framer.send(Ping())
 
 
 class TooBigError(Exception):
-    """A message is larger than is taken."""
+    """A message is larger than the limit."""
 
 
 class ClosedError(Exception):
-    """The peer has sent a close frame, or something that is against the protocol.
+    """The peer has sent a close frame, or has violated the protocol.
 
-    :ivar violation: it is the latter; ``code`` and ``reason`` are then what to tell the peer.
+    :ivar violation: it has violated the protocol; ``code`` and ``reason`` are for the peer then.
     """
 
     def __init__(self, code: int, reason: str, *, violation: bool) -> None:
@@ -79,7 +79,7 @@ Message: TypeAlias = str | bytes | Ping | Pong
 class Incoming:
     """Whole messages from the bytes that a connection receives.
 
-    :param text_bytes: the most that a text message may have, about: characters are counted.
+    :param text_bytes: about the most that a text message may have; characters are counted.
     :param binary_bytes: the most that a binary message may have.
     :ivar frames: how many frames came.
     :ivar partial: bytes of a message that has not ended.
@@ -97,7 +97,7 @@ class Incoming:
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take in bytes, and return the messages that they complete.
 
-        :raises TooBigError: a message is larger than is taken, as soon as that is known.
+        :raises TooBigError: a message is larger than the limit, as soon as that is known.
         :raises ClosedError: the peer closes, or violates the protocol (UTF-8 and frames).
         """
         self.connection.receive_data(data)
@@ -121,7 +121,7 @@ class Incoming:
                     self.frames += 1
                     yield event
                 case CloseConnection():
-                    # wsproto reports a violation by the peer as if that were a close frame of it.
+                    # wsproto reports a violation by the peer as if it were the peer's close frame.
                     violation = self.connection.state is ConnectionState.OPEN
                     code = event.code or CloseReason.NORMAL_CLOSURE
                     raise ClosedError(code, event.reason or "", violation=violation)

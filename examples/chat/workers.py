@@ -17,7 +17,7 @@ def run_workers(options: argparse.Namespace) -> int:
 
     :return: the exit status: 0 if all of them ended well.
     """
-    # Keeps the port, and takes no connections itself as it does not listen.
+    # This socket keeps the port; as it does not listen, it takes no connections.
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -29,7 +29,7 @@ def run_workers(options: argparse.Namespace) -> int:
         stopping = False
 
         def stop(_signal: int = 0, _frame: FrameType | None = None) -> None:
-            # Once: a worker that is about to end would be killed by a second one.
+            # Only once: a second signal would kill a worker that is about to end.
             nonlocal stopping
             if not stopping:
                 stopping = True
@@ -42,7 +42,7 @@ def run_workers(options: argparse.Namespace) -> int:
         while waiting:
             waiting.remove(_wait_any(waiting))
             stop()
-        # One that was still starting is ended by the signal itself.
+        # A worker that was still starting is ended by the signal itself.
         return int(any(worker.returncode not in (0, -signal.SIGTERM) for worker in workers))
 
 

@@ -44,8 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "Send a file to a server in a second process on this machine, by anyio's own send, by "
             "a send group, and by a broadcast to many connections; compare what arrived, and "
             "show what it cost.  Then, where a network namespace can be made, send datagrams to a "
-            "device that drops them, where nothing is copied.  Exit status 1 if anything else "
-            "arrived than was sent, 2 if the demonstration could not run."
+            "device that drops them, where nothing is copied.  The exit status is 1 if other bytes "
+            "arrived than were sent, 2 if the demonstration could not run."
         ),
     )
     parser.add_argument(
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--slow",
         type=int,
         default=5,
-        help=f"how many of them read {SLOW_BYTES_A_SECOND // MIB} MiB a second (%(default)s)",
+        help=f"how many of these read {SLOW_BYTES_A_SECOND // MIB} MiB a second (%(default)s)",
     )
     parser.add_argument(
         "--limit",
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=32,
         metavar="MIB",
-        help="so much of it goes to each peer of the broadcast (%(default)s)",
+        help="how much of it goes to each peer of the broadcast (%(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.connections < 1:
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ways = measure(path, payload.size, options.driver, BACKENDS[options.backend])
     except NotHere as exc:
-        console.print(f"What is not copied cannot be shown here: {exc}", highlight=False)
+        console.print(f"Zero copy cannot be shown here: {exc}", highlight=False)
     else:
         print_dropped(console, ways)
     return 0

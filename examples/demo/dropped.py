@@ -1,7 +1,7 @@
-"""Datagrams to a device that drops everything: where one machine alone can show zero copy.
+"""Datagrams to a device that drops everything: the only zero copy that one machine can show.
 
-The device is in a network namespace of a second process, and ends with it.  The kernel has sent a
-datagram when it hands it to the device, so what is measured is sending and nothing else.
+The device is in a network namespace of a second process, and ends with it.  A datagram is sent when
+the kernel hands it to the device, so only sending is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .sending import Payload
 # From the addresses for documentation; nothing else has a route there.
 OWN, PEER = "198.51.100.1", "198.51.100.2"
 DEVICE = "zc-demo"
-# With its headers it fits the largest MTU.
+# With headers a datagram of this size fits the largest MTU.
 DATAGRAM = 60_000
 TOTAL = 1 << 30
 SECONDS = 120
@@ -40,16 +40,16 @@ ORIGIN_ZEROCOPY, CODE_COPIED = 5, 1
 
 
 class NotHere(Exception):  # noqa: N818 - as anyio's exceptions are named
-    """Why there is no such device."""
+    """The device cannot be made; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What one way of sending cost.
+    """The cost of one way of sending.
 
     :ivar size: bytes sent.
-    :ivar cpu_seconds: of the process, user and system.
-    :ivar zero_copied: datagrams, by the kernel's own report; ``None``: it gives none.
+    :ivar cpu_seconds: CPU time of the process, user and system.
+    :ivar zero_copied: datagrams, by the kernel's own report; ``None``: there is no report.
     """
 
     way: str
@@ -62,9 +62,9 @@ class Dropped:
 def measure(
     path: Path, limit: int, driver: str, backend: dict[str, Any], *, total: int = TOTAL
 ) -> list[Dropped]:
-    """Send in a namespace of a second process: ``limit`` bytes of a file, until it is ``total``.
+    """Send ``limit`` bytes of a file again and again, ``total`` in all, in a second process.
 
-    :raises NotHere: it cannot be made.
+    :raises NotHere: the namespace or the device cannot be made.
     """
     names = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     asked = json.dumps([str(path), limit, driver, backend, total])
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def make_device() -> None:
-    # Either kind drops what it is to send; not every kernel has both.
+    # Both kinds drop what they are given; not every kernel has both.
     if subprocess.run(["ip", *f"link add {DEVICE} type dummy".split()], check=False).returncode:
         ip(f"link add {DEVICE} type ifb")
     ip(f"link set {DEVICE} mtu 65535 up")
@@ -133,7 +133,7 @@ def by_msg_zerocopy(chunks: list[memoryview]) -> Dropped:
 
 
 def take_notifications(sock: socket.socket, counts: list[int]) -> None:
-    """Count the sends that the kernel has done with: zero-copied, and copied."""
+    """Count the sends that the kernel has finished: zero-copied, and copied."""
     while True:
         try:
             _, control, _, _ = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
@@ -146,7 +146,7 @@ def take_notifications(sock: socket.socket, counts: list[int]) -> None:
 
 
 async def by_group(chunks: list[memoryview], driver: Any) -> Dropped:
-    """A send group of this library's."""
+    """A send group of this library."""
     with connected() as sock:
         sock.setblocking(False)
         async with zc_anyio.open_ring(driver=driver) as ring:

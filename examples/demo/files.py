@@ -21,7 +21,7 @@ def largest_file(
 ) -> Path | None:
     """Return the largest readable regular file of at most ``limit`` bytes that was found in time.
 
-    Symbolic links and other file systems are left out.  ``None``: there is none that is not empty.
+    Symbolic links, other file systems and empty files are left out.  ``None``: there is no other.
     """
     best, best_size = None, 0
     give_up_at = time.monotonic() + seconds

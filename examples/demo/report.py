@@ -65,7 +65,7 @@ def bars(console: Console) -> Iterator[Progress]:
 
 
 def bar(progress: Progress, way: str, size: int) -> Report:
-    """Add a bar; the result is called with the bytes that were sent so far."""
+    """Add a bar; return a function to call with the bytes that were sent so far."""
     task = progress.add_task(way, total=size)
     return lambda sent: progress.update(task, completed=sent)
 
@@ -94,7 +94,7 @@ def print_report(console: Console, results: list[Measured]) -> bool:
 
 
 def print_dropped(console: Console, ways: list[Dropped]) -> None:
-    """Print what datagrams to a device that drops everything have cost."""
+    """Print the cost of datagrams to a device that drops everything."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("way", no_wrap=True)
     for column in ("MiB", "CPU\nms a GiB", "zero-\ncopied", "copied"):
@@ -111,7 +111,7 @@ def print_dropped(console: Console, ways: list[Dropped]) -> None:
     console.print(table)
     console.print(
         "Datagrams of 60,000 bytes to a device that drops them, in a network namespace of its own: "
-        "sending, and nothing else.  socket.send copies, and the kernel does not count it.",
+        "only sending.  socket.send copies, and the kernel does not count that.",
         highlight=False,
     )
 
@@ -144,7 +144,7 @@ def _explain(console: Console, results: list[Measured]) -> None:
         "kernel's own report, staged if they were small and gathered.",
         "Over loopback the kernel always copies: a Linux machine cannot receive its own zero-copy "
         "data without copying it.  Part of that falls to the receiving process.",
-        "CPU: this process, user and system.  Peak: what was resident of this process; the file is "
-        "mapped, so the pages of it that were sent count.",
+        "CPU: this process, user and system.  Peak: resident memory of this process; the file is "
+        "mapped, so its pages that were sent count as well.",
     ):
         console.print(line, highlight=False)

@@ -20,25 +20,25 @@ from .server import Received, Server, header
 
 CHUNK_SIZE = 1 << 20
 PROGRESS_SECONDS = 0.1
-# All that a receiver has to do after the last byte was taken is to read and hash it.
+# After the last byte was taken, a receiver only has to read and hash what is left.
 ANSWER_SECONDS = 60.0
 
-# Called with the bytes that the way has sent so far.
+# Called with the number of bytes sent so far.
 Progress = Callable[[int], None]
 
 
 class Payload:
     """The beginning of a file as one buffer, in chunks that are views of it.
 
-    The file is mapped, not read: chunks of it cost no memory of this process beyond the page cache,
-    and both the kernel's copying and its zero-copy sends read them where they are.
+    The file is mapped, not read: chunks of it need no memory beyond the page cache, where the
+    kernel reads them, whether it copies or not.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
         """Map ``path``.
 
         :raises ValueError: the file is empty.
-        :raises OSError: it cannot be opened.
+        :raises OSError: the file cannot be opened.
         """
         with path.open("rb") as file:
             size = min(path.stat().st_size, limit)
@@ -60,7 +60,7 @@ class Payload:
         return digest.hexdigest()
 
     def forget_pages(self) -> None:
-        """Take the pages touched so far out of this process; the page cache keeps them."""
+        """Unmap the pages touched so far; they stay in the page cache."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
@@ -70,11 +70,11 @@ class Measured:
 
     :ivar size: bytes sent, over all connections.
     :ivar seconds: from the first send until the last receiver had everything.
-    :ivar cpu_seconds: of this process, user and system.
-    :ivar peak_memory: bytes of this process that were resident at most; ``None``: not known.
+    :ivar cpu_seconds: CPU time of this process, user and system.
+    :ivar peak_memory: most bytes of this process that were resident; ``None``: not known.
     :ivar size_each: bytes that every receiver should have got.
-    :ivar sha256: their digest.
-    :ivar statistics: of the ring; ``None`` where none was used.
+    :ivar sha256: the digest of these.
+    :ivar statistics: counters of the ring; ``None`` if none was used.
     """
 
     way: str
@@ -98,7 +98,7 @@ async def by_anyio(server: Server, payload: Payload, progress: Progress) -> Meas
         measure = _Measure(payload)
         sent = 0
         for chunk in payload.chunks(payload.size):
-            # Typed as bytes, and takes any buffer on every backend.
+            # It is typed as bytes, but takes any buffer on every backend.
             await streams[0].send(chunk)  # type: ignore[arg-type]
             sent += len(chunk)
             progress(sent)
@@ -109,14 +109,14 @@ async def by_anyio(server: Server, payload: Payload, progress: Progress) -> Meas
 async def by_group(
     server: Server, payload: Payload, progress: Progress, *, driver: Any
 ) -> Measured:
-    """A send group over a stream of anyio's."""
+    """A send group over one of anyio's streams."""
     async with _connected(server, connections=1) as streams:
         measure = _Measure(payload)
         async with _ring(driver, progress) as ring:
             async with zc_anyio.send_group() as group:
                 for chunk in payload.chunks(payload.size):
                     await group.send(streams[0], chunk)
-            # From here on no chunk is read by the kernel any more.
+            # From here on the kernel reads no chunk any more.
         received = await _end(server, streams)
         return measure.end("send group", payload.size, received, ring.statistics())
 
@@ -184,7 +184,7 @@ async def _end(server: Server, streams: list[SocketStream]) -> list[Received]:
 
 
 class _Measure:
-    """Clocks that begin to run when it is made."""
+    """Clocks that start when this object is made."""
 
     def __init__(self, payload: Payload) -> None:
         self._payload = payload
@@ -218,7 +218,7 @@ class _Measure:
 
 
 def _reset_peak_memory() -> None:
-    """Let the peak begin anew; a kernel that refuses leaves that of the whole run."""
+    """Reset the peak; if the kernel refuses, it is that of the whole run."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -1,9 +1,9 @@
 """The receiving side: a plain anyio server in a process of its own.
 
-That process runs this file as a script and knows nothing of zc_anyio, so what it receives is what
-any peer would.  A connection begins with a header of :data:`HEADER_SIZE` bytes, its number and
-"slow" or "fast"; what follows until the end of the stream is hashed.  The server answers on its
-standard output, a line of JSON each: its port first, then every connection that has ended.
+That process runs this file as a script and does not use zc_anyio, so it receives what any peer
+would.  A connection begins with a header of :data:`HEADER_SIZE` bytes: its number, and "slow" or
+"fast".  The rest of the stream is hashed.  The server writes lines of JSON to its standard output:
+first its port, then one for every connection that has ended.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 HEADER_SIZE = 32
 FAST_READ = 1 << 20
-# A slow reader takes so much at a time, and so much in a second.
+# How much a slow reader takes at a time, and in a second.
 SLOW_READ = 64 << 10
 SLOW_BYTES_A_SECOND = 4 << 20
 LONGEST_LINE = 1 << 16
 
 
 def header(connection: int, *, slow: bool) -> bytes:
-    """Return what a connection has to begin with."""
+    """Return the header of a connection."""
     return f"{connection} {'slow' if slow else 'fast'}".encode().ljust(HEADER_SIZE)
 
 
@@ -39,7 +39,7 @@ def header(connection: int, *, slow: bool) -> bytes:
 class Received:
     """What the server got on one connection.
 
-    :ivar sha256: of everything after the header, in hexadecimal.
+    :ivar sha256: digest of everything after the header, in hexadecimal.
     :ivar error: why the connection ended before the end of its stream, or ``None``.
     """
 
@@ -55,7 +55,7 @@ class Received:
 class Server:
     """The server, as the sending process sees it.
 
-    :ivar pid: the number of its process.
+    :ivar pid: the id of its process.
     :ivar port: where it listens, on 127.0.0.1.
     """
 
@@ -65,7 +65,7 @@ class Server:
         self._lines = lines
 
     async def received(self) -> Received:
-        """Wait until the next connection has ended, and return what it brought.
+        """Wait until the next connection has ended, and return what came over it.
 
         :raises RuntimeError: the server has ended.
         """
@@ -83,7 +83,7 @@ async def _next_answer(lines: BufferedByteReceiveStream) -> dict[str, Any]:
 
 @asynccontextmanager
 async def start_server() -> AsyncGenerator[Server, None]:
-    """Run the server for the length of a scope, whose end, by whatever path, ends the server."""
+    """Run the server for the length of a scope; leaving the scope in any way ends it."""
     process = await anyio.open_process([sys.executable, __file__], stderr=None)
     try:
         assert process.stdout is not None
@@ -110,7 +110,7 @@ async def _receive_all(stream: SocketStream) -> Received:
     connection, pace = head.decode().split()
     slow = pace == "slow"
     if slow:
-        # Else megabytes of what a slow reader has not read would fit into its receive buffer.
+        # Otherwise the receive buffer of a slow reader would hold megabytes.
         raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_READ)
     digest = hashlib.sha256()
@@ -135,7 +135,7 @@ async def _serve_one(stream: SocketStream) -> None:
         try:
             received = await _receive_all(stream)
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return  # before the header was there: a connection that nobody waits for
+            return  # it ended before its header was complete, so nobody waits for it
         _answer(asdict(received))
 
 

@@ -37,9 +37,9 @@ class Load(Protocol):
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("url", help="of the server, http://127.0.0.1:8001/")
-    common.add_argument("--slow", type=int, default=0, metavar="N", help="read slowly (0)")
-    common.add_argument("--stalled", type=int, default=0, metavar="N", help="read nothing (0)")
+    common.add_argument("url", help="URL of the server, http://127.0.0.1:8001/")
+    common.add_argument("--slow", type=int, default=0, metavar="N", help="N read slowly (0)")
+    common.add_argument("--stalled", type=int, default=0, metavar="N", help="N read nothing (0)")
     common.add_argument("--seconds", type=float, default=10, help="(%(default)s)")
     common.add_argument(
         "--warm-up", type=float, default=2, metavar="SECONDS", help="not counted (%(default)s)"
@@ -122,7 +122,7 @@ async def run(options: argparse.Namespace) -> Figures:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a load and return its exit status: 1 if clients that keep up have lost anything."""
+    """Run a load; return the exit status, 1 if clients that keep up have lost anything."""
     options = parse(arguments)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

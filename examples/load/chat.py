@@ -1,7 +1,7 @@
 """Members of a chat room: most keep up, some read slowly, some read nothing.
 
-Every message carries a number and the time.  A member that keeps up must see, of each sender, all
-numbers in order, and all members the same messages in the same order.
+Every message carries a number and the time.  A member that keeps up must see all numbers of each
+sender in order, and all members must see the same messages in the same order.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .waiting import wait_until
 
 __all__ = ["ChatLoad"]
 
-# A picture that servers take for one: only its beginning is looked at.
+# Servers take this for a picture: they only check its beginning.
 PNG = b"\x89PNG\r\n\x1a\n"
-# So many connect at the same time.
+# How many connect at the same time.
 CONNECTING = 50
-# For what was sent last to arrive.
+# How long the last messages may take to arrive.
 ARRIVE_SECONDS = 30.0
-# A slow member reads so much, then waits so long for each message in it.
+# How much a slow member reads at a time, and how long it then waits for each message in it.
 SLOW_BYTES = 512
 SLOW_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ SLOW_SECONDS = 1.0
 class Quick:
     """A member that keeps up.
 
-    :ivar digest: of the ids of all messages that it saw, in order.
+    :ivar digest: digest of the ids of all messages that it saw, in order.
     :ivar is_gone: the server has dropped it.
     """
 
@@ -93,7 +93,7 @@ class ChatLoad:
         self._began = 0.0
 
     async def run(self) -> None:
-        """Connect, send for the time, wait until everything has arrived, and compare."""
+        """Connect, send for the given time, wait until everything has arrived, and compare."""
         async with anyio.create_task_group() as tasks:
             limiter = anyio.CapacityLimiter(CONNECTING)
             for number in range(self.figures.clients):
@@ -120,7 +120,7 @@ class ChatLoad:
         sent = self.figures.sent
         self.figures.lost += sum(sent - member.received for member in self._members)
         whole = [member.digest for member in self._members if member.received == sent]
-        # A member that saw another order than most is out of order as a whole.
+        # A member that saw another order than most members counts as out of order.
         commonest = max(map(whole.count, set(whole)), default=0)
         self.figures.disordered += len(whole) - commonest
 
@@ -151,7 +151,7 @@ class ChatLoad:
         return members[number % len(members)] if members else None
 
     async def _sent(self, sending: Awaitable[None]) -> None:
-        """Send as a whole, or not at all, so that it is known what has to arrive."""
+        """Send all of it or nothing, so that it is known what has to arrive."""
         with anyio.CancelScope(shield=True), suppress(*GONE, LocalProtocolError):
             await sending
             self.figures.sent += 1
@@ -195,7 +195,7 @@ class ChatLoad:
         member.received += 1
         member.digest = zlib.crc32(fields["id"].encode(), member.digest)
         if content is None:
-            # Senders take turns, so the numbers of each of them grow.
+            # Senders take turns, so the numbers of each sender grow.
             number = carried["number"]
             if number <= last.get(fields["from"], -1):
                 figures.disordered += 1

@@ -1,4 +1,4 @@
-"""What a load has seen: counts, latencies, and the memory of the server."""
+"""The figures of a load: counts, latencies, and the memory of the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCENTILES = (0.5, 0.9, 0.99, 0.999)
 
 
 async def scrape(url: str) -> dict[str, float]:
-    """Return the metrics of a server by name, those that differ in labels only added up."""
+    """Return the metrics of a server by name; those that differ only in labels are added up."""
 
     def get() -> str:
         with urllib.request.urlopen(url.rstrip("/") + "/metrics", timeout=30) as answer:
@@ -45,12 +45,12 @@ class Memory:
     resident: list[float] = field(default_factory=list)
 
     def add(self, seconds: float, metrics: dict[str, float]) -> None:
-        """Note what the server says."""
+        """Note the server's memory."""
         self.seconds.append(seconds)
         self.resident.append(metrics["process_resident_memory_bytes"])
 
     def after(self, seconds: float) -> list[float]:
-        """Return what was noted from then on."""
+        """Return the memory noted from a time on."""
         return self.resident[bisect_left(self.seconds, seconds) :]
 
 
@@ -62,13 +62,13 @@ class Figures:
     :ivar clients: connections that keep up, or should.
     :ivar slow: connections that read slowly.
     :ivar stalled: connections that read nothing.
-    :ivar sent: messages or frames that were there to be delivered.
-    :ivar deliveries: of these, to clients that keep up.
-    :ivar delivered_bytes: to them.
-    :ivar lost: what they should have got, and have not.
+    :ivar sent: messages or frames that should be delivered.
+    :ivar deliveries: deliveries of these to clients that keep up.
+    :ivar delivered_bytes: bytes of these deliveries.
+    :ivar lost: deliveries that clients which keep up should have got, and did not.
     :ivar disordered: deliveries out of order.
     :ivar failed: clients that should have kept up, and were dropped.
-    :ivar dropped: slow and stalled clients that the server has dropped, by what it said.
+    :ivar dropped: slow and stalled clients that the server has dropped, by its reason.
     :ivar latencies: seconds, one for each delivery after the warm-up.
     """
 

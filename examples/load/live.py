@@ -23,7 +23,7 @@ SLOW_SECONDS = 0.5
 
 
 class Parts:
-    """The parts of a ``multipart/x-mixed-replace`` body: their heads; their bodies are skipped."""
+    """The heads of the parts of a ``multipart/x-mixed-replace`` body, whose bodies are skipped."""
 
     def __init__(self) -> None:
         self._head = b""
@@ -52,8 +52,8 @@ class Parts:
 class LiveLoad:
     """See the module.
 
-    A frame that a viewer was too slow for counts as lost; that the server sends them in order, as
-    disordered where it does not.
+    A frame that a viewer was too slow for counts as lost.  A frame that the server sends out of
+    order counts as disordered.
 
     :param warm_up: seconds at the beginning whose latencies do not count.
     """
@@ -69,7 +69,7 @@ class LiveLoad:
         self._began = 0.0
 
     async def run(self) -> None:
-        """Connect, watch for the time, and compare."""
+        """Connect, watch for the given time, and compare."""
         async with anyio.create_task_group() as tasks:
             limiter = anyio.CapacityLimiter(CONNECTING)
             for _ in range(self.figures.clients):

@@ -1,4 +1,4 @@
-"""Connections that take little, or nothing."""
+"""Connections that read little, or nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .waiting import wait_until
 
 __all__ = ["connect_slow", "wait_reset"]
 
-# Else the kernel would take megabytes for a program that reads nothing.
+# Otherwise the kernel would accept megabytes for a program that reads nothing.
 RECEIVE_BUFFER = 8 << 10
 POLL_SECONDS = 0.5
 
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.5
 async def connect_slow(url: str) -> SocketStream:
     """Connect with a small receive buffer.
 
-    :raises OSError: the server is not reached.
+    :raises OSError: the server cannot be reached.
     """
     parts = urlsplit(url)
     sock = socket.socket()

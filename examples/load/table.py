@@ -1,4 +1,4 @@
-"""The table that is shown while a load runs, and at its end."""
+"""The table that is shown during a load and at its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(figures: Figures, *, done: bool) -> Table:
     grid.add_row("quick ones dropped", f"{figures.failed:,}")
     for what, count in sorted(figures.dropped.items()):
         grid.add_row(f"slow ones that saw: {what}", f"{count:,}")
-    # Whoever reads slowly learns late that it was dropped; the server knows.
+    # A slow reader notices late that it was dropped, so the server's count is shown as well.
     for name, value in figures.metrics.items():
         if name.endswith("_dropped_total"):
             grid.add_row("dropped by the server", f"{value:,.0f}")

@@ -1,4 +1,4 @@
-"""Waiting for what nobody tells."""
+"""Waiting for a condition that nothing signals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ __all__ = ["wait_until"]
 
 
 async def wait_until(condition: Callable[[], bool], *, every: float = 0.05) -> None:
-    """Look every so many seconds, until the condition holds."""
+    """Check the condition every ``every`` seconds until it holds."""
     while not condition():  # noqa: ASYNC110 - nothing sets an event
         await anyio.sleep(every)

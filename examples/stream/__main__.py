@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
         type=float,
         default=10,
         metavar="SECONDS",
-        help="a viewer who takes nothing for so long is dropped (%(default)s)",
+        help="a viewer who takes nothing for this long is dropped (%(default)s)",
     )
     add_options(parser, port=8000)
     options = parser.parse_args()
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
 
 
 class Page:
-    """The page, with the files of the folder in it, which are looked for once a second at most."""
+    """The page, with a list of the files in the folder, which is read at most once a second."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -94,7 +94,7 @@ class Page:
 
 
 def _item(entry: Entry) -> str:
-    """Return a link to a file; the page's script plays those that can be played."""
+    """Return a link to a file; the page's script plays the file if it can be played."""
     playable = entry.content_type.startswith(("video/", "audio/"))
     return (
         f'<li><a href="/files/{quote(entry.path)}"{" data-play" if playable else ""}>'

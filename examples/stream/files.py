@@ -18,7 +18,7 @@ __all__ = ["Files"]
 
 
 class Files:
-    """A handler that answers ``at`` + path with a file of the folder."""
+    """A handler that answers a path below ``at`` with a file of the folder."""
 
     def __init__(self, folder: Folder, metrics: Metrics, *, at: str = "/files/") -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class Files:
         try:
             await self._answer(request, exchange, path.rpartition("/")[2], fd, status)
         finally:
-            # What is being sent is mapped, which does not need the descriptor.
+            # What is being sent is mapped, so the descriptor is not needed any more.
             os.close(fd)
 
     async def _answer(
@@ -44,7 +44,7 @@ class Files:
             ("accept-ranges", "bytes"),
             ("etag", version.etag),
             ("last-modified", version.last_modified),
-            # A page among the files must not act as one of ours.
+            # A page among the files must not act as a page of this server.
             ("content-security-policy", "sandbox"),
         ]
         answer = version.precondition(request.header)
@@ -71,7 +71,7 @@ class Files:
     def _ranges(request: Request, version: Version, size: int) -> list[Range] | None:
         """Return the parts to send; ``None``: the whole file."""
         asked = request.header("range")
-        # RFC 9110 defines ranges for GET alone.
+        # RFC 9110 defines ranges only for GET.
         if asked is None or request.method != "GET":
             return None
         if not version.is_still(request.header("if-range")):

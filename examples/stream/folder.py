@@ -1,4 +1,4 @@
-"""A folder whose files may be seen, and nothing outside of it."""
+"""A folder whose files may be seen, but nothing outside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from examples.web import HTTPError
 __all__ = ["Entry", "Folder"]
 
 LISTED_MOST = 1000
-# What Python's table, or the system's, may not have.
+# Types that Python's table, or the system's, may lack.
 TYPES = mimetypes.MimeTypes()
 for kind, ending in (
     ("video/mp4", ".m4v"),
@@ -30,7 +30,7 @@ for kind, ending in (
 class Entry:
     """A file of the folder.
 
-    :ivar path: from the folder, with ``/``.
+    :ivar path: its path from the folder, with ``/``.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Entry:
 
 
 def content_type(name: str) -> str:
-    """Return the type by a file's ending; of a compressed file, nothing about what is in it."""
+    """Return the type by a file's ending; for a compressed file, not the type of its content."""
     kind, encoding = TYPES.guess_type(name)
     if kind is None or encoding is not None:
         return "application/octet-stream"
@@ -49,16 +49,16 @@ def content_type(name: str) -> str:
 class Folder:
     """Opens and lists files below a folder.
 
-    Symbolic links may lead to another place in the folder.  Hidden files are not seen.
+    Symbolic links may lead to another place in the folder.  Hidden files are left out.
 
-    :raises OSError: there is no such folder.
+    :raises OSError: the folder does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._root = path.resolve(strict=True)
 
     def open(self, path: str) -> tuple[int, os.stat_result]:
-        """Open a regular file and return its descriptor, which is the caller's to close.
+        """Open a regular file and return its descriptor, which the caller has to close.
 
         Blocks, so it is called in a worker thread.
 
@@ -71,14 +71,14 @@ class Folder:
         if not all(parts) or any(part.startswith(".") for part in parts):
             raise HTTPError(404)
         try:
-            # Opened as a mere path first: opening a pipe or a device would do something to it.
+            # First opened as a path only: really opening a pipe or a device has effects.
             place = os.open(self._root.joinpath(*parts), os.O_PATH | os.O_CLOEXEC)
         except PermissionError:
             raise HTTPError(403) from None
         except OSError:
             raise HTTPError(404) from None
         try:
-            # Where it has really led, whatever has been renamed or linked meanwhile.
+            # The path that was really opened, whatever was renamed or linked meanwhile.
             same = Path(f"/proc/self/fd/{place}")
             if not same.readlink().is_relative_to(self._root):
                 raise HTTPError(403)
@@ -112,7 +112,7 @@ class Folder:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name can stand in a URL, which is UTF-8."""
+    """Whether a name can be put into a URL, which is UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

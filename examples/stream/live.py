@@ -1,11 +1,11 @@
 """The live picture: each frame is rendered once, into one buffer, and broadcast to all viewers.
 
 A frame goes to the viewers that have at most one frame outstanding, in a send group of its own;
-the others skip it.  The groups of several frames are open side by side, because a group is left
-when its slowest viewer has taken the frame, and the next frame must not wait for that.  A viewer
-who takes nothing holds on to the buffers of two frames, whatever follows, until it is dropped.  So
-the buffers in use are bounded by the frames of the time after which that happens, however many
-viewers stall, and the pool has that many.
+the others skip it.  Groups of several frames are open at the same time: a group is left when its
+slowest viewer has taken the frame, and the next frame must not wait for that.  A viewer who takes
+nothing holds the buffers of two frames until it is dropped.  So at most the frames of the time
+after which viewers are dropped are in use, however many viewers stall, and the pool has that many
+buffers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .viewers import FRAMES_AHEAD, Viewer
 
 __all__ = ["Live"]
 
-# Shown as stalled when a frame is outstanding for this long.
+# A viewer is shown as stalled when a frame is outstanding for this long.
 STALLED_SECONDS = 2.0
 HEADERS = [
     ("content-type", f"multipart/x-mixed-replace; boundary={BOUNDARY}"),
@@ -39,10 +39,10 @@ HEADERS = [
 
 
 class Live(Collector):
-    """Renders frames while somebody watches, and sends them to everybody who does.
+    """Renders frames while somebody watches, and sends them to all viewers.
 
     :param fps: frames a second.
-    :param viewers: at most; more are answered 503.
+    :param viewers: how many viewers, at most; further ones are answered 503.
     :param stall_seconds: a viewer with a frame outstanding for longer is dropped.
     """
 
@@ -101,7 +101,7 @@ class Live(Collector):
             raise TimeoutError("a viewer stalled")
 
     def _drop(self, viewer: Viewer) -> None:
-        """Have a viewer's connection reset."""
+        """Reset a viewer's connection."""
         if not viewer.dropped:
             viewer.dropped = True
             self._dropped.inc()
@@ -124,7 +124,7 @@ class Live(Collector):
     # --- frames ---
 
     async def run(self) -> None:
-        """Produce frames until it is cancelled."""
+        """Produce frames until cancelled."""
         self._room = await anyio.to_thread.run_sync(self._picture.room)
         async with self._buffers(), anyio.create_task_group() as sending:
             number = 0
@@ -136,8 +136,8 @@ class Live(Collector):
                     await self._watched.wait()
                 number += 1
                 await self._frame(number, sending)
-                # A frame that is a little late does not delay those that follow; what could not be
-                # rendered in time is left out, and not hurried after.
+                # A frame that is a little late does not delay the next ones; frames that could not
+                # be rendered in time are left out.
                 at += period
                 at += max(0, (anyio.current_time() - at) // period) * period
                 await anyio.sleep_until(at)
@@ -187,7 +187,7 @@ class Live(Collector):
     ) -> None:
         """Send one buffer to all; ends when the kernel does not read it any more.
 
-        Who takes longer than a stalled viewer may is reset, which frees the buffer.
+        A viewer that takes longer than a stalled one may is reset, which frees the buffer.
         """
         async with zc_anyio.send_group(
             ring=self._ring, on_error="collect", release_timeout=self._stall_seconds
@@ -201,7 +201,7 @@ class Live(Collector):
                 self._drop(viewer)
 
     async def _send_plain(self, viewer: Viewer, frame: bytes) -> None:
-        """Send by copying, to compare."""
+        """Send by copying, for comparison."""
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await viewer.stream.send(frame)
         viewer.sending = False
@@ -209,7 +209,7 @@ class Live(Collector):
     # --- metrics ---
 
     def collect(self) -> Iterator[Metric]:
-        """Tell what is so now."""
+        """Yield the present values."""
         viewers = list(self._viewers.values())
         now = anyio.current_time()
         stalled = 0

@@ -1,4 +1,4 @@
-"""A moving test picture, JPEG-encoded into memory that is there already."""
+"""A moving test picture, encoded as JPEG into memory that is given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BOUNDARY", "CODE_BITS", "FIRST", "Picture"]
 BARS = ["#c8c8c8", "#c8c800", "#00c8c8", "#00c800", "#c800c8", "#c80000", "#0000c8"]
 QUALITY = 80
 BOUNDARY = "frame"
-# So much is kept free before the picture for the head of its part.
+# How much is kept free before the picture for the head of its part.
 HEAD_MOST = 160
 FIRST = f"--{BOUNDARY}\r\n".encode()
 TAIL = b"\r\n" + FIRST
@@ -23,9 +23,9 @@ CODE_BITS = 24
 
 
 class Writer(BufferedIOBase):
-    """A file that is a piece of memory.
+    """A file object that writes into a piece of memory.
 
-    :raises ValueError: by writing more than there is room for.
+    Writing more than there is room for raises ``ValueError``.
     """
 
     def __init__(self, view: memoryview) -> None:

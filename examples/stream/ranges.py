@@ -1,4 +1,4 @@
-"""The parts of a file that a request asks for, and whether it asks at all (RFC 9110, 13 and 14)."""
+"""The parts of a file that a request asks for, and its conditions (RFC 9110, 13 and 14)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from email.utils import formatdate, parsedate_to_datetime
 
 __all__ = ["RANGES_MOST", "Range", "UnsatisfiableError", "Version", "parse_range"]
 
-# With more than these, the whole file is the cheaper answer.
+# For more ranges than this, the whole file is the cheaper answer.
 RANGES_MOST = 16
 RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
 DIGITS_MOST = 19
 
 
 class UnsatisfiableError(Exception):
-    """No part that was asked for is in the file, or what was asked for is no range."""
+    """No part that was asked for is in the file, or the header is not a range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class Range:
 def parse_range(header: str, size: int) -> list[Range] | None:
     """Return the parts that ``Range`` asks for; ``None``: the whole file.
 
-    The whole file is the answer to a unit other than bytes, to more than ``RANGES_MOST`` ranges,
-    to ranges that are together longer than the file, and of an empty file.  nginx does the same.
+    The whole file is the answer if the unit is not bytes, if there are more than ``RANGES_MOST``
+    ranges, if they are together longer than the file, and if the file is empty.  nginx does the
+    same.
 
     :raises UnsatisfiableError: 416.
     """
@@ -67,10 +68,10 @@ def parse_range(header: str, size: int) -> list[Range] | None:
 
 
 class Version:
-    """What a file is now, for requests with conditions.
+    """The present version of a file, for requests with conditions.
 
-    :ivar etag: a strong one: by the file's size, time and inode.
-    :ivar last_modified: its time as HTTP writes it.
+    :ivar etag: a strong validator, made of the file's size, time and inode.
+    :ivar last_modified: the file's time in HTTP's format.
     """
 
     def __init__(self, status: os.stat_result) -> None:
@@ -81,7 +82,7 @@ class Version:
     def precondition(self, header: Callable[[str], str | None]) -> int | None:
         """Return 304 or 412 if that is the answer.
 
-        :param header: gives a header of the request by its name.
+        :param header: returns a header of the request by its name.
         """
         match, none_match = header("if-match"), header("if-none-match")
         unmodified = _seconds(header("if-unmodified-since")) if match is None else None
@@ -112,7 +113,7 @@ class Version:
 
 
 def _seconds(date: str | None) -> float | None:
-    """Return an HTTP date in seconds; ``None`` for what is none, which is to be ignored."""
+    """Return an HTTP date in seconds; ``None`` if it is not one, and so has to be ignored."""
     if date is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A viewer of the live picture: what has been sent to it, and what of that it has taken."""
+"""A viewer of the live picture: what has been sent to it, and how much of it it has taken."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from examples.web import acknowledged_on, kernel_memory
 
 __all__ = ["FRAMES_AHEAD", "Viewer"]
 
-# Frames that a viewer may have outstanding.  With one, the round trip would bound its frame rate;
-# each more is memory that a stalled viewer holds.
+# How many frames a viewer may have outstanding.  With one, the round trip would limit its frame
+# rate; each further one is memory that a stalled viewer holds.
 FRAMES_AHEAD = 2
 
 
 class Viewer:
     """A connection that frames are broadcast to.
 
-    What the peer has acknowledged is the measure: that the kernel has taken a frame says nothing.
+    Only what the peer has acknowledged counts as taken; that the kernel took a frame says nothing.
 
-    :ivar scope: of its handler; cancelled when the viewer is dropped.
+    :ivar scope: the scope of its handler, cancelled when the viewer is dropped.
     :ivar dropped: it was stalled for too long.
     """
 
@@ -33,19 +33,19 @@ class Viewer:
         self.stream = stream
         self.scope = anyio.CancelScope()
         self.dropped = False
-        # With anyio's own streams: one send at a time.
+        # For anyio's own streams, which allow one send at a time.
         self.sending = False
         self._raw: Any = stream.extra(SocketAttribute.raw_socket)
         self._acknowledged, self._sent = _position(self._raw)
-        # Of each outstanding frame: where it ends, and when it was sent.
+        # For each outstanding frame: where it ends, and when it was sent.
         self._frames: deque[tuple[int, float]] = deque()
 
     def look(self) -> None:
-        """See what the peer has acknowledged by now."""
+        """Find out what the peer has acknowledged by now."""
         try:
             self._acknowledged = acknowledged_on(self._raw)
         except (OSError, ValueError):
-            return  # it is gone, which its handler sees
+            return  # the viewer is gone, which its handler notices
         while self._frames and self._frames[0][0] <= self._acknowledged:
             self._frames.popleft()
 
@@ -59,7 +59,7 @@ class Viewer:
         return self._frames[0][1] if self._frames else None
 
     def sent(self, size: int, now: float) -> None:
-        """A frame was queued."""
+        """Note that a frame was queued."""
         self._sent += size
         self._frames.append((self._sent, now))
 
@@ -69,7 +69,7 @@ class Viewer:
         return self._sent - self._acknowledged
 
     def kernel_memory(self) -> int:
-        """Return the bytes that its socket accounts for them."""
+        """Return how much memory its socket is charged for these bytes."""
         try:
             return kernel_memory(self.stream)
         except (OSError, ValueError):

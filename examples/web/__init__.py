@@ -21,19 +21,19 @@ A server is a handler, ``async def handler(request, exchange)``, and a main func
 
 * ``exchange``: :class:`Request` has ``method``, ``path``, ``query``, ``header(name)`` and
   ``allow("GET", ...)``.  :class:`Exchange` has ``respond(status, body)``, or ``start``, ``send``
-  and ``finish``; ``body(most)`` receives; ``take_over()`` hands over the stream and the bytes that
-  follow the request, with nothing answered, for another protocol (``request.event`` is h11's
-  request); ``start_endless`` and ``wait_closed()`` are for answers without an end.
-  :exc:`HTTPError` answers with a status.
+  and ``finish``; ``body(most)`` receives.  ``take_over()`` hands over the stream and the bytes that
+  follow the request, for another protocol, without an answer (``request.event`` is h11's request).
+  ``start_endless`` and ``wait_closed()`` are for answers without an end.  :exc:`HTTPError` answers
+  with a status.
 * ``server``: :class:`Server`; ``connection``: its :class:`Limits`, each with a status of its own.
   ``server.stopping`` (also ``exchange.stopping``) is set by a graceful stop; handlers then have
   ``limits.stop_seconds`` to end, and are cancelled after that.
 * ``routes``: :class:`Routes` by path; :class:`Asset` and ``assets(folder)``, files of a page.
-* ``metrics``: :class:`Metrics`: ``metrics.registry`` takes an application's own; the ring's
-  counters are in it (``zc_held``, ``zc_zero_copied_total``...).
-* ``outgoing``: how bytes leave.  ``ring`` is ``None`` with ``--plain``: then all is sent by anyio's
-  own streams.  ``acknowledged(stream)`` and ``kernel_memory(stream)`` tell what the kernel knows
-  of a slow peer, ``abort(stream)`` resets it.
+* ``metrics``: :class:`Metrics`: an application adds its own to ``metrics.registry``, which has the
+  ring's counters (``zc_held``, ``zc_zero_copied_total``...).
+* ``outgoing``: how bytes leave.  ``ring`` is ``None`` with ``--plain``: then anyio's own streams
+  send everything.  ``acknowledged(stream)`` and ``kernel_memory(stream)`` say what the kernel knows
+  about a slow peer; ``abort(stream)`` resets its connection.
 
 A handler may send to ``exchange.stream`` through send groups of its own: bytes of one socket leave
 in the order of the calls.  A connection that was taken over is closed when its handler returns; an

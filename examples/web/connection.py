@@ -1,4 +1,4 @@
-"""One connection: its requests one after the other, and what becomes of those that are wrong."""
+"""One connection: its requests, one after the other, and what happens to wrong ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("examples.web")
 
 # The peer went away, or takes nothing.
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError, ConnectionError)
-# What a peer still sends when it was answered early is read for so long, and so much of it: a
+# For how long, and how much of it, what a peer still sends after an early answer is read: a
 # connection that is closed with bytes unread is reset, and the answer may be lost.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
@@ -31,13 +31,13 @@ LINGER_BYTES = 1 << 20
 class Limits:
     """What a peer may ask of the server.
 
-    :ivar connections: at once; more are answered 503.
-    :ivar header_bytes: of a request's head; more is answered 431.
-    :ivar header_seconds: for a request's head to arrive; more is answered 408.
-    :ivar idle_seconds: between requests; then the connection is closed.
-    :ivar body_seconds: for a request's body to arrive; more is answered 408.
-    :ivar stall_seconds: how long a peer may take nothing of an answer; then it is reset.
-    :ivar stop_seconds: for what is under way when the server is stopped.
+    :ivar connections: connections at once; further ones are answered 503.
+    :ivar header_bytes: bytes of a request's head; a larger one is answered 431.
+    :ivar header_seconds: time for a request's head to arrive; a slower one is answered 408.
+    :ivar idle_seconds: time between requests; then the connection is closed.
+    :ivar body_seconds: time for a request's body to arrive; a slower one is answered 408.
+    :ivar stall_seconds: time that a peer may take nothing of an answer; then it is reset.
+    :ivar stop_seconds: time for what is under way when the server is stopped.
     """
 
     connections: int = 1000
@@ -130,7 +130,7 @@ class Connection:
     async def _next_request(self, first: bool) -> Request | None:
         """Wait for a request; ``None`` when the peer has closed, or for an idle connection.
 
-        :raises HTTPError: it is malformed, too large or too slow.
+        :raises HTTPError: the request is malformed, too large or too slow.
         """
         limits, http = self._server.limits, self._http
         began = bool(http.trailing_data[0])
@@ -156,7 +156,7 @@ class Connection:
     def _can_go_on(self) -> bool:
         """Whether the connection is ready for another request.
 
-        A body that the handler has not asked for is not waited for.
+        It is not if the handler has not asked for a body, since that is not waited for.
         """
         http = self._http
         with suppress(h11.RemoteProtocolError):
@@ -175,7 +175,7 @@ class Connection:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether an error, or all that a handler's task group has gathered, is the peer's doing."""
+    """Whether an error, or each one in an exception group, means that the peer is gone."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_gone, error.exceptions))
     return isinstance(error, GONE)

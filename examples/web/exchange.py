@@ -38,7 +38,7 @@ class Request:
 
     :ivar method: as sent; methods are upper case.
     :ivar path: the path, percent-decoded; it begins with ``/`` and has no NUL.
-    :ivar query: what stands after ``?``, as sent.
+    :ivar query: what follows ``?``, as sent.
     :ivar event: the request as h11 gives it.
     """
 
@@ -47,7 +47,7 @@ class Request:
         self.method = event.method.decode("ascii")
         target = event.target
         if target.lower().startswith((b"http://", b"https://")):
-            # A client that takes us for a proxy names the host in the target.
+            # A client that takes this server for a proxy puts the host into the target.
             target = b"/" + target.split(b"://", 1)[1].partition(b"/")[2]
         raw, _, query = target.partition(b"?")
         try:
@@ -74,16 +74,16 @@ class Request:
 class Exchange:
     """The answer to one request, and the rest of what the peer sends with it.
 
-    Either :meth:`respond`, or :meth:`start`, :meth:`send` any number of times and :meth:`finish`
-    (which the server does for a handler that has not), or :meth:`take_over`.  Sending raises
-    ``TimeoutError`` for a peer that takes nothing for the server's ``stall_seconds``, and
-    ``anyio.BrokenResourceError`` or ``ClosedResourceError`` for one that is gone; the server knows
-    what to do with these.
+    A handler calls :meth:`respond`; or :meth:`start`, :meth:`send` any number of times, and
+    :meth:`finish` (the server does that if the handler has not); or :meth:`take_over`.  Sending
+    raises ``TimeoutError`` if the peer takes nothing for the server's ``stall_seconds``, and
+    ``anyio.BrokenResourceError`` or ``ClosedResourceError`` if it is gone; the server handles
+    these.
 
-    :ivar stream: the connection.  What the exchange sends, it sends in order with what a send
-        group sends to this stream.
-    :ivar stopping: set when the server is being stopped; handlers that last end soon after.
-    :ivar status: of the answer, once it has begun.
+    :ivar stream: the connection.  What the exchange sends keeps its order with what a send group
+        sends to this stream.
+    :ivar stopping: set when the server is being stopped; long handlers have to end soon after.
+    :ivar status: the status of the answer, once it has begun.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Exchange:
                 await self._outgoing.send(part)
 
     async def finish(self) -> None:
-        """End the answer, and wait until the memory of it is free again."""
+        """End the answer, and wait until its memory is free again."""
         if not self._finished:
             self._finished = True
             await self._send(h11.EndOfMessage())
@@ -187,10 +187,10 @@ class Exchange:
     async def take_over(self) -> tuple[SocketStream, bytes]:
         """Hand the connection to the handler, for another protocol.
 
-        Nothing has been answered, and the server sends nothing any more; it closes the connection
-        when the handler returns.
+        Nothing has been answered, and the server sends nothing more; it closes the connection when
+        the handler returns.
 
-        :return: the stream, and what the peer has sent behind its request.
+        :return: the stream, and what the peer has sent after its request.
         """
         assert self.status is None, "an answer has begun"
         self.taken_over = True
@@ -201,7 +201,7 @@ class Exchange:
 
         Its body has no framing, so it can be the same bytes for many peers.
 
-        :param body: how it begins.
+        :param body: the beginning of the body.
         :return: the stream, for the handler's own send groups.
         """
         assert self.status is None, "an answer has begun"
@@ -216,7 +216,7 @@ class Exchange:
     async def wait_closed(self) -> None:
         """Wait until the peer has closed its half, or the server is being stopped.
 
-        For answers that never end; what the peer sends is lost.
+        This is for answers that never end; what the peer sends is lost.
         """
         with idling(self._idle, self.stopping):
             while await receive(self.stream):
@@ -241,7 +241,7 @@ Handler: TypeAlias = Callable[[Request, Exchange], Awaitable[None]]
 
 @contextmanager
 def idling(scopes: set[anyio.CancelScope], stopping: anyio.Event) -> Iterator[anyio.CancelScope]:
-    """A scope that a stop of the server ends at once."""
+    """Yield a scope that is cancelled at once when the server is stopped."""
     with anyio.CancelScope() as scope:
         scopes.add(scope)
         try:
@@ -253,7 +253,7 @@ def idling(scopes: set[anyio.CancelScope], stopping: anyio.Event) -> Iterator[an
 
 
 async def receive(stream: SocketStream, most: int = RECEIVE) -> bytes:
-    """Receive what is there, ``b""`` at the end, as h11 wants it."""
+    """Receive what has come; ``b""`` at the end, as h11 needs it."""
     try:
         return await stream.receive(most)
     except anyio.EndOfStream:
@@ -265,7 +265,7 @@ def read_request(event: h11.Request, most: int) -> Request:
 
     :raises HTTPError: 431; 400.
     """
-    # h11 looks at the size of a head only while it is incomplete.
+    # h11 checks the size of a head only while it is incomplete.
     fields: Sequence[tuple[bytes, bytes]] = event.headers.raw_items()
     if len(event.target) + sum(len(name) + len(value) + 4 for name, value in fields) > most:
         raise HTTPError(431)

@@ -1,4 +1,4 @@
-"""What the server tells of itself, for Prometheus and for the pages."""
+"""The metrics of the server, for Prometheus and for the pages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GAUGES = {
 
 
 class RingCollector(Collector):
-    """The counters of a ring, read when somebody asks."""
+    """The counters of a ring, read when the metrics are."""
 
     def __init__(self, ring: zc_anyio.Ring) -> None:
         self._ring = ring
@@ -54,7 +54,7 @@ class RingCollector(Collector):
 
 
 class ServingCollector(Collector):
-    """What serves: event loop and driver; and the memory that is the process's alone.
+    """Event loop and driver of the server, and its private memory.
 
     ``process_resident_memory_bytes`` also counts the page cache that is mapped for sending.
     """
@@ -75,8 +75,8 @@ class Metrics:
     """The metrics of a server, in a registry of their own, to which an application adds its own.
 
     :ivar connections: open connections.
-    :ivar requests: answered, by status.
-    :ivar refused: what was refused, by reason.
+    :ivar requests: requests answered, by status.
+    :ivar refused: connections and requests refused, by reason.
     """
 
     def __init__(self) -> None:

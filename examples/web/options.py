@@ -32,7 +32,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "trio": {"backend": "trio"},
 }
 DRIVERS = ("auto", "io_uring", "msg_zerocopy", "copy")
-# A connection is a descriptor, its duplicate while it is sent to, and an open file.
+# A connection needs a descriptor, its duplicate while it is sent to, and an open file.
 DESCRIPTORS_EACH = 3
 DESCRIPTORS_APART = 100
 
@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     group.add_argument(
         "--plain",
         action="store_true",
-        help="send by anyio's own streams, which copy, to compare",
+        help="send by anyio's own streams, which copy, for comparison",
     )
     group.add_argument(
         "--connections", type=int, default=1000, metavar="N", help="at once (%(default)s)"
@@ -79,7 +79,7 @@ async def open_ring(options: argparse.Namespace) -> AsyncIterator[zc_anyio.Ring 
     if options.plain:
         yield None
         return
-    # By its end, answers under way have had the time that a stop gives them.
+    # When the scope ends, answers under way have had the time that a stop gives them.
     async with zc_anyio.open_ring(driver=options.driver, drain_timeout=1.0) as ring:
         yield ring
 
@@ -87,7 +87,7 @@ async def open_ring(options: argparse.Namespace) -> AsyncIterator[zc_anyio.Ring 
 async def listen(
     options: argparse.Namespace, *, reuse_port: bool = False
 ) -> Listener[SocketStream]:
-    """Listen where it was said; ``listener.extra(SocketAttribute.local_port)`` is the port."""
+    """Listen as chosen; ``listener.extra(SocketAttribute.local_port)`` is the port."""
     create = anyio.create_tcp_listener if options.plain else zc_anyio.create_tcp_listener
     return await create(local_host=options.host, local_port=options.port, reuse_port=reuse_port)
 
@@ -100,7 +100,7 @@ def address(options: argparse.Namespace, listener: Listener[SocketStream]) -> st
 
 @asynccontextmanager
 async def stop_on_signal() -> AsyncIterator[anyio.Event]:
-    """Give an event that SIGTERM and SIGINT set."""
+    """Yield an event that SIGTERM and SIGINT set."""
     stop = anyio.Event()
 
     async def watch() -> None:

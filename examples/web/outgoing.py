@@ -27,13 +27,13 @@ __all__ = [
     "open_outgoing",
 ]
 
-# So much is flushed as one generation, and so many of them may be unreleased while the next is
-# queued: a connection has at most 8 MiB under way.  Of a file these are pages of the page cache.
+# How much is flushed as one generation, and how many may be unreleased while the next is queued: a
+# connection has at most 8 MiB under way.  For files these are pages of the page cache.
 SHARE = 4 << 20
 SHARE_SENDS = 1000
 SHARES = 1
-# A generation that has a quarter of the window is ended by the group itself.  With this window all
-# of them are ended here, so that waiting for these is waiting for everything.
+# The group itself ends a generation that has a quarter of the window.  With this window all of them
+# are ended here, so waiting for these means waiting for everything.
 WINDOW = 8 * SHARE
 PLAIN_PIECE = 256 << 10
 
@@ -54,7 +54,7 @@ class Part:
     count: int
 
     def __len__(self) -> int:
-        """What an HTTP framing counts."""
+        """How many bytes it counts as in HTTP's framing."""
         return self.count
 
 
@@ -69,10 +69,10 @@ class Outgoing(Protocol):
     """
 
     async def send(self, data: Body) -> None:
-        """Queue bytes; waits while too much is under way."""
+        """Queue bytes; wait while too much is under way."""
 
     async def finish(self) -> None:
-        """Wait until the memory of all that was sent is the program's again."""
+        """Wait until the memory of everything that was sent is released."""
 
 
 class GroupOutgoing:
@@ -160,7 +160,7 @@ class PlainOutgoing:
             await self._stream.send(piece)
 
     async def finish(self) -> None:
-        """Nothing is kept: what was sent was copied."""
+        """Do nothing: what was sent was copied."""
 
 
 def _pieces(total: int, most: int) -> Iterator[tuple[int, int]]:
@@ -172,16 +172,16 @@ def _pieces(total: int, most: int) -> Iterator[tuple[int, int]]:
 async def open_outgoing(
     stream: SocketStream, *, ring: zc_anyio.Ring | None, stall_seconds: float
 ) -> AsyncIterator[Outgoing]:
-    """Open the way out of a connection, for as long as that lasts.
+    """Open the outgoing half of a connection, for the length of a scope.
 
-    :param ring: ``None`` for anyio's own stream and its copies.
+    :param ring: ``None`` for anyio's own stream, which copies.
     :param stall_seconds: how long a peer may acknowledge nothing.
     """
     if ring is None:
         yield PlainOutgoing(stream, stall_seconds)
         return
-    # Whoever leaves early (an error, a stalled peer) does not wait for a release: the connection is
-    # reset, which also takes from the kernel what it keeps for a peer that reads nothing.
+    # After an error, or with a stalled peer, leaving does not wait for the release: the connection
+    # is reset, which also frees what the kernel keeps for a peer that reads nothing.
     async with zc_anyio.send_group(
         ring=ring, window=WINDOW, on_error="collect", release_timeout=0
     ) as group:
@@ -197,16 +197,16 @@ def acknowledged(stream: SocketStream) -> int:
 
 
 def acknowledged_on(raw: Any) -> int:
-    """Do what :func:`acknowledged` does for a stream's raw socket; looking that up costs more."""
+    """Do what :func:`acknowledged` does, for a raw socket, whose look-up costs more than this."""
     info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCPI_BYTES_ACKED + 8)
     (count,) = struct.unpack_from("=Q", info, TCPI_BYTES_ACKED)
     return int(count)
 
 
 def kernel_memory(stream: SocketStream) -> int:
-    """Return the bytes that the kernel accounts for what the peer has not acknowledged.
+    """Return how much memory the socket is charged for what the peer has not acknowledged.
 
-    It counts the pages of a zero-copy send as well, though they are the program's memory.
+    The kernel counts the pages of a zero-copy send as well, though they are the program's memory.
     """
     raw: Any = stream.extra(SocketAttribute.raw_socket)
     fields = struct.unpack(
@@ -218,7 +218,7 @@ def kernel_memory(stream: SocketStream) -> int:
 async def abort(stream: SocketStream) -> None:
     """Close a connection by a reset: nothing that is queued for the peer stays in the kernel."""
     raw: Any = stream.extra(SocketAttribute.raw_socket)
-    # Where it is closed already, uvloop's stand-in for a socket raises ValueError.
+    # If it is closed already, uvloop's stand-in for a socket raises ValueError.
     with suppress(OSError, ValueError):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await anyio.aclose_forcefully(stream)

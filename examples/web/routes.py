@@ -11,7 +11,7 @@ from .exchange import Exchange, Handler, HTTPError, Request
 
 __all__ = ["Asset", "Routes", "assets"]
 
-# Pages load nothing from elsewhere; what they make themselves (blob:, data:) are pictures.
+# Pages load nothing from other sites, and make only pictures themselves (blob:, data:).
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -21,8 +21,8 @@ POLICY = (
 class Routes:
     """A handler that chooses another by the path.
 
-    :param exact: by the whole path.
-    :param below: by its beginning, which ends with ``/``.
+    :param exact: handlers by the whole path.
+    :param below: handlers by the beginning of the path, which ends with ``/``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Routes:
 class Asset:
     """A handler that answers with a small file: a page, its style, its script.
 
-    :param name: its ending tells the content type.
+    :param name: name of the file; its ending decides the content type.
     """
 
     def __init__(self, data: bytes, name: str) -> None:

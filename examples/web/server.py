@@ -20,16 +20,16 @@ __all__ = ["Limits", "Server"]
 
 log = logging.getLogger("examples.web")
 
-# So many connections above the limit are told so; the others are reset.
+# How many connections above the limit are answered at once; others are reset.
 REFUSED_AT_ONCE = 64
 
 
 class Server:
     """Answers HTTP/1.1 requests by a handler.
 
-    :param ring: what sends; ``None`` for anyio's own streams.
+    :param ring: the ring that sends; ``None`` for anyio's own streams.
     :ivar stopping: set when the server is being stopped.
-    :ivar idle: what a stop need not wait for: connections between two requests, endless answers.
+    :ivar idle: scopes that a stop need not wait for: between two requests, and endless answers.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Server:
     async def serve(self, listener: Listener[SocketStream], stop: anyio.Event) -> None:
         """Serve until ``stop`` is set, then stop gracefully.
 
-        Accepting ends at once, and idle connections are closed; answers under way have
-        ``stop_seconds``.  Cancelling it closes everything at once.
+        Accepting ends at once, and idle connections are closed; answers under way get
+        ``stop_seconds``.  Cancelling closes everything at once.
         """
         async with anyio.create_task_group() as connections:
             async with listener, anyio.create_task_group() as accepting:
@@ -83,7 +83,7 @@ class Server:
                 log.exception("a connection failed")
             await abort(stream)
         finally:
-            # Already closed by what went well; a cancelled one is not waited for.
+            # A connection that ended well is closed already; a cancelled one is not waited for.
             await anyio.aclose_forcefully(stream)
 
     async def _serve(self, stream: SocketStream) -> None:

@@ -85,13 +85,13 @@ def test_what_a_device_drops_is_zero_copied(file: Path, backend: str) -> None:
     need_command("ip", "iproute2")
     ways = dropped.measure(file, SIZE, "auto", demo.BACKENDS[backend], total=8 << 20)
     assert [each.way for each in ways] == ["socket.send", "MSG_ZEROCOPY", "send group"]
-    # Whole rounds of the file, in datagrams of which the last of each is short.
+    # Whole rounds of the file, in datagrams; the last one of each round is short.
     rounds = (8 << 20) // SIZE + 1
     assert {each.size for each in ways} == {rounds * SIZE}
     large = rounds * (SIZE // dropped.DATAGRAM)
     by_hand, by_group = ways[1:]
     assert (by_hand.zero_copied, by_hand.copied) == (large + rounds, 0)
-    # What is shorter than the threshold is copied.
+    # Datagrams shorter than the threshold are copied.
     assert (by_group.zero_copied, by_group.copied) == (large, rounds)
 
 
@@ -100,7 +100,7 @@ def test_where_no_namespace_can_be_made_one_line_says_why(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert demo.main(["--connections", "2", "--slow", "0", str(file)]) == 0
-    assert "What is not copied cannot be shown here:" in capsys.readouterr().out
+    assert "Zero copy cannot be shown here:" in capsys.readouterr().out
 
 
 def test_a_wrong_byte_ends_the_demonstration_with_status_1(

@@ -78,7 +78,7 @@ def test_two_people_chat_and_exchange_a_picture(
         expect(ada.locator("#viewer")).to_be_visible()
         ada.keyboard.press("Escape")
         expect(ada.locator("#viewer")).to_be_hidden()
-        # Whoever comes later gets all of it, the picture when it is seen.
+        # A later member gets all of it; the picture is fetched when it is scrolled to.
         with page(started, served.url) as eve:
             join(eve, "eve")
             expect(eve.locator(".messages .text")).to_have_text(["hello bob", ATTACK])
@@ -135,10 +135,10 @@ def test_the_page_says_that_redis_is_gone_and_that_it_is_back(
             redis.start()
             expect(ada.locator("#banner")).to_be_hidden()
             expect(ada.locator(".own .mark")).to_have_text("✓")
-        # It has said what happened.  What else may stand there is of memory streams of coredis,
-        # which it does not close when it cannot connect.
+        # It has said what happened.  There may also be warnings about memory streams that coredis
+        # does not close when it cannot connect.
         errors = served.stop()
-        assert "Redis is not reached" in errors
+        assert "Redis cannot be reached" in errors
         assert "ERROR" not in errors, errors
 
 
