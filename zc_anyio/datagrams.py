@@ -1,4 +1,4 @@
-"""UDP sockets that are anyio's, and send through a ring."""
+"""anyio's UDP sockets that send through a ring."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Datagrams:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
             if type(data) is not bytes and not self._closed:
-                # A datagram is 64 KiB at most: copying it is cheaper than a wait for its release.
+                # A datagram has at most 64 KiB: copying it is cheaper than waiting for its release.
                 data = self._output.unchangeable(data) or memoryview(data).tobytes()
             while not self._output.offer(data, address):
                 await self._output.wait_window()
@@ -101,15 +101,15 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
     """
 
     async def send(self, item: Buffer) -> None:
-        """Send a datagram; returns when it is accepted: sent, or queued within 1 MiB.
+        """Send a datagram; returns when it is accepted: sent, or queued within a window of 1 MiB.
 
-        Cancelled, the call has queued nothing.
+        If cancelled, the call has queued nothing.
 
-        :param item: any C-contiguous buffer.  One that can change is the caller's own again when
-            this returns.
+        :param item: any C-contiguous buffer.  If it can change, the caller may change it when this
+            has returned.
         :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
-        :raises anyio.BrokenResourceError: it could not be sent (too large, say, or the peer
-            refuses); from the ``OSError``.  The socket can be used on.
+        :raises anyio.BrokenResourceError: it could not be sent (it may be too large, or the peer
+            may refuse it); its cause is the ``OSError``.  The socket is still usable.
         :raises anyio.BusyResourceError: another task is sending.
         """
         await self._send(item)
@@ -117,11 +117,11 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
     async def receive(self) -> bytes:
         """Return the next datagram.
 
-        Cancelled, the call has taken nothing.
+        If cancelled, the call has taken nothing.
 
         :raises anyio.ClosedResourceError: the socket is closed, or was while this waited.
-        :raises anyio.BrokenResourceError: the peer refused one that was sent; from the ``OSError``.
-            The socket can be used on.
+        :raises anyio.BrokenResourceError: the peer refused one that was sent; its cause is the
+            ``OSError``.  The socket is still usable.
         :raises anyio.BusyResourceError: another task is receiving.
         """
         return (await self._receive())[0]
@@ -136,7 +136,7 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     async def send(self, item: UDPPacketType) -> None:
         """Send a datagram to an address: ``(data, (host, port))``; a name is looked up each time.
 
-        Cancelled, the call has queued nothing.
+        If cancelled, the call has queued nothing.
 
         :param item: the datagram, and the address that it goes to.
         :raises OSError: the name has no address.
@@ -156,13 +156,13 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     async def receive(self) -> UDPPacketType:
         """Return the next datagram and where it comes from: ``(data, (host, port))``.
 
-        Cancelled, the call has taken nothing.
+        If cancelled, the call has taken nothing.
 
         Raises what :meth:`ZeroCopyConnectedUDPSocket.receive` raises.
         """
         data, address = await self._receive()
         if len(address) == 4 and address[3]:
-            # As anyio writes an address that is of one interface only.
+            # The form in which anyio writes an address that belongs to one interface.
             return data, (f"{address[0].partition('%')[0]}%{address[3]}", address[1])
         return data, address[:2]
 

@@ -1,4 +1,4 @@
-"""Listeners that are anyio's, and whose streams send through a ring."""
+"""anyio's listeners, with streams that send through a ring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Socket streams that are anyio's, and send through a ring."""
+"""anyio's socket streams that send through a ring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files as buffers: the kernel reads the page cache through a map, and Python no byte.
+"""Files as buffers: the kernel reads the page cache through a map; Python reads nothing.
 
-A map is never read here, because reading past the end of a file that was truncated meanwhile would
-raise SIGBUS.  The kernel, which does the reading, answers EFAULT instead.
+A map is never read here: if the file was truncated meanwhile, reading past its end would raise
+SIGBUS.  When the kernel reads there, it answers EFAULT instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HasDescriptor(Protocol):
 
 File: TypeAlias = str | os.PathLike[str] | HasDescriptor | int
 
-# One map, and one send: small enough that a window takes several.
+# The size of one map, which is one send: small enough that a window takes several.
 PIECE = 4 << 20
 # Linux 5.14; Python's mmap module has no name for it.
 MADV_POPULATE_READ = 22
@@ -36,7 +36,7 @@ MADV_POPULATE_READ = 22
 
 @contextmanager
 def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int, int]]:
-    """Give the descriptor of a file, and how many bytes from ``offset`` on are to be sent.
+    """Yield the descriptor of a file, and how many bytes from ``offset`` on have to be sent.
 
     :raises ValueError: the part is not within the file.
     """
@@ -67,10 +67,10 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int,
 
 
 class Piece:
-    """A map of a part of a file; it is unmapped when it, and ``reference``, are gone.
+    """A map of a part of a file; it is unmapped when this object and ``reference`` are gone.
 
     :ivar pointer: where the part begins.
-    :ivar reference: keeps it mapped.
+    :ivar reference: an object that keeps it mapped.
     """
 
     def __init__(self, mapped: mmap.mmap, start: int, end: int) -> None:
@@ -80,7 +80,7 @@ class Piece:
         self._end = end
 
     def is_cut(self) -> bool:
-        """Whether the file ends before the part does by now."""
+        """Whether the file by now ends before the part does."""
         return self._mapped.size() < self._end
 
 

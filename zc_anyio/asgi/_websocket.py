@@ -1,4 +1,4 @@
-"""A WebSocket, as an ASGI application sees it; wsproto frames, and inflates what is compressed."""
+"""A WebSocket, as an ASGI application sees it; wsproto does framing and compression."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["WebSocket", "websocket_frame"]
 
 log = logging.getLogger("zc_anyio.asgi")
 
-# What the application has not taken yet; then nothing more is received.
+# When the application has this much to take, nothing more is received.
 PENDING_BYTES = 64 << 10
 PENDING_MESSAGES = 32
-# Inflated, each may become a thousand times as large before its size is seen.
+# A piece may become a thousand times as large when inflated, before its size is seen.
 COMPRESSED_PIECE = 4 << 10
 
 VERSION = b"13"
@@ -38,20 +38,20 @@ Fields: TypeAlias = Iterable[tuple[bytes, bytes]]
 def websocket_frame(data: str | bytes) -> bytes:
     """Return a message as an unmasked frame, to be broadcast to WebSockets of this server.
 
-    It is not compressed, which those with ``permessage-deflate`` take as well.
+    It is not compressed, which clients with ``permessage-deflate`` accept as well.
 
     :param data: a text or a binary message.
     """
     message: Event = TextMessage(data=data) if isinstance(data, str) else BytesMessage(data=data)
-    # A server's frames are not masked; without extensions one has nothing to do with another.
+    # A server's frames are not masked, and without extensions no frame depends on another.
     return Connection(ConnectionType.SERVER).send(message)
 
 
 class WebSocket:
     """One WebSocket, from the request on.
 
-    :param opened: is told, for the log, how the request was answered.
-    :ivar subprotocols: what the client offers.
+    :param opened: called with how the request was answered, for the log.
+    :ivar subprotocols: the subprotocols that the client offers.
     """
 
     def __init__(self, peer: Peer, request: Request, opened: Callable[[str], None]) -> None:
@@ -64,7 +64,7 @@ class WebSocket:
         self._connection: Connection | None = None
         self._compressed = False
         self._sending = anyio.Lock(fast_acquire=True)
-        # What the application is told next, and what wakes it.
+        # The messages that the application gets next, and what wakes it.
         self._messages: deque[tuple[int, Message]] = deque([(0, {"type": "websocket.connect"})])
         self._pending = 0
         self._arrived = anyio.Event()
@@ -80,7 +80,7 @@ class WebSocket:
         self._pinged = time.monotonic()
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
-        """Call the application, and end the WebSocket behind it.
+        """Call the application, and end the WebSocket after it.
 
         :raises ClientDisconnectedError: the peer is gone.
         """
@@ -106,7 +106,7 @@ class WebSocket:
             await self._close(code, "")
 
     def _refusal(self) -> bytes | None:
-        """Return the answer to a request that is no WebSocket's."""
+        """Return the answer to a request that is not for a WebSocket."""
         version = self._request.values(b"sec-websocket-version")
         if version != [VERSION]:
             lines = [status_line(426), b"sec-websocket-version: " + VERSION, b"content-length: 0"]
@@ -159,7 +159,7 @@ class WebSocket:
         return self._pending >= PENDING_BYTES or len(self._messages) >= PENDING_MESSAGES
 
     async def _feed(self, data: bytes) -> bool:
-        """Take in what was received; ``False`` when the WebSocket has ended."""
+        """Process received bytes; return ``False`` when the WebSocket has ended."""
         connection = self._connection
         assert connection is not None
         connection.receive_data(data)
@@ -176,7 +176,7 @@ class WebSocket:
             elif isinstance(event, Ping):
                 await self._send_event(event.response())
             elif isinstance(event, CloseConnection):
-                # wsproto reports a violation by the peer as if that were a close frame of it.
+                # wsproto reports a violation by the peer as if it were the peer's close frame.
                 if connection.state is ConnectionState.OPEN:
                     await self._fail(event.code, event.reason or "")
                 else:
@@ -199,7 +199,7 @@ class WebSocket:
         self._arrived.set()
 
     async def _fail(self, code: int, reason: str) -> None:
-        """Close for a peer that has violated the protocol, or a limit."""
+        """Close because the peer has violated the protocol or a limit."""
         with suppress(ClientDisconnectedError):
             await self._close(code, reason)
         self._disconnect(code, reason)
@@ -214,7 +214,7 @@ class WebSocket:
         """The application's ``send``.
 
         :raises ClientDisconnectedError: the client is gone, or has closed.
-        :raises RuntimeError: the message is not in its place.
+        :raises RuntimeError: the message is not allowed here.
         """
         kind = message["type"]
         if self._disconnected is not None:
@@ -280,7 +280,7 @@ class WebSocket:
         try:
             accepted = server_extensions_handshake(offers, [deflate])
         except ValueError:
-            # A parameter that is no number.
+            # A parameter is not a number.
             accepted = None
         if accepted:
             lines.append(b"sec-websocket-extensions: " + accepted)
@@ -297,7 +297,7 @@ class WebSocket:
             await self._send_event(CloseConnection(code=code, reason=reason), last=True)
 
     async def _send_event(self, event: Event, *, last: bool = False) -> None:
-        """Frame an event and send it, one behind the other from whichever task."""
+        """Frame an event and send it; one frame after the other, whichever task sends it."""
         connection = self._connection
         assert connection is not None
         async with self._sending:
@@ -308,7 +308,7 @@ class WebSocket:
     # --- keeping alive ---
 
     def is_due(self, now: float) -> bool:
-        """Whether the peer is to be pinged; one that has not answered the last ping is dropped."""
+        """Whether the peer has to be pinged; it is dropped if it has not answered the last ping."""
         seconds = self._peer.limits.websocket_ping_seconds
         if self._connection is None or now - self._pinged < seconds:
             return False
