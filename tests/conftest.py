@@ -1,4 +1,4 @@
-"""Backends, drivers, and the watch that nothing is left behind."""
+"""Backends, drivers, and the check that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zc_anyio import Ring
 from zc_anyio.testing import nothing_left
 
 DRIVERS = ["io_uring", "msg_zerocopy", "copy"]
-# The copy driver is done with a buffer as soon as the socket has taken it, so it never holds one.
+# The copy driver needs a buffer only until the socket has taken it, so it never holds one.
 HOLDING_DRIVERS = [name for name in DRIVERS if name != "copy"]
 
 
@@ -38,19 +38,19 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=HOLDING_DRIVERS)
 def holding_driver(request: pytest.FixtureRequest) -> str:
-    """Every driver that lets the kernel read a buffer after it has taken it."""
+    """Every driver with which the kernel still reads a buffer after it has taken it."""
     return usable(request.param)
 
 
 @pytest.fixture
 def io_uring_runs() -> None:
-    """Skip where the driver io_uring cannot run, as on the kernels of before 6.1."""
+    """Skip where the driver io_uring cannot run, as on kernels before 6.1."""
     usable("io_uring")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def descriptors_of_the_process() -> None:
-    """Have what is opened once and kept, as uvloop's pipe for signals, opened before the tests."""
+    """Open before the tests what is opened once and kept, such as uvloop's pipe for signals."""
     for backend in BACKENDS:
         values: Any = backend.values[0]
         anyio.run(anyio.sleep, 0, backend=values[0], backend_options=values[1])

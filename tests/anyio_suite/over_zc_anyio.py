@@ -1,4 +1,4 @@
-"""Runs anyio's own tests of sockets over this library: its backends make streams of ours.
+"""Runs anyio's own tests of sockets over this library: anyio's backends make its streams.
 
 ``make test-anyio`` fetches anyio's sources and runs them with this plugin.
 """
@@ -21,7 +21,7 @@ from zc_anyio.datagrams import ZeroCopyConnectedUDPSocket, ZeroCopyUDPSocket
 from zc_anyio.listeners import ZeroCopySocketListener
 from zc_anyio.streams import ZeroCopySocketStream
 
-# What cannot hold, with the reason: classes or tests, without their parameters.
+# Classes or tests that cannot pass, without their parameters, with the reason.
 NOT_OURS = {
     "TestUNIXStream::test_send_large_buffer": "it keeps the event loop waiting for a peer that is "
     "to get what was accepted and had no room; see docs/streams.md",
@@ -32,7 +32,7 @@ NOT_OURS = {
 
 
 class Place:
-    """Where the backends find the ring of the test that runs."""
+    """Where the backends find the ring of the present test."""
 
     ring: zc_anyio.Ring
     made = 0
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail if nothing was this library's: then anyio has other seams by now."""
+    """Fail if no object of this library was used: then anyio makes its objects in another place."""
     is_worker = hasattr(session.config, "workerinput")
     alone = not is_worker and not session.config.getoption("numprocesses", None)
     if (is_worker or alone) and exitstatus == 0 and not Place.made:

@@ -24,7 +24,7 @@ async def respond(send: Send, content: bytes, status: int = 200, *fields: Any) -
 
 
 async def read_body(receive: Receive) -> bytes:
-    """Receive a body; of one that is cut short, what has come."""
+    """Receive a body; if it is cut short, return what has come."""
     received = b""
     while True:
         message = await receive()
@@ -44,7 +44,7 @@ async def echo(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def lazy(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers without the body."""
+    """Answers without reading the body."""
     await respond(send, b"lazy")
 
 
@@ -70,7 +70,7 @@ async def stream(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def unsized(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Has one part, and does not say how large it is."""
+    """Sends one part without saying how large it is."""
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body", "body": b"whole"})
 
@@ -113,12 +113,12 @@ async def silent(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def splits(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Tries to make a header of its own out of a value."""
+    """Tries to smuggle another header into a value."""
     await respond(send, b"", 200, (b"x-from", b"a\r\nSet-Cookie: b"))
 
 
 async def goes_on(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Has work left when it has answered."""
+    """Goes on working after it has answered."""
     await respond(send, b"answered")
     scope["state"]["began"].set()
     await scope["state"]["done"].wait()
@@ -132,7 +132,7 @@ async def waits(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def floods(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Sends until that fails."""
+    """Sends until sending fails."""
     await send({"type": "http.response.start", "status": 200})
     scope["state"]["began"].set()
     try:
@@ -160,7 +160,7 @@ async def trailers(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def describe(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Answers with what it is told of the request."""
+    """Answers with what it is told about the request."""
     names = ("client", "scheme", "path", "raw_path", "query_string", "root_path", "http_version")
     await respond(send, repr({name: scope[name] for name in names}).encode())
 

@@ -23,9 +23,9 @@ CLOSE = b"Connection: close\r\n"
 
 
 class Rig:
-    """A server that runs, and clients of it.
+    """A running server, and clients of it.
 
-    :ivar ring: what it sends through.
+    :ivar ring: the ring that it sends through.
     :ivar stop: stops it gracefully.
     :ivar stopped: it has ended.
     """
@@ -113,7 +113,7 @@ def header(answer: bytes, name: str) -> str | None:
 
 
 def chunks(answer: bytes) -> list[bytes]:
-    """Return the chunks of a body, the last, empty one included."""
+    """Return the chunks of a body, including the last, empty one."""
     rest, found = body(answer), []
     while True:
         size, _, rest = rest.partition(b"\r\n")

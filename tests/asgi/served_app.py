@@ -1,4 +1,4 @@
-"""What ``python -m zc_anyio.asgi`` is given: it tells of the process that serves it."""
+"""An application for ``python -m zc_anyio.asgi`` that tells which process serves it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Command:
         return httpx.get(self.urls[0] + path, timeout=LIMIT, **options).json()
 
     def processes(self, count: int) -> set[int]:
-        """Wait until so many processes have answered, and return them."""
+        """Wait until ``count`` processes have answered, and return them."""
         found: set[int] = set()
 
         def asked() -> bool:
@@ -116,7 +116,7 @@ def command(
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and is waited for does not."""
+    """Whether a process runs; one that has ended and is still to be waited for does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -169,7 +169,9 @@ def test_every_event_loop_and_driver(backend: str, driver: str) -> None:
         (["tests.asgi.served_app:fails_to_start"], 3, "no database"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(arguments: list[str], status: int, said: str) -> None:
+def test_what_cannot_be_done_is_reported_in_one_line(
+    arguments: list[str], status: int, said: str
+) -> None:
     done = run(sys.executable, "-m", "zc_anyio.asgi", "--log-level=warning", *arguments)
     assert done.status == status, done
     (line,) = done.errors.splitlines()
@@ -225,7 +227,7 @@ def test_a_unix_socket(tmp_path: Path, workers: int) -> None:
                 assert client.get("http://a/").json()["client"] is None
             assert served.stop() == 0
             assert not path.exists()
-        # One that was left behind is replaced.
+        # A socket file that was left behind is replaced.
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(path))
 
@@ -348,7 +350,7 @@ def test_a_change_is_loaded(tmp_path: Path) -> None:
         assert served.ask() == "before"
         module.write_text(text.format("after"))
         until_blocking(becomes("after"), "the change")
-        # What does not even parse is waited out.
+        # A file that does not even parse is waited for until it changes.
         module.write_text("this is no Python")
         until_blocking(lambda: any("SyntaxError" in line for line in served.lines))
         module.write_text(text.format("mended"))

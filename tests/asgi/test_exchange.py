@@ -61,13 +61,13 @@ async def test_answers_of_all_kinds_on_one_connection(driver: str) -> None:
     assert b"\r\n\r\nHTTP/1.1 200 OK\r\n" in answer  # HEAD's
     assert b"0\r\n\r\nHTTP/1.1 204 No Content\r\n" in answer
     assert b"\r\n\r\nwholeHTTP/1.1 404 Not Found\r\n" in answer
-    # All of it has left through the ring, the large one as it lies.
+    # All of it has left through the ring, the large part in place.
     assert sent.bytes_sent == len(answer)
     assert sent.driver == driver
     if driver == "copy":
         assert sent.zero_copied == 0
     else:
-        # Loopback copies what was asked to be zero-copied, and tells so.
+        # Loopback copies what was asked to be zero-copied, and reports that.
         assert sent.zero_copied + sent.copied > 0
 
 
@@ -118,7 +118,7 @@ async def test_an_upload_is_taken_as_the_application_asks(driver: str) -> None:
     assert max(taken) <= 64 << 10
 
 
-async def test_a_slow_client_holds_its_own_task_only(driver: str) -> None:
+async def test_a_slow_client_holds_only_its_own_task(driver: str) -> None:
     async with serving(Application(), driver=driver) as rig:
         with ExitStack() as stack:
             for _ in range(5):
@@ -276,13 +276,13 @@ async def test_http_1_0() -> None:
         )
         assert answer.count(b"HTTP/1.1 200") == 2
         assert answer.count(b"connection: keep-alive") == 1
-        # It cannot be kept when only the end tells where the body ends.
+        # The connection cannot be kept if only its end tells where the body ends.
         answer = await rig.ask(b"GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         assert header(answer, "connection") == "close"
 
 
 @one_backend
-async def test_what_has_one_part_has_a_length() -> None:
+async def test_an_answer_of_one_part_has_a_length() -> None:
     async with serving(Application()) as rig:
         answer = await rig.get("/unsized")
         assert (header(answer, "content-length"), body(answer)) == ("5", b"whole")
@@ -318,12 +318,12 @@ async def test_100_continue_is_sent_when_the_body_is_asked_for() -> None:
 
 
 @one_backend
-async def test_a_body_that_nobody_wants() -> None:
+async def test_a_body_that_is_never_read() -> None:
     async with serving(Application()) as rig:
-        # One that has come whole is dropped.
+        # A body that has come completely is dropped.
         answer = await rig.ask(POST % (b"/lazy", 3, b"") + b"abc" + GET % (b"/hello", CLOSE))
         assert answer.count(b"HTTP/1.1 200") == 2
-        # One that is still to come is not waited for; what comes of it does not reset the answer.
+        # One that is still to come is not waited for; when it comes, it does not reset the answer.
         answer = await rig.ask(POST % (b"/lazy", 1 << 30, b""), bytes(1 << 20))
         assert (status(answer), body(answer)) == (200, b"lazy")
 

@@ -58,7 +58,7 @@ async def test_a_file_by_its_path(folder: Path, driver: str) -> None:
                 + GET % (b"/hello", CLOSE)
             )
             sent = rig.ring.statistics()
-        # HEAD's answer says it as well, unless it might not be what GET's would say.
+        # HEAD's answer says it as well, unless GET's answer might be different.
         said = answer.count(b"content-length: %d\r\n" % len(content))
         assert said == (2 if content else 1)
         assert b"\r\n\r\n" + content + b"HTTP/1.1 200 OK\r\n" in answer
@@ -74,7 +74,7 @@ async def test_static_files_of_starlette(folder: Path, driver: str) -> None:
         assert (status(answer), body(answer)) == (200, (folder / "large.bin").read_bytes())
         sent = rig.ring.statistics()
         assert sent.bytes_sent == len(answer)
-        # In pieces of the map, and not in what reading gives.
+        # In pieces of the map, not in pieces that were read.
         assert sent.sends <= 8
         etag = f"If-None-Match: {header(answer, 'etag')}\r\n".encode()
         assert status(await rig.get("/static/large.bin", etag)) == 304
@@ -92,7 +92,7 @@ def by_descriptor(path: Path) -> Application:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"abc", "more_body": True})
             part = {"type": "http.response.zerocopysend", "more_body": True}
-            # From where the file stands, and from there on.
+            # From the file's position, and then from the new position on.
             await send({**part, "file": opened.fileno(), "count": 500})
             await send({**part, "file": opened, "count": 500})
             await send({**part, "file": opened, "offset": 0, "count": 1000})
@@ -122,7 +122,7 @@ async def test_a_file_that_is_not_there_is_the_applications_error(
 
 
 @one_backend
-async def test_a_file_that_has_grown_is_sent_as_long_as_it_was_said_to_be(folder: Path) -> None:
+async def test_a_file_that_has_grown_is_sent_with_its_announced_size(folder: Path) -> None:
     content = (folder / "small.txt").read_bytes()
     for length, expected in ((1000, 200), (len(content), 200), (len(content) + 1, 500)):
         headers = [(b"content-length", b"%d" % length)]
@@ -218,7 +218,7 @@ async def test_several_ranges(folder: Path, driver: str) -> None:
 
 
 @one_backend
-async def test_conditions_and_what_is_no_range(folder: Path) -> None:
+async def test_conditions_and_headers_that_are_not_ranges(folder: Path) -> None:
     content = (folder / "small.txt").read_bytes()
     async with serving(starlette(folder / "small.txt")) as rig:
         answer = await rig.get("/file")

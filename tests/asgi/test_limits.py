@@ -102,7 +102,7 @@ async def test_what_comes_too_slowly_is_answered_408() -> None:
         assert status(await rig.ask(b"GET /hello HTTP/1.1\r\nHos")) == 408
 
         def run(sock: socket.socket) -> bytes:
-            # A byte now and then does not put it off.
+            # A byte now and then does not postpone the limit.
             sock.settimeout(0.05)
             sock.sendall(b"GET /")
             while True:

@@ -1,4 +1,4 @@
-"""What is a request and what is none: tables of heads, whole and byte by byte."""
+"""What is a request and what is not: tables of heads, whole and byte by byte."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ OTHERS = {
         400,
     ),
 }
-# Behind a head that is right; the application has the body's beginning by then.
+# After a head that is right; by then the application has the beginning of the body.
 BODIES = {
     "bare LF behind size": b"1\nx\r\n0\r\n\r\n",
     "bare LF behind chunk": b"1\r\nx\n0\r\n\r\n",
@@ -137,7 +137,7 @@ def test_what_could_be_read_in_two_ways_is_refused(name: str) -> None:
         ),
     ],
 )
-def test_what_is_right_is_taken(data: bytes, expected: list[object]) -> None:
+def test_right_requests_are_accepted(data: bytes, expected: list[object]) -> None:
     for step in (1, 7, 1 << 20):
         assert parse(data, step)[0] == expected, step
 
@@ -174,7 +174,7 @@ async def test_what_is_not_served_says_so(name: str) -> None:
     async with serving(Application(), limits=Limits(head_bytes=1000, body_bytes=1000)) as rig:
         answer = await rig.ask(data + GET % (b"/hello", b""))
         assert (status(answer), answer.count(b"HTTP/1.1 ")) == (expected, 1)
-        # The server is none the worse for it.
+        # The server still works.
         assert status(await rig.get("/hello")) == 200
 
 

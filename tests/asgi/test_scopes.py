@@ -1,4 +1,4 @@
-"""What an application is told of a request, and what the log is."""
+"""What an application is told about a request, and what is logged."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ async def test_an_application_that_fails_to_start_is_not_served() -> None:
 
 
 @one_backend
-async def test_one_that_takes_no_lifespan_is_served_unless_that_is_required(
+async def test_an_application_without_lifespan_is_served_unless_it_is_required(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = Lifespan(ValueError("unknown scope"))
@@ -87,7 +87,7 @@ async def test_one_that_takes_no_lifespan_is_served_unless_that_is_required(
 
 
 @one_backend
-async def test_a_lifespan_that_ends_too_soon_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lifespan_that_ends_too_soon_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Lifespan(COMPLETE, ValueError("late"))) as rig:
         assert status(await rig.get("/")) == 200
     assert failures(caplog) == ["Exception in 'lifespan' protocol"]
@@ -190,7 +190,7 @@ async def test_a_stop_lets_answers_end_and_closes_the_rest(driver: str) -> None:
                 await rig.stopped.wait()
 
 
-async def test_a_stop_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stop_waits_no_longer_than_its_limit(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Application(), limits=Limits(stop_seconds=0.2)) as rig:
         with await anyio.to_thread.run_sync(rig.connect) as sock:
             sock.sendall(GET % (b"/lasts", b""))
@@ -202,14 +202,15 @@ async def test_a_stop_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixtu
 
 
 async def test_a_stop_under_load_loses_no_request(driver: str) -> None:
-    """What was sent on a connection that the kernel has taken is answered."""
+    """Every request on a connection that the kernel has accepted is answered."""
     answered = [0] * 8
     refused = threading.Event()
 
     async with serving(Application(), driver=driver) as rig:
 
         def load(number: int) -> None:
-            # Each request on a connection of its own: no client guesses whether it is kept.
+            # Each request has a connection of its own, so no client has to guess whether it is
+            # kept.
             while True:
                 try:
                     sock = rig.connect()
@@ -231,7 +232,7 @@ async def test_a_stop_under_load_loses_no_request(driver: str) -> None:
 
 
 @one_backend
-async def test_so_many_requests_and_no_more() -> None:
+async def test_the_server_stops_after_a_number_of_requests() -> None:
     async with serving(Application(), limits=Limits(requests=3)) as rig:
         for _ in range(3):
             assert status(await rig.get("/hello")) == 200

@@ -184,7 +184,7 @@ async def test_how_an_application_ends(path: str, code: int, reason: str) -> Non
 
 
 @one_backend
-async def test_what_is_no_websocket() -> None:
+async def test_requests_that_are_not_for_a_websocket() -> None:
     async with serving(Application()) as rig:
         wrong = shake().replace(b"Version: 13", b"Version: 12")
         answer = await rig.ask(wrong)
@@ -192,7 +192,7 @@ async def test_what_is_no_websocket() -> None:
         assert status(await rig.ask(shake().replace(b"-Key", b"-Kex"))) == 400
 
 
-# Frames of a client that masks with zeros: what is wrong, and how it is closed.
+# Wrong frames of a client that masks with zeros, and the code with which each is closed.
 VIOLATIONS = {
     "not masked": (b"\x81\x02hi", 1002),
     "reserved bit": (b"\xc1\x80\0\0\0\0", 1002),
@@ -241,7 +241,7 @@ async def test_a_bomb_of_compression_is_closed_early() -> None:
     app = Application()
 
     def run(websocket: ClientConnection) -> None:
-        # Sending it, or what comes back, tells that it was closed.
+        # Either sending it or receiving the answer tells that it was closed.
         with pytest.raises(ConnectionClosed) as caught:
             websocket.send("a" * (256 << 20))
             websocket.recv(LIMIT)
@@ -342,7 +342,7 @@ async def test_a_stop_tells_websockets_to_go_elsewhere() -> None:
 
 
 async def test_an_application_broadcasts_one_frame_in_order_with_its_own(driver: str) -> None:
-    """By the extension ``zc_anyio``, which gives the stream and the ring."""
+    """It uses the extension ``zc_anyio``, which has the stream and the ring."""
     members: list[Any] = []
     frame = websocket_frame("b" * 100_000)
 
@@ -376,7 +376,7 @@ async def test_an_application_broadcasts_one_frame_in_order_with_its_own(driver:
 
 def test_frames_that_two_threads_make() -> None:
     def slowly(frame: FrameType, event: str, _: object) -> Any:
-        # The other thread has its turn at every line of what makes frames.
+        # The other thread gets its turn at every line of the code that makes frames.
         if event == "line" and frame.f_code.co_name == "send_data":
             time.sleep(0.0005)
         return slowly

@@ -22,7 +22,7 @@ SETTINGS = Settings(rounds=1, seconds=None, core=max(os.sched_getaffinity(0)), o
 
 
 def sending(name: str, share: int) -> Peer:
-    """Make a peer that sends one of so many of the bytes that it is asked to send."""
+    """Make a peer that sends only one in ``share`` of the bytes that it is asked to send."""
 
     @asynccontextmanager
     async def open_peer(job: Job) -> AsyncIterator[Send]:

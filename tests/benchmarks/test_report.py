@@ -1,4 +1,4 @@
-"""Results are kept in files that can be reviewed, and the pages say what these say."""
+"""Results are kept in files that can be reviewed, and the pages agree with these files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring: both ways really send, to the peer that was named, and say what became of it."""
+"""Measuring: both policies really send to the named peer, and the result says how that went."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_measuring_counts_what_the_peer_got(host: str) -> None:
     assert [(result["buffer_size"], result["zero_copy"]) for result in results] == WAYS
     for result in results:
         assert result["bytes"] == result["sends"] * result["buffer_size"] > 0
-        # Each of the rounds has its share of the second, and all of them together make it up.
+        # Each round has its share of the second; together they take all of it.
         assert result["seconds"] >= 0.24
         assert result["bytes_per_second"] == pytest.approx(result["bytes"] / result["seconds"])
         assert result["cpu_seconds"] > 0
@@ -107,7 +107,7 @@ def test_the_measurement_for_people() -> None:
 
 
 def test_zero_copy_is_asked_for_in_its_rounds_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over loopback the counters look alike; completions do not: zero copy has two a request."""
+    """Over loopback only completions differ: a zero-copy request has two."""
     if why_not("io_uring") is not None:
         missing("io_uring cannot run")
     import anyio
@@ -141,7 +141,7 @@ def test_a_peer_that_is_not_there() -> None:
     assert done.errors.startswith(f"zc_anyio: 127.0.0.1 port {port} cannot be connected to: ")
     assert "refused" in done.errors or "111" in done.errors
     assert "Traceback" not in done.errors
-    # The report itself is there all the same.
+    # The report itself is printed all the same.
     assert done.json["measurement"] is None
     assert done.json["capabilities"]["driver"]
 

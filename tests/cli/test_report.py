@@ -1,4 +1,4 @@
-"""The report says what is so, to people and as JSON, and connects to nobody."""
+"""The report is right, for people and as JSON, and connects to nobody."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_json_tells_of_the_send_over_loopback() -> None:
             assert loopback["refused"] is False
 
 
-# Imported by every Python that finds it, before the program: notes what the program asks for.
+# Every Python that finds this imports it before the program; it notes the program's connections.
 WITNESS = """
 import os, sys
 

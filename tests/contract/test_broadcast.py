@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("on_error", ["raise", "collect"])
-async def test_dead_peers_do_not_end_it_for_the_others(driver: Any, on_error: Any) -> None:
+async def test_dead_peers_do_not_end_a_broadcast_for_the_others(driver: Any, on_error: Any) -> None:
     data = bytearray(os.urandom(MIB))
     expected = bytes(data)
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ async def test_the_buffer_is_held_once_and_until_the_last_peer_has_it(
 
 
 @pytest.mark.anyio
-async def test_to_nobody(driver: Any) -> None:
+async def test_a_broadcast_to_no_stream(driver: Any) -> None:
     data = bytearray(1000)
     async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
         await group.broadcast([], data)
@@ -106,7 +106,7 @@ async def test_to_nobody(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_to_nobody_who_lives(driver: Any) -> None:
+async def test_a_broadcast_to_closed_streams_only(driver: Any) -> None:
     data = bytearray(1000)
     with tcp_pair() as (client, _):
         client.close()
@@ -169,7 +169,7 @@ async def test_broadcasts_that_only_yield_to_others_leave_together(
 
 
 @pytest.mark.anyio
-async def test_what_a_sender_queues_that_goes_on_yielding_does_leave(
+async def test_sends_of_a_sender_that_keeps_yielding_do_leave(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zc_anyio._ring.ring.YIELD_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""What is sent is the buffer of an object, whatever else the object says of itself."""
+"""What is sent is the buffer of an object, whatever its other methods say."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 if sys.version_info >= (3, 12):
 
     class Exporter:
-        """Exports a buffer by Python code, and says that it has another length."""
+        """Exports a buffer by Python code, and claims another length."""
 
         def __init__(self) -> None:
             self.data = bytearray(b"exported by Python")
@@ -167,7 +167,7 @@ async def test_udp_sockets_send_the_buffer(driver: Any, make: Callable[[], Any])
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("wrong", ["text", 7, None, [b"parts", "text"], {"a": 1}, object()])
-async def test_what_has_no_buffer_is_refused(driver: Any, wrong: Any) -> None:
+async def test_objects_without_a_buffer_are_refused(driver: Any, wrong: Any) -> None:
     with tcp_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
             with pytest.raises(TypeError):

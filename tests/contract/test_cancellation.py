@@ -65,7 +65,7 @@ class Body:
 async def cancelled(
     point: str, driver: Any, make: Callable[[int], object]
 ) -> AsyncIterator[tuple[zc_anyio.Ring, list[Any], socket.socket, socket.socket, Body]]:
-    """Cancel a group whose peer never reads at one point of its life, and wait until it is left."""
+    """Cancel a group whose peer never reads, at a given point, and wait until it is left."""
     size = 256 << 10 if point == "held" else MIB
     count = 4 if point in ("held", "window") else 24
     window = MIB if point == "window" else 2 * MORE_THAN_FITS
@@ -91,7 +91,7 @@ async def cancelled(
             yield ring, buffers, client, peer, body
             with anyio.fail_after(BOUND):
                 await until_idle(ring)
-            # The ring's duplicate of the socket goes a little after its last send.
+            # The ring closes its duplicate of the socket a little after the last send.
             await until(lambda: len(open_descriptors()) <= before)
 
 
@@ -135,7 +135,7 @@ async def test_views_of_changeable_buffers_too(driver: Any, point: str) -> None:
 async def test_bytes_stay_with_the_ring_until_the_end(holding_driver: Any, end: str) -> None:
     async with cancelled("held", holding_driver, os.urandom) as (ring, buffers, _, peer, _):
         assert ring.statistics().held == len(buffers)
-        # Referred to by the list and by `data` here, as this one is, and by the ring.
+        # The list, `data` and the ring refer to it; only the list and `data` to this one.
         others = [os.urandom(100)]
         other = others[0]
         data = buffers[0]
@@ -150,7 +150,7 @@ async def test_bytes_stay_with_the_ring_until_the_end(holding_driver: Any, end: 
 
 
 @pytest.mark.anyio
-async def test_the_end_of_the_ring_resets_what_holds_on(holding_driver: Any) -> None:
+async def test_the_end_of_the_ring_resets_connections_that_hold_sends(holding_driver: Any) -> None:
     data = os.urandom(MIB)
     before = sys.getrefcount(data)
     with tcp_pair(stalled=True) as (client, peer):
@@ -187,7 +187,7 @@ async def test_a_stream_cut_short_is_broken(driver: Any, make: Callable[[int], o
                     await group.send(stream, b"after the hole")
             assert isinstance(caught.value.__cause__, OSError)
             with pytest.raises(anyio.BrokenResourceError), anyio.fail_after(BOUND):
-                while True:  # asyncio's transport reports what a write met at a later one
+                while True:  # asyncio's transport reports the error of a write at a later one
                     await stream.send(b"after the hole")
 
 
@@ -250,7 +250,7 @@ async def test_neighbours_in_the_same_request_go_on(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_only_peers_that_hold_on_are_reset(holding_driver: Any) -> None:
+async def test_only_peers_that_hold_sends_are_reset(holding_driver: Any) -> None:
     data = bytearray(os.urandom(MIB))
     expected = bytes(data)
     with ExitStack() as stack:

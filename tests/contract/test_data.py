@@ -21,7 +21,7 @@ SIZE = 100_000
 
 
 class Bytes(bytes):
-    """Not bytes itself."""
+    """A subclass of bytes."""
 
 
 def mapped(content: bytes, access: int) -> mmap.mmap:

@@ -52,7 +52,7 @@ async def test_the_peer_goes_while_sends_wait(driver: Any, end: str, submitted: 
                         await group.send(client, buffer)
                     if submitted:
                         await until_parked(ring)
-                    # What it has not read makes closing a reset.
+                    # Since it has not read everything, closing resets the connection.
                     reset(peer) if end == "reset" else peer.close()
             assert only_cause(caught.value) <= GONE
             for buffer in buffers:
@@ -63,11 +63,11 @@ async def test_the_peer_goes_while_sends_wait(driver: Any, end: str, submitted: 
 
 
 @pytest.mark.anyio
-async def test_a_reset_gives_back_what_is_held(holding_driver: Any) -> None:
+async def test_a_reset_releases_held_sends(holding_driver: Any) -> None:
     data = bytearray(MIB)
     with tcp_pair(stalled=True) as (client, peer):
         async with zc_anyio.open_ring(driver=holding_driver) as ring:
-            # The kernel has taken the whole send, so nobody learns that it was in vain.
+            # The kernel has taken the whole send, so nobody learns that it was lost.
             async with zc_anyio.send_group() as group:
                 await group.send(client, data)
                 await until_held(ring, 1)
@@ -106,7 +106,7 @@ async def test_sends_after_a_failure_are_refused_and_not_reported_twice(driver: 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("on_error", ["raise", "collect"])
-async def test_one_entry_a_socket(driver: Any, on_error: Any) -> None:
+async def test_one_entry_for_each_socket(driver: Any, on_error: Any) -> None:
     with parked_pair() as (one, peer_one), parked_pair() as (two, peer_two), tcp_pair() as good:
         streams = [await wrap(one), await wrap(two)]
         async with zc_anyio.open_ring(driver=driver) as ring, streams[0], streams[1]:
@@ -248,7 +248,7 @@ async def test_what_was_accepted_goes_out_after_closing(driver: Any, state: str,
 
 
 @pytest.mark.anyio
-async def test_a_reused_descriptor_gets_nothing_of_what_was_meant_for_the_old(
+async def test_a_reused_descriptor_gets_no_bytes_of_the_old_connection(
     driver: Any,
 ) -> None:
     data = os.urandom(4 * MIB)

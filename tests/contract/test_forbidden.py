@@ -18,7 +18,7 @@ from tests.support.waiting import LIMIT
 
 MIB = 1 << 20
 
-# Overwrites every frame as soon as the group that has sent it is left.
+# The program overwrites every frame as soon as the group that has sent it is left.
 PROGRAM = """
 import hashlib, json, os, sys
 
@@ -170,6 +170,6 @@ def test_memory_that_may_not_be_pinned_is_copied(driver: str, limit: int) -> Non
     said, received = send(driver, under=memlock(limit))
     check(said, received, driver=said["driver"] if driver == "auto" else driver, total=16 * MIB)
     if limit == 0 and said["driver"] == "msg_zerocopy":
-        # What was asked for zero-copy was refused, so that no notification was ever due.
+        # Zero-copy requests were refused, so no notification was ever due.
         assert said["requests"] > said["sends"]
         assert said["completions"] == said["requests"]

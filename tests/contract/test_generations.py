@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 class Buffer(bytearray):
-    """A buffer that can be watched."""
+    """A buffer that can be referred to weakly."""
 
 
 @pytest.mark.anyio
@@ -55,7 +55,7 @@ async def test_held_means_referenced(holding_driver: Any) -> None:
         async with zc_anyio.open_ring(driver=holding_driver) as ring:
             async with zc_anyio.send_group() as group:
                 await group.send(stream, data)
-                # Nothing refers to it but the ring: the caller, the stream and a waiter let go.
+                # Only the ring refers to it: the caller, the stream and a waiter have let go.
                 del data
                 await until_held(ring, 1)
                 await stream.aclose()
@@ -116,7 +116,7 @@ async def test_an_empty_generation_is_released_at_once(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_generations_are_released_in_any_order_and_told_in_theirs(
+async def test_generations_are_released_in_any_order_and_told_in_order(
     holding_driver: Any,
 ) -> None:
     told: list[int] = []
@@ -153,7 +153,7 @@ async def test_generations_are_released_in_any_order_and_told_in_theirs(
                 await until(lambda: told == [0, 1, 2])
                 await group.send(fast, bytearray(1000))
                 tg.start_soon(anyio.to_thread.run_sync, receive_exactly, fast_peer, 1000)
-        # Leaving flushed the last one; the channel ends after it, else the task would go on.
+        # Leaving flushed the last one; the channel ends after it, or the task would not end.
         assert told == [0, 1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""A ring is its thread's, its event loop's and its process's."""
+"""A ring belongs to one thread, one event loop and one process."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_another_loop_of_the_same_thread_which_plain_asyncio_allows(
 
     with tcp_pair() as (client, _):
         async with zc_anyio.open_ring(driver=driver) as ring, zc_anyio.send_group() as group:
-            # asyncio does not mind a loop of trio's that runs inside one of its own callbacks.
+            # asyncio allows a trio loop to run inside one of its own callbacks.
             trio.run(other_loop)
             group.send_nowait(client, b"still works")
 
@@ -172,7 +172,7 @@ def test_a_forked_child(anyio_backend: tuple[str, dict[str, Any]], driver: Any) 
 def test_a_forked_child_that_leaves_by_an_exception(
     anyio_backend: tuple[str, dict[str, Any]], driver: Any
 ) -> None:
-    # The child unwinds through the scopes of the parent's ring, and must not touch it.
+    # The child leaves the scopes of the parent's ring, and must not use it.
     output = run(
         """
         async def main():
@@ -247,10 +247,10 @@ async def test_exec_is_refused_while_sends_are_held(holding_driver: Any) -> None
                 ):
                     with pytest.raises(RuntimeError, match="would hang"):
                         attempt()
-                # Children are another matter.
+                # Starting a child process is allowed.
                 assert subprocess.run(["/bin/true"], check=False).returncode == 0
                 receive_exactly(peer, MIB)
-            # With nothing held it fails for what it is.
+            # With nothing held it fails for its own reason.
             with pytest.raises(FileNotFoundError):
                 os.execv("/nonexistent", ["nonexistent"])
 

@@ -14,8 +14,8 @@ import pytest
 import zc_anyio
 
 PACKAGE = Path(zc_anyio.__file__).parent
-# From the bottom to the top: rooms, and modules that stand for themselves.  Each imports only from
-# those on lower floors.
+# From the bottom to the top: rooms, and modules outside of rooms.  Each imports only from those on
+# lower floors.
 FLOORS = [
     {"_base"},
     {"_native"},

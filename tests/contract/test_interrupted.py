@@ -1,7 +1,7 @@
-"""Whatever comes out of a wait while buffers are at stake: a scope that was left has released them.
+"""A scope that was left has released its buffers, whatever interrupted its waits.
 
-On asyncio an exception is thrown in where the coroutine is suspended; trio takes none but its own,
-so there Ctrl-C is pressed while the main task is suspended.
+On asyncio an exception is thrown into the suspended coroutine; trio accepts only its own, so there
+Ctrl-C is pressed while the main task is suspended.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.support.peers import parked_pair, udp_pair
 from zc_anyio import lowlevel
 
 MIB = 1 << 20
-# By when a scope is left, or the peer reads so that it can be.
+# By when a scope has to be left, or the peer reads so that it can be.
 READS_AFTER = 0.2
 
 
 class Thrower:
-    """Throws into a coroutine where it is suspended: from the n-th time since it was armed."""
+    """Throws into a coroutine where it is suspended, from the n-th time after arming on."""
 
     def __init__(self, error: type[BaseException], first: int, times: int) -> None:
         self.error = error
@@ -47,7 +47,7 @@ class Thrower:
 
     @types.coroutine
     def drive(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-        """Await a coroutine of asyncio's."""
+        """Await an asyncio coroutine."""
         raised: BaseException | None = None
         while True:
             try:
@@ -80,7 +80,7 @@ class CtrlC(trio.abc.Instrument):
 
 
 def run(backend: str, thrower: Thrower, scenario: Callable[[Thrower], Awaitable[None]]) -> bool:
-    """Run a scenario; return whether it was interrupted.  What was thrown comes out of it."""
+    """Run a scenario, which has to raise what was thrown; return whether it was interrupted."""
 
     async def main() -> None:
         await scenario(thrower)
@@ -88,7 +88,7 @@ def run(backend: str, thrower: Thrower, scenario: Callable[[Thrower], Awaitable[
     raised: BaseException | None = None
     try:
         if backend == "trio":
-            # A shell has its jobs in the background ignore Ctrl-C.
+            # A shell makes its background jobs ignore Ctrl-C.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             trio.run(main, instruments=[CtrlC(thrower)])
         else:
@@ -204,7 +204,7 @@ async def ends_a_ring(ring: zc_anyio.Ring, client: Any, thrower: Thrower) -> Non
 
 
 async def sends_datagrams(ring: zc_anyio.Ring, _: Any, thrower: Thrower) -> None:
-    """Nothing makes the kernel give one back but its peer: leaving waits for that."""
+    """Only the peer makes the kernel release a datagram, so leaving waits for that."""
     buffer = bytearray(b"d" * 40_000)
     with udp_pair() as (own, peer):
         reads = threading.Timer(READS_AFTER, peer.recv, [1])
@@ -290,7 +290,7 @@ def park() -> Generator[object, None, None]:
 
 @pytest.mark.anyio
 async def test_a_coroutine_that_is_closed_within_a_group(driver: Any) -> None:
-    """It cannot await anything: what it held is released before it is closed."""
+    """It cannot await anything, so what it holds is released before it is closed."""
     buffer = bytearray(8 * MIB)
     unchangeable = bytes(MIB)
 

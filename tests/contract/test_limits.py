@@ -65,7 +65,7 @@ def test_little_lockable_memory(driver: Any) -> None:
     assert counters == "400 0 400 0"
 
 
-def test_the_limit_does_not_bind_who_may_lock_memory(driver: Any) -> None:
+def test_the_limit_does_not_bind_a_process_that_may_lock_memory(driver: Any) -> None:
     need_root("CAP_IPC_LOCK")
     if driver == "copy":
         pytest.skip("the copy driver locks nothing")
@@ -195,7 +195,7 @@ GROWTH = """
 
 
 def growth(backend: tuple[str, dict[str, Any]], driver: Any, groups: int, sends: int) -> int:
-    """Return by how many bytes a process grows over so many groups, after a fifth of that."""
+    """Return by how many bytes a process grows over a number of groups, after a fifth of them."""
     grown = int(run_confined(GROWTH, repr(backend), driver, str(groups), str(sends)))
     return 0 if SANITIZED else grown
 

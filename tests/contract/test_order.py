@@ -93,7 +93,7 @@ async def test_a_closed_alias_does_not_close_the_others(driver: Any) -> None:
 
 @pytest.mark.anyio
 async def test_sends_continue_after_the_kernel_took_a_part(driver: Any) -> None:
-    # A parked send larger than the socket is taken in many parts; what is behind it waits.
+    # A parked send larger than the socket is taken in many parts; later sends wait.
     data = [os.urandom(size) for size in (5 * MIB, 10, 3 * MIB, 1, 100_000)]
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:

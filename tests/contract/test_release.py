@@ -50,7 +50,7 @@ async def test_buffers_overwritten_after_100_groups_to_a_slow_reader(driver: Any
 async def overwritten(
     rig: Rig, driver: Any, *, wait: bool
 ) -> tuple[bytes, bytes, zc_anyio.RingStatistics]:
-    """Send over a slow link and overwrite, having waited for the release or not."""
+    """Send over a slow link, wait for the release or not, and overwrite."""
     buffers = [bytearray(os.urandom(SIZE)) for _ in range(24)]
     expected = b"".join(buffers)
     with rig.connection() as (client, peer), Reader(peer) as reader:
@@ -72,7 +72,7 @@ async def test_overwriting_without_waiting_corrupts(namespaces: Rig, holding_dri
     received, expected, _ = await overwritten(namespaces, holding_driver, wait=False)
     assert len(received) == len(expected)
     assert received != expected
-    # The tail was zeroed long before it left, since the link needs a tenth of a second for it.
+    # The tail was zeroed long before it left: the link needs a tenth of a second for it.
     assert received.endswith(bytes(SIZE))
 
 

@@ -40,7 +40,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.anyio
-async def test_a_ring_that_is_not_used(driver: Any) -> None:
+async def test_an_unused_ring(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver):
         pass
     async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group():
@@ -120,7 +120,7 @@ async def test_a_group_that_outlives_its_ring(driver: Any, rings: list[zc_anyio.
             with pytest.raises(RuntimeError, match="the ring is closed"):
                 group.send_nowait(client, data)
             await group.__aexit__(None, None, None)
-        # Draining has sent it; its generation was nobody's to flush.
+        # Draining has sent it, although nobody else would have flushed its generation.
         assert receive_exactly(peer, 1000) == bytes(1000)
         assert ring.statistics().queued == ring.statistics().held == 0
         rings.clear()
@@ -155,7 +155,7 @@ async def test_statistics_and_capabilities(driver: Any) -> None:
 
 @pytest.mark.anyio
 async def test_never_copies_and_always_copies_what_it_should(holding_driver: Any) -> None:
-    # The peer takes nothing, so what went zero-copy is held, and what was copied is not.
+    # The peer takes nothing, so zero-copied sends are held, and copied ones are not.
     for policy, size, held in [
         ("always", 100, 1),
         ("never", MIB, 0),
@@ -300,7 +300,7 @@ async def test_an_idle_ring_uses_no_processor_time(driver: Any) -> None:
             async with zc_anyio.send_group() as group:
                 await group.send(client, bytes(MIB))
                 await until(lambda: unsent(ring) == 0)
-                # A send is held meanwhile, or was copied: nothing is to be done either way.
+                # A send is held meanwhile, or was copied; in both cases nothing has to be done.
                 before = os.times()
                 await anyio.sleep(0.3)
                 used = os.times()
@@ -333,7 +333,7 @@ async def test_a_turn_that_fails_ends_the_ring(
 
 
 @pytest.mark.anyio
-async def test_what_the_kernel_has_no_memory_for_is_asked_for_now_and_then(
+async def test_a_submission_without_memory_is_tried_again_now_and_then(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = 0
@@ -352,6 +352,6 @@ async def test_what_the_kernel_has_no_memory_for_is_asked_for_now_and_then(
                 await anyio.sleep(100 * RETRY_SECONDS)
                 await until(lambda: turns > 2)
                 pauses = (time.monotonic() - begun) / RETRY_SECONDS
-            # One for having been asked, one by the submitter at once, and one behind each pause.
+            # One because it was asked for, one by the submitter at once, and one after each pause.
             assert turns <= 10 + pauses
         assert receive_exactly(peer, 4) == b"late"

@@ -91,7 +91,7 @@ async def test_streams(driver: Any, kind: str) -> None:
                 if "UNIX" in kind:
                     assert counters.zero_copied == 0
                 await until(lambda: reader.size == len(data) + 2)
-            # Nothing of the ring is in the way of an ordinary send.
+            # The ring does not hinder an ordinary send.
             if isinstance(stream, socket.socket):
                 assert stream.send(b"after") == 5
                 stream.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Threads: each may have a ring, at the same time, and what is dropped in one belongs to another.
+"""Threads: each may have a ring at the same time, and may drop what belongs to another.
 
 On a free-threaded Python the threads of these tests run in parallel.
 """
@@ -125,7 +125,7 @@ def test_a_ring_in_each_of_two_threads(anyio_backend: Backend, driver: Any) -> N
 
 
 def test_connections_that_move_between_threads(anyio_backend: Backend, driver: Any) -> None:
-    """What one ring has learned of a socket, another one in another thread goes on with."""
+    """A ring in another thread goes on with what the first ring has learned of a socket."""
 
     async def send_one(sock: socket, data: bytes) -> int:
         async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:
@@ -195,7 +195,7 @@ def test_streams_between_two_threads(anyio_backend: Backend, driver: Any) -> Non
 
 @pytest.mark.parametrize("anyio_backend", [("trio", {})], indirect=True)
 def test_rings_that_threads_open_at_the_same_time(anyio_backend: Backend) -> None:
-    """What the first ring of a process sets up is set up once, and ``os.exec*`` asks all rings."""
+    """The first ring of a process does the set-up, only once; ``os.exec*`` checks all rings."""
     script = """
 import sys, threading, anyio, trio, zc_anyio
 
@@ -258,7 +258,7 @@ async def test_a_pool_buffer_that_another_thread_drops(
 
 
 @pytest.mark.anyio
-async def test_a_pool_is_its_thread_s(driver: Any) -> None:
+async def test_a_pool_belongs_to_its_thread(driver: Any) -> None:
     async def acquire() -> None:
         await pool.acquire()
 
@@ -285,7 +285,7 @@ free_threaded = pytest.mark.skipif(
 
 @free_threaded
 def test_threads_do_not_count_references_to_the_functions_that_send() -> None:
-    # Deferred reference counting shows as a count that no program reaches.
+    # With deferred reference counting, the count is larger than any program reaches.
     assert min(map(sys.getrefcount, (queue, queue_or_send))) > 1 << 32
 
 

@@ -1,4 +1,4 @@
-"""What one turn does at most, so that others of the event loop have theirs soon."""
+"""What one turn does at most, so that other tasks of the event loop run soon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUESTS, REAPS, EVENTS, BYTES = 128, 2048, 512, 4 * MIB
 
 
 class Turns:
-    """What each turn of a ring did, and in which pass of the event loop it was taken."""
+    """What each turn of a ring did, and in which turn of the event loop it was taken."""
 
     def __init__(self, ring: zc_anyio.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
         self.requests: list[int] = []
@@ -78,7 +78,7 @@ async def test_a_broadcast_to_many_is_submitted_in_shares(
             tasks.cancel_scope.cancel()
             assert ring.statistics().requests == len(pairs)
         assert max(turns.requests) <= REQUESTS
-        # Others have had a turn of the event loop in between; who flushes may take one of his own.
+        # Other tasks have run in between; flushing may take an extra turn of the ring.
         busy = {number for number, n in zip(turns.passes, turns.requests, strict=True) if n}
         assert len(busy) > 1
         for _, peer in pairs:
@@ -134,13 +134,13 @@ async def test_many_releases_at_once_are_reaped_and_told_in_shares_by_io_uring(
         assert sum(turns.completions) >= count
         assert max(turns.completions) <= REAPS
         assert max(turns.events) <= EVENTS
-        # Others have had a turn of the event loop in between; who flushes may take one of his own.
+        # Other tasks have run in between; flushing may take an extra turn of the ring.
         told = {number for number, n in zip(turns.passes, turns.events, strict=True) if n > 1}
         assert len(told) > 1
 
 
 @pytest.mark.anyio
-async def test_the_end_of_a_ring_gives_up_more_sockets_than_one_turn_tells_of(driver: Any) -> None:
+async def test_the_end_of_a_ring_detaches_more_sockets_than_one_turn_tells_of(driver: Any) -> None:
     with unix_pairs(EVENTS + 100) as pairs:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:

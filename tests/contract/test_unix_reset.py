@@ -12,7 +12,7 @@ from tests.support.waiting import until_parked
 
 
 @pytest.mark.anyio
-async def test_a_peer_that_closes_with_bytes_unread_fails_what_waits(driver: Any) -> None:
+async def test_a_peer_that_closes_with_bytes_unread_fails_waiting_sends(driver: Any) -> None:
     client, peer = socket.socketpair()
     with client:
         client.setblocking(False)

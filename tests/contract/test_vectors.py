@@ -153,7 +153,7 @@ async def test_what_a_cancelled_group_has_begun_is_whole_or_the_stream_is_broken
                         await anyio.to_thread.run_sync(receive_exactly, peer, read)
                     await anyio.sleep(0.01)
                     scope.cancel()
-            # Of a broken stream either the send tells it, or the group when it is left.
+            # That a stream is broken is raised by the send, or when the group is left.
             whole = True
             async with zc_anyio.send_group(on_error="collect") as group:
                 try:

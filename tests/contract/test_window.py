@@ -138,7 +138,7 @@ async def test_a_cancelled_wait_has_queued_nothing(driver: Any) -> None:
                 waiting.append(1)
                 assert ring.statistics().sends == 1
                 assert await anyio.to_thread.run_sync(receive_exactly, peer, MIB) == bytes(MIB)
-                # Nobody waits any more, and the window opens all the same.
+                # The window also opens when nobody waits any more.
                 await until(lambda: group.statistics().unreleased_bytes == 0)
                 group.send_nowait(client, b"x")
             assert receive_exactly(peer, 1) == b"x"

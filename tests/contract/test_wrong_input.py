@@ -29,7 +29,7 @@ def refused(ring: zc_anyio.Ring, error: Any, match: str | None = None) -> Iterat
 
 
 class NoBuffer:
-    """Anything at all."""
+    """An object without a buffer."""
 
 
 WRONG_DATA: dict[str, tuple[Any, type[Exception]]] = {
@@ -62,7 +62,7 @@ async def test_data(driver: Any, kind: str) -> None:
             if not isinstance(data, list):
                 with refused(ring, error):
                     await group.broadcast([client], data)
-            # The socket was not kept by the ring either: its peer sees the end.
+            # The ring has not kept the socket either: its peer sees the end.
             client.close()
             await until(lambda: at_end(peer))
         assert group.failures == []

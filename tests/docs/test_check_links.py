@@ -1,4 +1,4 @@
-"""The check of the site's links finds what leads nowhere."""
+"""The check of the site's links finds broken ones."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_a_link_within_the_site(link: str, leads: bool, tmp_path: Path) -> None:
     assert (f"index.html: {link}" in done.output.splitlines()) != leads
 
 
-def test_a_site_without_links_is_no_success(tmp_path: Path) -> None:
+def test_a_site_without_links_is_a_failure(tmp_path: Path) -> None:
     done = run(sys.executable, str(ROOT / "scripts" / "check_links.py"), str(tmp_path))
     assert done.status == 1

@@ -21,7 +21,7 @@ DIRECTIVE = re.compile(
 
 
 def documented() -> Iterator[tuple[str, object]]:
-    """Give each name that the reference has, and what it is; of a class its members as well."""
+    """Yield each name in the reference and its object; for a class its members as well."""
     for page in sorted(REFERENCE.glob("*.md")):
         for name, members in DIRECTIVE.findall(page.read_text(encoding="utf-8")):
             module, _, last = name.rpartition(".")
@@ -73,7 +73,7 @@ def test_each_parameter_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_it_is_said_what_cancellation_leaves(name: str) -> None:
+def test_the_reference_says_what_cancellation_leaves(name: str) -> None:
     made = getattr(DOCUMENTED[name], "__func__", DOCUMENTED[name])
     inner = inspect.unwrap(made) if callable(made) else made
     waits = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)

@@ -32,7 +32,7 @@ class Example:
 
 
 def examples(page: str) -> list[Example]:
-    """Return the examples of a page: what is marked as one, and the text block behind it if any."""
+    """Return the marked examples of a page, each with the text block after it, if any."""
     found = re.findall(
         r"^<!-- example -->\n```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?",
         (ROOT / page).read_text(encoding="utf-8"),

@@ -1,4 +1,4 @@
-"""The examples of the pages run as they stand and print what is said; links lead somewhere."""
+"""The examples on the pages run as they are and print what the page says; links are not broken."""
 
 from __future__ import annotations
 

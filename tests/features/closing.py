@@ -1,4 +1,4 @@
-"""A program that closes a stream of its own, and what a ring has left of it."""
+"""A program that closes a stream of its own, and what the ring still keeps of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def stream_of(kind: str, sock: socket.socket) -> Any:
     if kind == "trio stream":
         trio: Any = sys.modules["trio"]
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        # trio lets the kernel take little at a time; these sends are to be taken whole.
+        # trio lets the kernel take little at a time; these sends should be taken whole.
         sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LARGE_BUFFER)
         return stream
     return sock if kind == "socket" else await wrap(sock)
@@ -47,7 +47,7 @@ async def ring_of(driver: str, **options: Any) -> AsyncIterator[zc_anyio.Ring]:
 
 
 async def hold(ring: zc_anyio.Ring, stream: Any, data: Any = DATA) -> None:
-    """Have a send held by the kernel, whose group was cancelled."""
+    """Have the kernel hold a send whose group was cancelled."""
     with anyio.CancelScope() as scope:
         async with zc_anyio.send_group() as group:
             await group.send(stream, data)
@@ -58,7 +58,7 @@ async def hold(ring: zc_anyio.Ring, stream: Any, data: Any = DATA) -> None:
 
 
 async def until_ended(ring: zc_anyio.Ring) -> None:
-    """Wait until the ring has ended all connections, or has nothing to do with them any more."""
+    """Wait until the ring has ended all connections, or has let go of them."""
     table = ring._sockets
     await until(lambda: len(table._by_inode) == len(table._suspended), "ended connections")
 

@@ -1,4 +1,4 @@
-"""Receivers beside those of ``tests.support.peers``: of different speeds, and of datagrams."""
+"""More receivers than in ``tests.support.peers``: of different speeds, and of datagrams."""
 
 from __future__ import annotations
 

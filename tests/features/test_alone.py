@@ -1,4 +1,4 @@
-"""The first message of a group, if it is small: it leaves by itself, and needs no context."""
+"""The first message of a group, if it is small, leaves by itself and needs no context."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_one_message_needs_no_turn_and_no_context(driver: Any) -> None:
             assert (counters.staged, counters.generations_released) == (0, 0)
 
 
-async def test_what_follows_it_is_in_order_and_counted(driver: Any) -> None:
+async def test_later_messages_are_in_order_and_counted(driver: Any) -> None:
     with tcp_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
@@ -106,7 +106,7 @@ async def test_a_ring_that_was_closed_within_a_group_is_an_error(driver: Any, se
 
 
 @pytest.mark.parametrize("size", [0, THRESHOLD])
-async def test_what_is_empty_or_large_goes_the_ordinary_way(driver: Any, size: int) -> None:
+async def test_empty_and_large_messages_are_queued(driver: Any, size: int) -> None:
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
@@ -144,12 +144,12 @@ async def test_it_waits_behind_what_others_have_queued(driver: Any) -> None:
                     assert await reader.all() == b"1" * (1 << 20) + b"2"
 
 
-# With a threshold that calls it small; more than the kernel takes at once.
+# A message that the threshold calls small, though the kernel does not take all of it at once.
 LONG = bytes(range(251)) * 4000
 LONG_THRESHOLD = 1 << 20
 
 
-async def test_of_one_that_is_cut_short_the_rest_follows(driver: Any) -> None:
+async def test_the_rest_of_a_send_that_is_cut_short_follows(driver: Any) -> None:
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver, threshold=LONG_THRESHOLD) as ring:
             async with zc_anyio.send_group() as group:
@@ -164,9 +164,9 @@ async def test_of_one_that_is_cut_short_the_rest_follows(driver: Any) -> None:
                     assert await reader.all() == LONG + b"and more"
 
 
-async def test_one_that_is_cut_short_and_cancelled_breaks_its_stream(driver: Any) -> None:
+async def test_a_send_that_is_cut_short_and_cancelled_breaks_its_stream(driver: Any) -> None:
     with parked_pair() as (client, _):
-        # So little more that the rest waits for the event loop to come round.
+        # So little more that the rest waits for the event loop's next turn.
         message = LONG[: client.send(LONG) + 100_000]
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver, threshold=LONG_THRESHOLD):
@@ -203,7 +203,7 @@ async def test_a_broken_connection_is_reported_when_the_group_is_left(driver: An
                     await group.send(client, b"nobody")
 
 
-async def test_cancelled_behind_it_there_is_nothing_to_take_back(driver: Any) -> None:
+async def test_cancelled_after_the_send_there_is_nothing_to_take_back(driver: Any) -> None:
     with tcp_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             with anyio.CancelScope() as scope:
@@ -242,7 +242,7 @@ async def test_the_socket_is_given_up_after_it(driver: Any) -> None:
         assert received == b"message" * 5 + b"again"
 
 
-async def test_a_datagram_goes_the_ordinary_way(driver: Any) -> None:
+async def test_a_datagram_is_queued(driver: Any) -> None:
     with udp_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:

@@ -78,7 +78,7 @@ async def test_a_peer_that_reads_nothing_learns_of_it(
                 await until_held(ring, 1)
             await close(stream)
             await until_ended(ring)
-            # The kernel has a reader no more, and answers what it gets by a reset.
+            # The kernel has no reader any more, and answers bytes with a reset.
             await until(lambda: has_learned(peer))
             await group.flush().wait_released()
             if group_is == "open":
@@ -87,7 +87,9 @@ async def test_a_peer_that_reads_nothing_learns_of_it(
 
 
 @pytest.mark.parametrize("why", ["unread", "SO_LINGER"])
-async def test_it_is_reset_where_the_kernel_would(holding_driver: str, kind: str, why: str) -> None:
+async def test_it_is_reset_where_the_kernel_would_reset_it(
+    holding_driver: str, kind: str, why: str
+) -> None:
     with tcp_pair(stalled=True) as (client, peer):
         async with ring_of(holding_driver) as ring:
             stream = await stream_of(kind, client)
@@ -97,10 +99,10 @@ async def test_it_is_reset_where_the_kernel_would(holding_driver: str, kind: str
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await hold(ring, stream)
             if kind == "anyio stream" and why == "unread":
-                # It reads ahead; what it does not read is the kernel's.
+                # It reads ahead; the kernel keeps what it does not read.
                 await until(lambda: unread(client.fileno()))
             await close(stream)
-            # At once, and not when what it has been sent before was read.
+            # At once, and not only after it has read what it was sent before.
             await until(lambda: is_reset(peer))
             with pytest.raises(ConnectionResetError):
                 receive_to_end(peer)

@@ -1,4 +1,4 @@
-"""Which sockets a program has closed, and what a ring has back of them in the end."""
+"""Which sockets a program has closed, and that a ring gets back what they held."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zc_anyio.testing import open_descriptors
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
-# In so many ticks each socket was looked at, whatever was sent meanwhile.
+# After this many ticks each socket was looked at, whatever was sent meanwhile.
 TICKS = 10
 
 
@@ -48,7 +48,7 @@ async def test_it_lives_on_while_the_program_has_a_descriptor(driver: str, other
             else:
                 twin = client.dup()
                 if other == "sent to as well":
-                    # What is empty is not sent.
+                    # An empty message is not sent.
                     async with zc_anyio.send_group() as group:
                         await group.send(twin, b"")
                 await hold(ring, client)
@@ -73,7 +73,7 @@ async def test_its_number_is_another_connection_at_once(holding_driver: str) -> 
     with tcp_pair(stalled=True) as (client, peer), tcp_pair() as (spare, other_peer):
         async with ring_of(holding_driver) as ring:
             await hold(ring, client)
-            # Nothing tells Python's object of it: it is the other connection from now on.
+            # Python's object does not notice: from now on it is the other connection.
             os.dup2(spare.fileno(), client.fileno(), inheritable=False)
             await until_ended(ring)
             async with zc_anyio.send_group() as group:
@@ -94,7 +94,7 @@ CLOSING_SECONDS = "zc_anyio._ring.reaper.CLOSING_SECONDS"
 
 
 @pytest.mark.parametrize("limit", ["the ring's", "the program's own"])
-async def test_what_is_held_is_given_up_after_a_while(
+async def test_held_sends_are_given_up_after_a_while(
     holding_driver: str, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     with tcp_pair(stalled=True) as (client, _):
@@ -109,7 +109,7 @@ async def test_what_is_held_is_given_up_after_a_while(
 
 
 @one_backend
-async def test_what_waits_is_given_up_after_a_while(
+async def test_waiting_sends_are_given_up_after_a_while(
     driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CLOSING_SECONDS, 1)
@@ -120,7 +120,7 @@ async def test_what_waits_is_given_up_after_a_while(
             await until_parked(ring)
             client.close()
             await generation.wait_released()
-            # One call is told of the time that is over, and those after it of what came of that.
+            # One call is told that the time is over, later ones that the connection is gone.
             assert [failure.stream for failure in group.failures] == [client]
             assert group.failures[0].error.errno in (errno.ETIMEDOUT, errno.EPIPE)
             await until_ended(ring)
@@ -161,7 +161,7 @@ async def test_a_group_gets_its_buffers_back(holding_driver: str, by: str) -> No
             assert errors == ([errno.ETIMEDOUT] if by == "release_timeout" else [])
 
 
-async def test_the_end_of_the_ring_gets_them_back(holding_driver: str) -> None:
+async def test_the_end_of_the_ring_gets_the_buffers_back(holding_driver: str) -> None:
     with tcp_pair(stalled=True) as (client, _):
         async with ring_of(holding_driver, drain_timeout=0.3) as ring:
             await hold(ring, client)

@@ -34,7 +34,7 @@ each_family = pytest.mark.parametrize(
 
 @contextmanager
 def refused() -> Iterator[tuple[socket.socket, Any]]:
-    """A connected UDP socket to whose address nobody listens, and that address."""
+    """A UDP socket connected to an address where nobody listens, and that address."""
     with bound() as gone, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         address = gone.getsockname()
         sender.setblocking(False)
@@ -304,7 +304,7 @@ async def test_a_peer_that_was_not_there_comes_up(driver: str) -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_address(driver: str, address: Any, error: Any) -> None:
+async def test_something_that_is_not_an_address(driver: str, address: Any, error: Any) -> None:
     with bound() as sender:
         async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
             with pytest.raises(error):

@@ -59,7 +59,7 @@ async def test_bytes_stay_with_their_connection(
                     await group.send(other, b"to the new one")
                     with anyio.fail_after(LIMIT):
                         await group.flush().wait_released()
-                    # All of it, and then the end, which closing has not kept back.
+                    # All of it arrives, and then the end.
                     assert await reader.all() == b"".join(parts)
                     await group.send(other, b", and more")
                     await group.flush().wait_released()
@@ -71,7 +71,7 @@ async def test_bytes_stay_with_their_connection(
 async def test_the_new_connection_may_be_sent_to_at_once(
     driver: str, number_of_groups: int
 ) -> None:
-    # Nothing lets the event loop turn between the sends, so both wait in their queues.
+    # The event loop has no turn between the sends, so both wait in their queues.
     with parked_pair() as (client, peer), tcp_pair() as (spare, other_peer):
         number = client.fileno()
         async with zc_anyio.open_ring(driver=driver):
@@ -96,7 +96,7 @@ async def test_the_new_connection_may_be_sent_to_at_once(
 
 @pytest.mark.parametrize("after", ["cancelled", "timed-out"])
 @pytest.mark.parametrize("state", ["parked", "held"])
-async def test_a_reset_meets_the_old_connection_only(
+async def test_a_reset_affects_only_the_old_connection(
     holding_driver: str, state: str, after: str
 ) -> None:
     pair = tcp_pair(stalled=True) if state == "held" else parked_pair()
@@ -124,7 +124,7 @@ async def test_a_reset_meets_the_old_connection_only(
                     await group.send(other, b"n" * SIZE)
                 other.shutdown(socket.SHUT_WR)
                 assert await reader.all() == b"n" * SIZE
-        # What arrived of it is less than all, and then a reset, or the end.
+        # Less than all of it arrived, and then a reset, or the end.
         received = b""
         with suppress(ConnectionResetError):
             while chunk := peer.recv(SIZE):
@@ -134,7 +134,7 @@ async def test_a_reset_meets_the_old_connection_only(
 
 
 async def test_a_closed_stream_of_anyio(driver: str) -> None:
-    # asyncio shuts a connection down before it closes it, so what is queued may fail, and be told.
+    # asyncio shuts a connection down before closing it, so what is queued may fail.
     with parked_pair() as (client, peer), tcp_pair() as (spare, other_peer):
         stream = await wrap(client)
         number = client.fileno()

@@ -127,7 +127,7 @@ async def test_the_descriptor_and_the_file_may_go_while_it_is_held(
 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, str]]:
-    """A gibibyte with three specks of data, and what ``sendfile`` makes of its greater part."""
+    """A gibibyte with three small pieces of data, and how ``sendfile`` sends most of it."""
     file = tmp_path_factory.mktemp("sparse") / "file"
     with file.open("wb") as writing:
         for offset in (4096, 123_456_789, GIBIBYTE - 1000):

@@ -35,7 +35,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 @contextmanager
 def a_failure(*numbers: int) -> Iterator[None]:
-    """Expect one failed socket, told by the call or when the group is left."""
+    """Expect one failed socket, reported by the call or when the group is left."""
     with pytest.raises((OSError, anyio.BrokenResourceError, ExceptionGroup)) as caught:
         yield
     error: BaseException = caught.value
@@ -72,7 +72,7 @@ async def test_truncated_while_pieces_of_it_wait(
         received = await reader.all()
         reader.__exit__(None, None, None)
     assert len(received) < SIZE
-    # Of the page that the end is in, the kernel sends the rest as zeros.
+    # The kernel sends zeros for the rest of the page that the end is in.
     whole = min(len(received), end)
     assert received[:whole] == content[:whole]
 
@@ -151,7 +151,9 @@ async def test_a_fifo_is_refused_and_not_waited_for(driver: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "kind", ["missing", "directory", "device", "pipe", "socket", "closed", "bytes", "none"]
 )
-async def test_what_is_no_regular_file(driver: str, tmp_path: Path, path: Path, kind: str) -> None:
+async def test_something_that_is_not_a_regular_file(
+    driver: str, tmp_path: Path, path: Path, kind: str
+) -> None:
     with tcp_pair() as (client, peer):
         reading, writing = os.pipe()
         closed = path.open("rb")

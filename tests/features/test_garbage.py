@@ -1,7 +1,7 @@
-"""Buffers, and what the library made of them, may become garbage together, in cycles.
+"""Buffers, and the library's objects for them, may become garbage together, in cycles.
 
-A memoryview whose memory is exported on crashes the collector of Python before 3.12.4 when both are
-in one cycle, so each case runs in a process of its own.
+Before Python 3.12.4 the collector crashes on a memoryview with an export when both are in one
+cycle, so each case runs in a process of its own.
 """
 
 from __future__ import annotations

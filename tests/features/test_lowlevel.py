@@ -191,7 +191,7 @@ async def test_flush_with_a_send_waits_for_its_result_only(holding_driver: str) 
                 await context.send(client, bytes(1 << 20), flush=True)
             assert ring.statistics().held == 1
             assert context.flush().number == 1
-            # Told in order, so the empty generation waits for the one before it.
+            # Notifications come in order, so the empty generation waits for the one before it.
             assert await numbers(context, 0) == []
             await receive(peer, 1 << 20)
             assert await numbers(context, 2) == [0, 1]
@@ -223,7 +223,7 @@ async def test_a_failing_flush_leaves_its_generation_open(driver: str, size: int
         assert await reader.all() == b"onetwo"
 
 
-async def test_a_generation_of_a_failed_send_alone_is_used_on(driver: str) -> None:
+async def test_a_generation_with_only_a_failed_send_stays_open(driver: str) -> None:
     with broken_socket() as broken:
         async with zc_anyio.open_ring(driver=driver) as ring:
             (context,) = lowlevel.register_tx_contexts(ring, [1])

@@ -1,7 +1,7 @@
 """What only the driver ``msg_zerocopy`` has: the error queue, its ids, and room for notifications.
 
-That its ids wrap at 32 bits cannot be tried here: a socket would have to send four thousand million
-times first, and nothing sets the kernel's counter.
+That its ids wrap at 32 bits cannot be tested here: a socket would have to send four billion times
+first, and nothing sets the kernel's counter.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def errors(sock: socket.socket) -> list[tuple[int, int]]:
 
 
 def polled(sock: socket.socket) -> int:
-    """Return what a poll of the socket for nothing reports all the same."""
+    """Return the events that polling the socket for no event still reports."""
     poll = select.poll()
     poll.register(sock, 0)
     events = poll.poll(0)
@@ -86,7 +86,7 @@ async def test_ranges_of_several_sends() -> None:
     count, size = 8, 200_000
     buffers = [bytearray(os.urandom(size)) for _ in range(count)]
     expected = b"".join(buffers)
-    # What is acknowledged before anybody looks is one range, as sends by hand show.
+    # Sends that are acknowledged before anybody looks are one range, as sending by hand shows.
     with tcp_pair(stalled=True) as (client, peer):
         client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
         for buffer in buffers:
@@ -197,7 +197,7 @@ async def test_a_socket_that_comes_to_another_ring(namespaces: Rig) -> None:
 async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
     namespaces: Rig, theirs: str
 ) -> None:
-    # Notifications of those must not be taken for ours.
+    # Their notifications must not be taken for the ring's.
     own = [os.urandom(300_000) for _ in range(3)]
     buffers = [bytearray(os.urandom(200_000)) for _ in range(5)]
     expected = b"".join(own + buffers)  # type: ignore[operator]
@@ -221,7 +221,7 @@ async def test_a_socket_with_zero_copy_sends_of_the_program_s_own(
         assert await reader.all() == expected
 
 
-async def test_a_reset_gives_every_buffer_back() -> None:
+async def test_a_reset_releases_every_buffer() -> None:
     data = bytearray(1 << 20)
     with tcp_pair(stalled=True) as (client, peer):
         async with zc_anyio.open_ring(driver=DRIVER, zero_copy="always", threshold=0) as ring:
@@ -250,7 +250,7 @@ async def test_an_idle_loop_with_a_held_send_does_not_spin() -> None:
                 await group.send(client, bytes(1 << 20))
                 await until_held(ring, 1)
                 assert await processor_share() < 0.3
-                # Room for more, and notifications, and then nothing again.
+                # There is room for more, notifications come, and then nothing happens again.
                 receive_exactly(peer, 1 << 20)
                 await group.flush().wait_released()
                 assert await processor_share() < 0.3
@@ -276,7 +276,7 @@ async def test_a_connection_that_is_shut_down_both_ways_does_not_spin_either() -
 
 
 async def processor_share() -> float:
-    """Return the share of the processor that a second part of doing nothing takes."""
+    """Return the share of the processor that part of a second of doing nothing takes."""
     start, used = time.monotonic(), time.process_time()
     await anyio.sleep(0.2)
     return (time.process_time() - used) / (time.monotonic() - start)

@@ -35,7 +35,7 @@ async def test_few_notifications_may_be_due(namespaces: Rig) -> None:
         ) as ring:
             async with zc_anyio.send_group() as group:
                 for buffer in buffers:
-                    # Each its own request, so that more are due than may be.
+                    # Each is a request of its own, so that more notifications are due than allowed.
                     await group.send(client, buffer)
                     group.flush()
             for buffer in buffers:

@@ -1,4 +1,4 @@
-"""What each policy zero-copies, and which sockets cannot be zero-copied to."""
+"""What each policy zero-copies, and which sockets cannot zero-copy."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_socket_that_copies_is_sent_to_by_copying_and_probed_again(
         # Not only at the beginning.
         assert probes[-1] > probes[sends // 8] or not idle_between
     else:
-        # Those of MSG_ZEROCOPY that found no room have one completion.
+        # MSG_ZEROCOPY requests that found no room have one completion.
         assert (zero_copied >= sends) == (zero_copy == "always")
         assert zero_copied <= (requests if zero_copy == "always" else 0)
 

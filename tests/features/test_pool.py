@@ -57,8 +57,8 @@ async def test_memory_is_registered_or_the_pool_says_why_not(driver: str) -> Non
 @pytest.mark.parametrize("part", [slice(None), slice(5000, 20_001)], ids=["whole", "slice"])
 @pytest.mark.usefixtures("io_uring_runs")
 async def test_sends_read_the_memory_that_was_registered(part: slice) -> None:
-    # Pages that the process has given up are still those of the registration: whoever sends by
-    # address sends the new ones.
+    # The registration still refers to pages that the process has given up; sending by address would
+    # send the new pages.
     libc = ctypes.CDLL(None)
     with tcp_pair() as (client, peer):
         async with (
@@ -98,7 +98,7 @@ async def test_buffers_sent_in_a_burst_are_read_from_registered_memory_too() -> 
 
 @contextmanager
 def reserved_huge_pages(count: int) -> Iterator[None]:
-    """Have so many huge pages reserved, by one test at a time."""
+    """Reserve huge pages, for one test at a time."""
     need_root("reserving huge pages")
     # The number is the whole machine's: other tests at the same time change it too.
     with (Path(tempfile.gettempdir()) / "zc-anyio-huge-pages.lock").open("w") as lock:

@@ -34,7 +34,7 @@ def resident() -> int:
 
 
 class Receiver:
-    """Checks in a thread that each frame is whole, and the next one; rests after each."""
+    """Checks in a thread that each frame is complete and in order; rests after each."""
 
     def __init__(self, sock: socket.socket, start: threading.Event, pause: float) -> None:
         self.frames = 0

@@ -101,7 +101,7 @@ async def test_what_was_released_cannot_be_used(driver: str) -> None:
                     again = await pool.acquire()
                 with pytest.raises(ValueError):
                     view[0] = 1
-                # A part cannot be taken away, but it can be known for what it is.
+                # A part cannot be revoked, but it can be recognised.
                 for stale in (view, part) if taken_again else (view, part, array):
                     with pytest.raises((ValueError, BufferError)):
                         await group.send(client, stale)
@@ -109,7 +109,7 @@ async def test_what_was_released_cannot_be_used(driver: str) -> None:
             pool.release(again)
 
 
-async def test_only_what_is_out_can_be_released(driver: str) -> None:
+async def test_only_an_acquired_buffer_can_be_released(driver: str) -> None:
     async with (
         zc_anyio.open_ring(driver=driver),
         open_buffer_pool(buffer_size=SIZE, count=1) as pool,
@@ -158,7 +158,7 @@ async def test_a_view_that_only_the_pool_has_is_handed_out_again(driver: str) ->
                 views: list[weakref.ref[memoryview]] = []
                 for part in data:
                     async with zc_anyio.send_group() as group:
-                        # Attaches the socket, so that the next send goes the short way.
+                        # This attaches the socket, so that the next send takes the short path.
                         await group.send(client, b"")
                         view = await pool.acquire()
                         views.append(weakref.ref(view))
@@ -247,7 +247,7 @@ async def test_growing_serves_those_who_wait(driver: str) -> None:
             assert pool.free == 6
 
 
-async def test_closing_wakes_those_who_wait_and_revokes_what_is_out(driver: str) -> None:
+async def test_closing_wakes_waiting_tasks_and_revokes_acquired_buffers(driver: str) -> None:
     async def refused() -> None:
         with pytest.raises(anyio.ClosedResourceError):
             await pool.acquire()
@@ -308,7 +308,7 @@ async def test_a_pool_smaller_than_a_generation_goes_round(driver: str) -> None:
                 received.append(await receive(peer, len(data)))
 
             tg.start_soon(take)
-            # Nothing of the program's ends a generation, and the window has room for all.
+            # The program ends no generation, and the window has room for everything.
             async with zc_anyio.send_group() as group:
                 for at in range(0, len(data), SIZE):
                     view = await pool.acquire()

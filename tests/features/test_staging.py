@@ -88,7 +88,7 @@ async def test_a_staged_buffer_is_free_at_once(driver: str) -> None:
     assert received == bytes(1 << 20) + expected
 
 
-async def test_what_cannot_be_staged_holds_its_buffer(holding_driver: str) -> None:
+async def test_a_send_that_cannot_be_staged_holds_its_buffer(holding_driver: str) -> None:
     data = bytearray(b"d" * (512 << 10))
     with tcp_pair(stalled=True) as (client, peer):
         async with zc_anyio.open_ring(driver=holding_driver, threshold=1 << 20, staging=0) as ring:
@@ -102,7 +102,7 @@ async def test_what_cannot_be_staged_holds_its_buffer(holding_driver: str) -> No
             assert ring.statistics().staged == 0
 
 
-async def test_without_staging_memory_small_sends_go_as_they_are(driver: str) -> None:
+async def test_without_staging_memory_small_sends_are_not_staged(driver: str) -> None:
     with tcp_pair() as (client, peer), Reader(peer) as reader:
         async with zc_anyio.open_ring(driver=driver, staging=0) as ring:
             async with zc_anyio.send_group() as group:
@@ -184,7 +184,7 @@ async def test_leaving_waits_for_no_acknowledgement_of_what_was_staged(
             assert ring.statistics().held == 0
             with anyio.fail_after(LIMIT):
                 async with zc_anyio.send_group() as group:
-                    # At once, or the first request is small enough for the peer's own buffer.
+                    # Without a pause, or the first request would fit the peer's own buffer.
                     for _ in range(400):
                         group.send_nowait(client, bytearray(1000))
             counters = ring.statistics()
@@ -284,7 +284,7 @@ async def test_staged_sends_to_a_peer_that_resets_fail_once(driver: str) -> None
 async def test_staging_memory_is_not_used_again_too_early_on_asyncio(
     namespaces: Rig, driver: str
 ) -> None:
-    # Memory of four slabs, each taken many times, through a device where packets wait.
+    # Memory of four slabs, each used many times, over a device where packets wait.
     expected = bytearray()
     choose = random.Random(3)
     with namespaces.connection() as (client, peer), Reader(peer) as reader:

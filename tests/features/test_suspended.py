@@ -1,4 +1,4 @@
-"""A socket that was idle for a while is let go of, and taken up again with the next send."""
+"""A socket that was idle for a while is suspended, and resumed with the next send."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
 async def until_suspended(ring: zc_anyio.Ring) -> None:
-    """Wait until the ring keeps a duplicate of no socket."""
+    """Wait until the ring has no duplicate of any socket."""
     sockets = ring._sockets
     await until(lambda: bool(sockets._suspended) and not sockets.by_stream)
 
@@ -110,7 +110,7 @@ async def test_it_was_closed(driver: str) -> None:
             await group.send(client, b"all")
             await until_suspended(ring)
             client.close()
-            # Nothing of the ring's keeps it open.
+            # The ring does not keep it open.
             assert receive_to_end(peer) == b"all"
             with pytest.raises(anyio.ClosedResourceError):
                 await group.send(client, b"more")
@@ -139,7 +139,7 @@ async def test_it_was_reset_and_is_wrapped(driver: str) -> None:
             with pytest.raises(anyio.BrokenResourceError):
                 await group.send(client, b"more")
             twin = client.dup()
-            # Wrapping it is no failure: sending on it tells.
+            # Wrapping it does not fail; sending on it does.
             async with zc_anyio.ZeroCopySocketStream(ring, twin) as stream:
                 with pytest.raises(anyio.BrokenResourceError):
                     await stream.send(b"more")
@@ -171,7 +171,9 @@ async def test_no_descriptor_is_left_to_resume_it(driver: str) -> None:
         assert receive_exactly(peer, 8) == b"onethree"
 
 
-async def test_so_many_are_remembered(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_limited_number_of_sockets_is_remembered(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("zc_anyio._ring.sockets.SUSPENDED_MOST", 2)
     with ExitStack() as stack:
         pairs = [stack.enter_context(tcp_pair()) for _ in range(5)]

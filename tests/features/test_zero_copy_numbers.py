@@ -1,7 +1,7 @@
-"""MSG_ZEROCOPY numbers the sends of a socket, and tells nobody: what a ring makes of that.
+"""MSG_ZEROCOPY numbers the sends of a socket without telling the numbers; a ring counts them.
 
-When it cannot know the next number any more, the socket is sent to by copying, and what is held is
-released when the kernel has let go of it, neither before nor never.
+When it cannot know the next number any more, the socket is sent to by copying.  Held sends are
+still released, and not before the kernel has let go of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 SO_TIMESTAMPNS, SO_TIMESTAMPING = 35, 37
 TIMESTAMPING_SOFTWARE = 1 << 4
 SIZE = 1_000
-# What a buffer is overwritten with when its group has been left; nobody may receive that.
+# Buffers are overwritten with this when their group has been left; nobody may receive it.
 GONE = 255
 
 
@@ -92,7 +92,7 @@ def slow_path(namespaces: Rig, **queue: str) -> Iterator[tuple[socket.socket, Co
             try:
                 yield sender, collector
             finally:
-                # Reaches it by another path, with nothing in its way.
+                # This one reaches it by another path, without waiting.
                 with namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as last:
                     last.sendto(b"", receiver.getsockname())
 

@@ -1,4 +1,4 @@
-"""Changes the native part in small ways, one at a time, and looks whether the tests notice.
+"""Changes the native part in small ways, one at a time, and checks whether the tests notice.
 
 Run in a copy of the project (`make mutants` makes one), which it leaves with the last change built.
 Each change is compiled and linked; the native tests run, the quick ones first, then the model, and
@@ -49,7 +49,7 @@ OPERATORS = [
     (r"!(?=[a-z])", ""),
     (r" \? ", " ? 0 && "),
 ]
-# What is dropped whole: a call or an assignment.
+# Statements that are dropped: a call or an assignment.
 STATEMENT = re.compile(r"^\s+[a-z*][\w\[\]>.*-]*(\(.*\)| [-+|]?= .*|\+\+|--);$")
 QUICK_SECONDS, LONG_SECONDS = 60, 300
 PYTEST = ["-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
@@ -204,7 +204,7 @@ def main() -> None:
     if arguments.results.exists():
         for line in arguments.results.read_text(encoding="utf-8").splitlines():
             results.update(json.loads(line))
-    # A sweep that is ended leaves the sources as they were.
+    # A sweep that is interrupted restores the sources.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("mutants: ended"))
     build = Build()
     build.link()

@@ -1,4 +1,4 @@
-"""Cores that are freed after the test, and asked whether all of their memory was found."""
+"""Cores that are freed after the test, with a check that all of their memory was freed."""
 
 from __future__ import annotations
 

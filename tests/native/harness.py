@@ -1,4 +1,4 @@
-"""A core to play the kernel to: `take` hands out a request, `result` and `notify` answer it."""
+"""A core whose kernel the test plays: `take` gives a request, `result` and `notify` answer it."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def small(queues: list[Queue], slabs: int, **ctx: int) -> Queue:
 
 
 def send_bytes(q: Queue, data: bytes, ctx: Any = None) -> int:
-    """The memory is overwritten at once, as the caller of a staged send may do."""
+    """Send bytes and overwrite the memory at once, as the caller of a staged send may do."""
     memory = ffi.new("char[]", data)
     sent: int = lib.zc_queue(q.core, ctx or q.ctx, q.sock, memory, len(data), 0)
     ffi.buffer(memory)[:] = bytes(len(data) + 1)

@@ -65,7 +65,7 @@ class Queues:
         self.results: list[Send] = []
         self.windows: set[Ctx] = set()
         self.idles: set[Sock] = set()
-        # Idle, and not to be told of yet.
+        # Sockets that are idle, but not to be told of yet.
         self.lingering: set[Sock] = set()
         self.now = self.linger = 0  # ticks
         self.cancels: set[Req] = set()

@@ -44,7 +44,7 @@ MEMORY = ffi.new("char[]", len(CONTENT) + 20 * STAGE_SLAB)
 VIEW = memoryview(ffi.buffer(MEMORY)).cast("B")
 VIEW[: len(CONTENT)] = CONTENT
 BASE = int(ffi.cast("uintptr_t", MEMORY))
-# Registered memory among the content, as pools have it: two that touch, one apart.
+# Registered memory in the content, as pools have it: two regions that touch, and one apart.
 REGIONS = [range(1000, 5000), range(5000, 9000), range(400_000, 800_000)]
 EDGES = [980, 1000, 1001, 2000, 4990, 5000, 8990, 9000, 20_000, 399_990, 400_000, 799_990]
 
@@ -77,8 +77,8 @@ neighbours = st.lists(
 disturbances = st.sampled_from(["told"] * 5 + ["fail", "reset", "reset mutable"])
 # Allocations that may still succeed; few make a send fail half-way.
 budgets = st.sampled_from([-1] * 12 + [0, 1, 2, 3])
-# Hypothesis leaves rules out at random, others each time.  Without requests and results nothing
-# happens, hence more than one rule that brings them about.
+# Hypothesis leaves out rules at random, different ones each time.  Without requests and results
+# nothing happens, so more than one rule makes them.
 taken = st.sampled_from([0, 0, 1, 99])
 # A share of what was asked for, in thousandths, or a negative errno; most errors end a socket, so
 # they are rarer here than what goes on.
@@ -284,7 +284,7 @@ class Accounting(RuleBasedStateMachine):
     def send_neighbours(
         self, c: int, s: int, parts: list[tuple[int | None, int]], f: int, b: int, take: int
     ) -> None:
-        """Parts of registered memory and others, as one send or one after another."""
+        """Parts of registered and other memory, as one send or one after another."""
         pieces: list[Piece] = []
         for start, size in parts:
             pieces.append((sum(pieces[-1]) if start is None and pieces else start or 1000, size))

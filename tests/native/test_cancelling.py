@@ -90,7 +90,7 @@ def test_a_cancelled_datagram_in_the_middle_is_passed_over(udp: Queue) -> None:
     udp.finish()
 
 
-def test_what_has_its_result_is_not_cancelled(q: Queue) -> None:
+def test_a_request_with_a_result_is_not_cancelled(q: Queue) -> None:
     q.send(10)
     view = q.take()
     lib.zc_ctx_cancel(q.core, q.ctx)
@@ -111,7 +111,7 @@ def test_a_cancelled_datagram_is_not_tried_again(udp: Queue) -> None:
 
 
 @pytest.mark.parametrize("only_mutable", [0, 1])
-def test_a_reset_breaks_what_holds(q: Queue, only_mutable: int) -> None:
+def test_a_reset_breaks_streams_that_hold_sends(q: Queue, only_mutable: int) -> None:
     udp, second = q.add_sock(DATAGRAM), q.add_sock()
     q.send(10, flags=MUTABLE)
     q.send(10, sock=second)

@@ -172,7 +172,7 @@ Pair = tuple[socket.socket, socket.socket]
 # --- what goes at once
 
 
-def test_what_is_copied_goes_at_once(ring: Direct, pair: Pair) -> None:
+def test_copied_sends_leave_at_once(ring: Direct, pair: Pair) -> None:
     assert ring.send(b"one") == STAGED
     assert ring.send(b" two") == STAGED
     assert pair[1].recv(100) == b"one two"
@@ -190,7 +190,7 @@ def test_what_would_be_zero_copied_is_queued(ring: Direct, pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("flag", [REPORT, FLUSH])
-def test_what_is_to_be_told_of_is_queued(ring: Direct, pair: Pair, flag: int) -> None:
+def test_a_send_whose_result_is_asked_for_is_queued(ring: Direct, pair: Pair, flag: int) -> None:
     sent = ring.send(b"told", flags=flag)
     assert sent & STAGED == 0
     ticket = lib.zc_ctx_ticket(ring.ctx)
@@ -243,7 +243,7 @@ def test_the_window_holds_for_it_as_well(made: list[Direct], pair: Pair) -> None
 # --- what the socket does not take
 
 
-def test_what_is_not_taken_is_queued_behind_its_beginning(made: list[Direct]) -> None:
+def test_bytes_that_the_socket_does_not_take_are_queued(made: list[Direct]) -> None:
     with parked_pair() as (client, peer):
         made.append(ring := Direct(client, policy=NEVER))
         data = os.urandom(8 << 20)
@@ -279,7 +279,7 @@ def test_nothing_waits_for_a_blocking_socket(made: list[Direct]) -> None:
         assert ring.read(peer, len(sent)) == sent
 
 
-def test_memory_that_is_out_after_its_beginning_breaks_the_stream(made: list[Direct]) -> None:
+def test_running_out_of_memory_within_a_send_breaks_the_stream(made: list[Direct]) -> None:
     with parked_pair() as (client, _):
         made.append(ring := Direct(client, policy=NEVER))
         data = bytes(8 << 20)
@@ -290,7 +290,7 @@ def test_memory_that_is_out_after_its_beginning_breaks_the_stream(made: list[Dir
         assert ring.send(b"after the hole") == -errno.EPIPE
 
 
-def test_memory_that_is_out_before_anything_left_breaks_nothing(made: list[Direct]) -> None:
+def test_running_out_of_memory_before_anything_left_breaks_nothing(made: list[Direct]) -> None:
     with parked_pair() as (client, peer):
         made.append(ring := Direct(client, policy=NEVER))
         sent = ring.fill()
@@ -400,7 +400,7 @@ def fill(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
-def test_a_send_that_is_not_taken_is_counted_when_it_goes(made: list[Direct]) -> None:
+def test_a_refused_send_is_counted_when_it_is_sent(made: list[Direct]) -> None:
     with parked_pair() as (client, _):
         made.append(ring := Direct(client))
         for _ in range(COPIED_IN_A_ROW):

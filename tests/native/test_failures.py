@@ -56,7 +56,7 @@ def test_a_socket_without_zero_copy_is_sent_plainly(queues: list[Queue], kind: i
 
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOBUFS])
 @pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
-def test_without_memory_all_is_sent_plainly_for_a_while(
+def test_without_memory_everything_is_copied_for_a_while(
     queues: list[Queue], kind: int, error: int
 ) -> None:
     queues.append(q := Queue(kind))
@@ -81,7 +81,7 @@ def test_without_memory_all_is_sent_plainly_for_a_while(
     [(False, 10, True), (True, 10, False), (False, -errno.ENOMEM, False)],
     ids=["pinned", "registered", "refused"],
 )
-def test_a_notification_of_what_was_pinned_makes_room(
+def test_a_notification_of_pinned_memory_makes_room(
     queues: list[Queue], registered: bool, taken: int, again: bool
 ) -> None:
     queues.append(q := Queue(DATAGRAM))
@@ -102,7 +102,7 @@ def test_a_notification_of_what_was_pinned_makes_room(
     assert (q.take().zero_copy == 1) == again
 
 
-def test_what_was_denied_once_is_sent_plainly_whenever_it_comes_to_it(q: Queue) -> None:
+def test_a_request_that_was_refused_once_is_copied_whenever_it_is_sent(q: Queue) -> None:
     udp = q.add_sock(DATAGRAM)
     q.send(10)
     first = q.take()
@@ -267,7 +267,7 @@ def test_one_send_that_is_not_copied_begins_the_count_anew(q: Queue) -> None:
     q.finish()
 
 
-def test_what_failed_says_nothing_about_copying(q: Queue) -> None:
+def test_a_failed_request_says_nothing_about_copying(q: Queue) -> None:
     q.send(10)
     for _ in range(2 * COPIED_IN_A_ROW):
         view = q.take()

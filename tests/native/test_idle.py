@@ -40,7 +40,7 @@ def test_idle_is_withdrawn_by_a_new_send(q: Queue) -> None:
     q.finish()
 
 
-def test_idle_is_told_when_it_has_lasted(
+def test_idleness_is_told_when_it_has_lasted(
     q: Queue, lingering: Callable[[int], list[tuple[int, ...]]]
 ) -> None:
     assert lingering(1000) == []
@@ -52,7 +52,7 @@ def test_idle_is_told_when_it_has_lasted(
     q.finish()
 
 
-def test_a_new_send_begins_it_anew(
+def test_a_new_send_restarts_the_idle_time(
     q: Queue, lingering: Callable[[int], list[tuple[int, ...]]]
 ) -> None:
     assert lingering(1000) == []
@@ -80,7 +80,7 @@ def test_each_socket_has_its_own_time(
     q.finish()
 
 
-def test_a_broken_socket_is_told_of_at_once(
+def test_a_broken_socket_is_reported_at_once(
     q: Queue, lingering: Callable[[int], list[tuple[int, ...]]]
 ) -> None:
     q.send(10)
@@ -107,7 +107,7 @@ def test_it_can_be_told_of_at_once(
     q.finish()
 
 
-def test_without_a_time_to_wait_all_are_told_of(
+def test_without_a_time_to_linger_all_idle_sockets_are_told(
     q: Queue, lingering: Callable[[int], list[tuple[int, ...]]]
 ) -> None:
     q.add_sock()
@@ -118,7 +118,7 @@ def test_without_a_time_to_wait_all_are_told_of(
     q.finish()
 
 
-def test_a_socket_that_is_freed_is_told_of_no_more(
+def test_a_freed_socket_is_not_reported_any_more(
     q: Queue, lingering: Callable[[int], list[tuple[int, ...]]]
 ) -> None:
     send_and_complete(q)

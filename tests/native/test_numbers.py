@@ -29,7 +29,7 @@ def notify(q: Queue, sock: Any, low: int, high: int) -> None:
 @pytest.mark.parametrize("max_requests", [40, 1000])
 @pytest.mark.parametrize("first", [0, 2**31 - 7, 2**32 - 5])
 def test_any_ranges_in_any_order(queues: list[Queue], max_requests: int, first: int) -> None:
-    """Two sockets with the same numbers, of which some are nobody's."""
+    """Two sockets with the same numbers, some of which have no request."""
     choose = random.Random(first + max_requests)
     queues.append(q := Queue(DATAGRAM, max_requests=max_requests))
     socks = [q.sock, q.add_sock(DATAGRAM)]
@@ -55,7 +55,7 @@ def test_any_ranges_in_any_order(queues: list[Queue], max_requests: int, first: 
     q.finish()
 
 
-def test_nobody_s_numbers(udp: Queue) -> None:
+def test_numbers_without_a_request(udp: Queue) -> None:
     notify(udp, udp.sock, 0, 2**32 - 1)
     numbered(udp, udp.sock, 5)
     for low, high in ((4, 4), (6, 6), (6, 4), (0, 4), (6, 2**32 - 1)):
@@ -66,7 +66,7 @@ def test_nobody_s_numbers(udp: Queue) -> None:
     udp.finish()
 
 
-def test_a_number_can_be_given_anew(udp: Queue) -> None:
+def test_a_request_can_be_given_another_number(udp: Queue) -> None:
     udp.send(100)
     view = udp.take()
     for number in (7, 7, 9):

@@ -111,7 +111,7 @@ def test_running_out_of_shared_buffers_is_no_failure(ring: Receiving) -> None:
 # --- when it is armed
 
 
-def test_it_is_armed_from_when_it_is_asked(ring: Receiving) -> None:
+def test_it_is_armed_when_it_is_asked(ring: Receiving) -> None:
     stream = ring.add()
     assert not stream.is_armed()
     stream.arm()
@@ -166,7 +166,7 @@ def test_a_large_piece_makes_it_bulk_until_bytes_are_asked_for(ring: Receiving) 
         assert stream.is_armed()
 
 
-def test_it_holds_so_much_and_goes_on_when_asked(ring: Receiving) -> None:
+def test_it_stops_at_a_limit_and_goes_on_when_asked(ring: Receiving) -> None:
     stream = ring.add()
     stream.begin()
     sent = 0
@@ -210,7 +210,7 @@ def test_stopping(ring: Receiving) -> None:
     assert ring.told == []
 
 
-def test_asked_while_it_is_being_cancelled(ring: Receiving) -> None:
+def test_armed_while_it_is_being_cancelled(ring: Receiving) -> None:
     stream = ring.add()
     stream.begin()
     lib.zc_ring_stop_receiving(ring.ring)
@@ -228,7 +228,7 @@ def test_asked_while_it_is_being_cancelled(ring: Receiving) -> None:
     assert not stream.is_armed()
 
 
-def test_what_ended_by_itself_is_not_cancelled(ring: Receiving) -> None:
+def test_a_request_that_ended_by_itself_is_not_cancelled(ring: Receiving) -> None:
     stream = ring.add()
     stream.begin()
     submits = lib.zc_ring_submits(ring.ring)
@@ -242,7 +242,7 @@ def test_what_ended_by_itself_is_not_cancelled(ring: Receiving) -> None:
 # --- what is left
 
 
-def test_a_freed_receiver_is_told_of_no_more(ring: Receiving) -> None:
+def test_a_freed_receiver_is_not_reported_any_more(ring: Receiving) -> None:
     streams = [ring.add(), ring.add()]
     for stream in streams:
         stream.begin()
@@ -258,12 +258,12 @@ def test_a_freed_receiver_is_told_of_no_more(ring: Receiving) -> None:
     assert ring.stats("receivers") == 2
 
 
-def test_what_comes_for_freed_ones_uses_up_no_shared_buffer(ring: Receiving) -> None:
+def test_bytes_for_freed_receivers_use_up_no_shared_buffer(ring: Receiving) -> None:
     size = 60_000
     for _ in range(SHARED // size + 5):
         stream = ring.add()
         stream.begin()
-        # The kernel takes this for the operation whose cancellation it has not been told of yet.
+        # This would be taken for the operation whose cancellation the kernel has not seen yet.
         stream.free()
         stream.peer.send(bytes(size))
         ring.turn()
@@ -278,7 +278,7 @@ def test_what_comes_for_freed_ones_uses_up_no_shared_buffer(ring: Receiving) -> 
     assert ring.stats("receivers") == 2
 
 
-def test_another_does_not_get_what_a_freed_one_had_asked_for(ring: Receiving) -> None:
+def test_another_receiver_does_not_get_what_a_freed_one_had_asked_for(ring: Receiving) -> None:
     old = ring.add()
     old.begin()
     old.peer.send(b"old")

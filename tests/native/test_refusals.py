@@ -1,4 +1,4 @@
-"""Completions that nobody waits for, slots and memory that run out, wrong input."""
+"""Stray completions, slots and memory that run out, wrong input."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_strays_change_nothing(q: Queue) -> None:
     q.finish()
 
 
-def test_a_late_notification_meets_no_later_request(q: Queue) -> None:
+def test_a_late_notification_matches_no_later_request(q: Queue) -> None:
     q.send(10)
     first = q.take()
     q.result(first, 10, 0)

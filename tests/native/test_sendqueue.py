@@ -209,7 +209,7 @@ def test_copied_and_zero_copy_sends_are_not_gathered(queues: list[Queue]) -> Non
     q.finish()
 
 
-def test_copied_is_told_of_what_a_request_took(q: Queue) -> None:
+def test_a_report_of_copying_counts_for_what_its_request_took(q: Queue) -> None:
     for _ in range(3):
         q.send(10)
     first = q.take()

@@ -1,4 +1,4 @@
-"""Who may have requests under way: the slots that are bounded, and whose turn it is."""
+"""How many requests a socket may have under way, and which socket comes next."""
 
 from __future__ import annotations
 

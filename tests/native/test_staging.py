@@ -35,7 +35,7 @@ def test_small_sends_share_a_run(queues: list[Queue]) -> None:
 
 
 @pytest.mark.parametrize("short", [1, 3, 5])
-def test_a_run_that_was_sent_in_part_grows_on(queues: list[Queue], short: int) -> None:
+def test_a_partly_sent_run_still_grows(queues: list[Queue], short: int) -> None:
     q = small(queues, 1)
     send_bytes(q, b"abcdef")
     q.result(q.take(), short, 0)
@@ -126,7 +126,7 @@ def test_a_socket_gets_its_share_again_and_again(queues: list[Queue]) -> None:
 
 
 def test_the_first_free_slab_is_the_next(queues: list[Queue]) -> None:
-    """So that runs touch, and memory that was just read is written again."""
+    """Runs then touch, and memory that was just read is written again."""
     q = small(queues, 3)
     sent = [bytes([letter]) * STAGE_SLAB for letter in b"abcd"]
     send_bytes(q, sent[0])

@@ -1,4 +1,4 @@
-"""What is sent: frames whose content follows from their header, so that a receiver can tell.
+"""What is sent: frames whose content follows from their header, so that a receiver can check it.
 
 Each connection carries frames of several sources.  Those of one source arrive in the order of their
 numbers; what a cancelled group has taken back is missing.

@@ -35,7 +35,7 @@ UNDER_WAY = ("queued", "in_flight", "held")
 
 
 class SoakError(Exception):
-    """What a run found."""
+    """A run has found a fault."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ async def soak(seconds: float, driver: Any, seed: str, folder: Path) -> dict[str
 
     :raises SoakError: something grew, stayed, or arrived wrong.
     """
-    # What is known of sockets is kept, of the latest: here of so few that they come in the warm-up.
+    # The ring keeps what it knows of the latest sockets; here so few that the warm-up fills that.
     socket_table.SUSPENDED_MOST = socket_table.SOCKETS_REMEMBERED = samples.KNOWN_SOCKETS
     done: dict[str, int] = {}
     taken: list[samples.Sample] = []

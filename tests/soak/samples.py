@@ -21,7 +21,7 @@ MEMORY_BREATH = 4 << 20
 SAMPLES_OF_A_LONG_RUN = 24
 # Threads of the event loop's pool come and go, each with a stack of its own.
 MAPS_AT_LEAST = 12
-# trio forgets the scopes that are over by the thousand.
+# trio keeps ended scopes, and drops them by the thousand.
 OBJECTS_GROWTH = 0.08
 # Sockets of the program's own that the ring keeps for their next send: these are more or fewer.
 KNOWN_SOCKETS = 32
@@ -48,7 +48,7 @@ class Sample:
 
 
 def descriptors() -> int:
-    """How many descriptors are open, that of the look itself left out."""
+    """How many descriptors are open, without the one that counting needs."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
 
 

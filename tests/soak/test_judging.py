@@ -1,4 +1,4 @@
-"""What a long run would say of bytes that are wrong, and of a process that grows."""
+"""What a long run reports for wrong bytes, and for a process that grows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_what_was_sent_is_right_in_any_pieces(step: int) -> None:
     assert (checker.frames, checker.ended, checker.is_whole) == (4, True, True)
 
 
-def test_what_was_taken_back_may_be_missing() -> None:
+def test_frames_that_were_taken_back_may_be_missing() -> None:
     assert checked(FRAMES[0] + FRAMES[3]).frames == 2
 
 
@@ -75,7 +75,7 @@ def samples(**more: int) -> list[Sample]:
     ]
 
 
-def test_what_breathes_has_not_grown() -> None:
+def test_a_value_that_fluctuates_has_not_grown() -> None:
     quiet = samples()
     quiet[1] = Sample(**{**QUIET, "memory": 60 << 20, "descriptors": 40})
     quiet[7] = Sample(**{**QUIET, "memory": 60 << 20, "descriptors": 40})

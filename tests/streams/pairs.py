@@ -59,7 +59,7 @@ async def facing(
 
 
 async def settle() -> None:
-    """Let the other tasks run until they wait, most likely."""
+    """Let the other tasks run until they most likely wait."""
     for _ in range(5):
         await anyio.lowlevel.checkpoint()
 

@@ -1,4 +1,4 @@
-"""A small message is with the kernel when the call returns, whatever the program does then."""
+"""The kernel has a small message when the call returns, whatever the program does then."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ LONG = 1e9
 
 @pytest.fixture
 def durations(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make every wait short or long, every look one too many or not, every stall one or none."""
+    """Choose whether each wait is short, each look is the last one, and each stall is one."""
 
     def set_them(*, short: float = LONG, awake: float = 0.0, stall: float = LONG) -> None:
         monkeypatch.setattr(_brief_waits, "SHORT_SECONDS", short)
@@ -71,7 +71,7 @@ def test_long_waits_count_against_it(durations: Any) -> None:
     assert begin(waits)
 
 
-def test_it_goes_on_while_one_in_vain_comes_with_many_that_were_not(durations: Any) -> None:
+def test_it_goes_on_while_few_of_many_tries_are_in_vain(durations: Any) -> None:
     durations()
     waits = BriefWaits()
     wait_asleep(waits, TRUST)
@@ -82,7 +82,7 @@ def test_it_goes_on_while_one_in_vain_comes_with_many_that_were_not(durations: A
         assert begin(waits)
         assert not waits.go_on()
         waits.woken(SMALL)
-    # What has come right is not remembered for ever.
+    # Successes are not remembered for ever.
     for _ in range(10 * TRUST):
         assert begin(waits)
         waits.came(SMALL)
@@ -93,7 +93,7 @@ def test_it_goes_on_while_one_in_vain_comes_with_many_that_were_not(durations: A
 
 
 @pytest.mark.parametrize("comes", [False, True])
-def test_who_is_kept_from_looking_sleeps_for_long(
+def test_a_task_that_is_kept_from_looking_sleeps_for_long(
     durations: Any, monkeypatch: pytest.MonkeyPatch, comes: bool
 ) -> None:
     monkeypatch.setattr(_brief_waits, "STALLED", 5 * TRUST)
@@ -195,7 +195,9 @@ async def test_echoes_that_are_waited_for_awake(
 
 
 @pytest.mark.anyio
-async def test_cancelling_who_waits_awake_loses_nothing(driver: Any, always_awake: None) -> None:
+async def test_cancelling_a_task_that_waits_awake_loses_nothing(
+    driver: Any, always_awake: None
+) -> None:
     async with zc_anyio.open_ring(driver=driver), facing() as (stream, peer):
         received = bytearray()
 

@@ -84,7 +84,7 @@ async def test_closing_at_every_point(driver: Any) -> None:
                     await anyio.lowlevel.checkpoint()
                 await stream.aclose()
             data = await anyio.to_thread.run_sync(receive_to_end_or_reset, peer)
-            # What was sent in part, and could not be taken back, is where it ends.
+            # It ends with what was sent in part and could not be taken back.
             whole = b"a" * 100_000 + b"b" * 100_000
             assert (whole * (len(finished) + 1)).startswith(data)
             assert len(data) >= len(whole) * len(finished) or ring.statistics().failed
@@ -108,7 +108,7 @@ async def test_a_changeable_buffer_is_the_callers_after_cancelling(driver: Any) 
             with anyio.move_on_after(0.05) as scope:
                 await stream.send(data)
             assert scope.cancelled_caught
-            # Nothing of it is exported any more, and nothing that follows arrives.
+            # The buffer has no export any more, and nothing that follows arrives.
             data.clear()
             with pytest.raises(anyio.BrokenResourceError):
                 await stream.send(b"after")

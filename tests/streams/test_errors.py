@@ -48,7 +48,7 @@ async def test_the_peers_end(driver: Any, kind: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_end_comes_behind_all_that_is_queued(driver: Any) -> None:
+async def test_the_end_comes_after_all_that_is_queued(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
         async with zc_anyio.send_group() as group:
             await stream.send(b"a" * (1 << 20))
@@ -204,7 +204,7 @@ async def test_a_connection_that_was_reset_before_it_was_accepted(driver: Any) -
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("call", BLOCKED)
-async def test_a_reset_fails_what_waits(driver: Any, call: str) -> None:
+async def test_a_reset_fails_waiting_sends(driver: Any, call: str) -> None:
     async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
         await clog(stream)
         woken: list[BaseException | None] = []
@@ -232,7 +232,7 @@ async def test_a_reset_fails_what_waits(driver: Any, call: str) -> None:
 async def test_what_was_accepted_arrives_after_closing(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver) as ring:
         async with facing(small=True) as (stream, peer):
-            # The last one is let in alone, whatever its size.
+            # The last one is admitted on its own, whatever its size.
             await stream.send(b"a" * (4 << 20))
             with anyio.CancelScope() as scope:
                 scope.cancel()

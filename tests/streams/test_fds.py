@@ -38,7 +38,7 @@ async def test_passing(driver: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_behind_what_is_queued(driver: Any) -> None:
+async def test_after_what_is_queued(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver), connected("unix", small=True) as (one, other):
         assert isinstance(one, ZeroCopyUNIXSocketStream)
         assert isinstance(other, ZeroCopyUNIXSocketStream)

@@ -1,4 +1,4 @@
-"""httpx over connections of ours, to a real nginx and to a server over a listener of ours."""
+"""httpx over this library's connections, to a real nginx and to a server over its listener."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.waiting import LIMIT
 from zc_anyio.httpcore import httpx_transport
 
 MIB = 1 << 20
-# What the backend makes of a body.
+# The pieces in which the backend sends a body.
 PIECE = 256 << 10
 BODY = random.Random(2).randbytes(2 * MIB + 17)
 
@@ -87,7 +87,7 @@ async def through_nginx(made: httpx.AsyncClient, web: Nginx, scheme: str, body: 
 
 
 async def through_own(made: httpx.AsyncClient, url: str, body: bytes) -> None:
-    """Have a server of ours digest a body, and download the same from it."""
+    """Have the test's own server digest a body, and download the same from it."""
     assert (await made.put(url, content=body)).text == digest(body)
     assert await download(made, url) == digest(body)
 
@@ -117,7 +117,7 @@ async def test_bodies_to_nginx_and_back(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_bodies_to_our_own_server_and_back(
+async def test_bodies_to_the_own_server_and_back(
     driver: Any, scheme: str, serving: ssl.SSLContext, trusting: ssl.SSLContext
 ) -> None:
     async with zc_anyio.open_ring(driver=driver, zero_copy="always") as ring:

@@ -28,7 +28,7 @@ from zc_anyio.testing import reset
 SOON = 0.05
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 MORE_THAN_FITS = bytes(24 << 20)
-# So many tasks that the ring takes for all of them what arrives.
+# So many tasks that the ring receives for all of them.
 WAITING = 8
 # On trio httpx leaves the generator of a body that was not sent whole to the garbage collector.
 body_left = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
@@ -136,7 +136,7 @@ async def test_handshakes(driver: Any) -> None:
     context = ssl.create_default_context()
     async with zc_anyio.open_ring(driver=driver):
         with listener() as server:
-            # Nobody answers, an end, and an answer that is no TLS.
+            # Nobody answers, the connection ends, and an answer is not TLS.
             for answer, timeout, expected in (
                 (None, SOON, httpcore.ConnectTimeout),
                 (b"", LIMIT, httpcore.ConnectError),
@@ -165,7 +165,7 @@ async def test_a_certificate_that_is_not_trusted(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_a_stream_tells_of_itself(driver: Any) -> None:
+async def test_the_extra_info_of_a_stream(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver):
         with listener() as server:
             option = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -191,7 +191,7 @@ async def test_what_a_stream_tells_of_itself(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_the_kernel_tells_of_sends_is_nothing_to_read(holding_driver: Any) -> None:
+async def test_notifications_of_sends_do_not_make_a_stream_readable(holding_driver: Any) -> None:
     async with zc_anyio.open_ring(driver=holding_driver, zero_copy="always") as ring:
         with listener() as server:
             stream = await connect(server)
@@ -297,7 +297,7 @@ async def test_without_a_ring(driver: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_ring_that_is_given(driver: Any) -> None:
+async def test_a_ring_given_by_argument(driver: Any) -> None:
     async with zc_anyio.open_ring(driver=driver) as given, zc_anyio.open_ring(driver="copy"):
         backend = RingBackend(ring=given)
         async with httpcore.AsyncConnectionPool(network_backend=backend) as pool:

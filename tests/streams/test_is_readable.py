@@ -1,4 +1,4 @@
-"""Streams tell whether receiving would wait, whoever has taken what arrived."""
+"""Streams tell whether receiving would wait, whether the ring or the socket has the bytes."""
 
 from __future__ import annotations
 

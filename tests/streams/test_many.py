@@ -1,4 +1,4 @@
-"""Many connections: nothing is left of them, and too many are survived."""
+"""Many connections: nothing is left of them, and too many do no harm."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ async def receive_all(stream: zc_anyio.ZeroCopySocketStream, size: int, most: in
 
 
 async def arm(stream: zc_anyio.ZeroCopySocketStream, peer: socket.socket) -> None:
-    """Have the ring bring what comes: a call that waits does that."""
+    """Have the ring receive for a stream, by a call that waits."""
 
     async def receive() -> None:
         assert await stream.receive() == b"x"
@@ -204,7 +204,7 @@ async def test_a_cancelled_call_has_taken_nothing() -> None:
         assert received == sent
 
 
-async def test_closing_wakes_who_waits_and_ends_the_connection() -> None:
+async def test_closing_wakes_waiting_tasks_and_ends_the_connection() -> None:
     async with ring_of_its_own() as ring, facing() as (stream, peer):
         await arm(stream, peer)
         async with anyio.create_task_group() as tasks:

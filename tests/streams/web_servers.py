@@ -1,4 +1,4 @@
-"""Web servers for clients under test: a real nginx, and a small one over a listener of ours."""
+"""Web servers for clients under test: a real nginx, and a small one over this library."""
 
 from __future__ import annotations
 

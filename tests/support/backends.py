@@ -12,5 +12,5 @@ TRIO = [pytest.param(("trio", {}), id="trio")]
 BACKENDS = ASYNCIO + TRIO
 
 only_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO, indirect=True)
-# For what takes long and does not depend on the event loop.
+# For tests that take long and do not depend on the event loop.
 one_backend = pytest.mark.parametrize("anyio_backend", ASYNCIO[:1], indirect=True)

@@ -19,7 +19,7 @@ def browser() -> Iterator[Browser]:
     """Start the browser for the length of a scope."""
     chromium = need_command("chromium", "chromium")
     with sync_playwright() as playwright:
-        # The sandbox is not to be had for root, and /dev/shm is small in containers.
+        # Root cannot use the sandbox, and /dev/shm is small in containers.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
         # The context's limit is for actions; what is expected has one of its own, of 5 seconds.
         expect.set_options(timeout=LIMIT_MS)

@@ -75,7 +75,7 @@ def forbidden(name: str, calls: str = "all") -> list[str]:
 
 
 def memlock(limit: int, *, cap_ipc_lock: bool = False) -> list[str]:
-    """RLIMIT_MEMLOCK, which binds, unless the process is to keep CAP_IPC_LOCK."""
+    """Set RLIMIT_MEMLOCK, and drop CAP_IPC_LOCK unless the process should keep it."""
     _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if hard != resource.RLIM_INFINITY and hard < limit:
         missing(f"RLIMIT_MEMLOCK cannot be raised to {limit}")
@@ -85,7 +85,7 @@ def memlock(limit: int, *, cap_ipc_lock: bool = False) -> list[str]:
             missing("keeping CAP_IPC_LOCK needs root")
     elif os.geteuid() == 0:
         setpriv = need_command("setpriv", "util-linux")
-        # Root gets at exec what the bounding set holds.
+        # At exec root gets the capabilities in the bounding set.
         command = [setpriv, "--bounding-set", "-ipc_lock", *command]
     if (refused := run(*command, "true")).status != 0:
         missing(f"{' '.join(command)} does not work here: {refused.errors.strip()}")

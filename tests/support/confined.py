@@ -1,4 +1,4 @@
-"""Child processes with fewer rights: what they are refused, the library has to live with."""
+"""Child processes with fewer rights, with which the library has to work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lockable(size):
 def run_confined(script: str, *arguments: str) -> str:
     """Run a script in a process of its own that can import what this one can; return its output."""
     paths = [str(Path(zc_anyio.__file__).parents[1]), *sys.path]
-    # Modules are imported before privileges are dropped: their directories may be root's alone.
+    # Modules are imported before privileges are dropped: only root may read their directories.
     script = (
         f"import sys; sys.path[:0] = {paths!r}\n"
         "import anyio, socket, threading, hashlib, zc_anyio\n"

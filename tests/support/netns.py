@@ -1,8 +1,8 @@
 """Two network namespaces joined by a veth pair with a queue that holds packets for long.
 
 Loopback delivers a packet while it is sent, and copies zero-copy data on the way.  Here the packets
-wait in a token bucket first, with the sender's pages in them, so a buffer that was given back too
-early is sent with what was written into it meanwhile.
+wait in a token bucket first, with the sender's pages in them.  So if a buffer is released too
+early, what is written into it then is sent.
 
 The namespaces have no names: they exist for as long as a thread, a descriptor or a socket is in
 them, so nothing can be left behind, however the process ends.

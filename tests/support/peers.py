@@ -1,7 +1,7 @@
 """The other end of a connection: plain sockets, read by threads or by child processes.
 
-A peer that never reads is a socket that nothing is done with; one that closes, ``socket.close()``;
-one that resets, :func:`zc_anyio.testing.reset`.
+A peer that never reads is a socket that the test leaves alone.  One that closes calls
+``socket.close()``; one that resets, :func:`zc_anyio.testing.reset`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from zc_anyio import testing
 
 # More than a sending socket may hold, whatever it was set to: the limit is net.ipv4.tcp_wmem's.
 MORE_THAN_FITS = 24 << 20
-# Small, yet larger than a segment of loopback: with less than that TCP crawls once the peer reads.
+# Small, yet larger than a segment of loopback; below that TCP is very slow once the peer reads.
 SMALL_BUFFER = 128 << 10
-# The kernel doubles what is asked for, and takes no more than net.core.wmem_max.
+# The kernel caps what is asked for at net.core.wmem_max, and doubles it.
 LARGE_BUFFER = 4 << 20
 
 
@@ -59,7 +59,7 @@ def tcp_pair(
 
 @contextmanager
 def parked_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Connect two sockets that together take little: a send of a megabyte waits for the peer."""
+    """Connect two sockets with small buffers: a send of a megabyte waits for the peer."""
     with tcp_pair(send_buffer=SMALL_BUFFER, receive_buffer=SMALL_BUFFER) as pair:
         yield pair
 

@@ -30,7 +30,7 @@ class Program(ctypes.Structure):
 
 
 def forbid(number: int, calls: Iterable[int] = CALLS.values()) -> None:
-    """Make system calls fail with an errno, in this process and all that come of it, for ever."""
+    """Make system calls fail with an errno, for ever, in this process and its children."""
     calls = list(calls)
     code = [struct.pack("HBBI", LOAD, 0, 0, 0)]  # the number of the call comes first in its data
     for at, call in enumerate(calls):

@@ -18,7 +18,7 @@ from tests.support.needs import missing, why_not
 LIMIT = 45
 BACKENDS = ["asyncio", "uvloop", "trio"]
 DRIVERS = ["io_uring", "msg_zerocopy", "copy"]
-# Every event loop over every driver, and what there is to compare with.
+# Every event loop over every driver, and anyio's own streams for comparison.
 COMBINATIONS = [
     *(f"--backend={backend} --driver={driver}" for backend in BACKENDS for driver in DRIVERS),
     "--backend=trio --plain",
@@ -104,7 +104,7 @@ def _read(response: HTTPResponse) -> Answer:
 
 @contextmanager
 def serve(module: str, *arguments: str) -> Iterator[Served]:
-    """Run a server on a free port; at the end it must stop gracefully, and have met no error.
+    """Run a server on a free port; at the end it must stop gracefully and have logged no error.
 
     The caller may have stopped it already.  Skips where its driver cannot run.
     """

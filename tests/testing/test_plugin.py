@@ -1,4 +1,4 @@
-"""The pytest plugin, as a project uses it: a ring for each test, and tests that leave something."""
+"""The pytest plugin, as a project uses it: a ring for each test; tests that leave things open."""
 
 from __future__ import annotations
 

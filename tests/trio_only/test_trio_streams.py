@@ -194,7 +194,7 @@ async def test_held_for_a_trio_stream_that_was_closed(holding_driver: Any) -> No
     data = bytearray(MIB)
     with tcp_pair(stalled=True) as (client, peer):
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
-        # trio sets this low, and then a socket takes little more than its peer has room for.
+        # trio sets this low, so that a socket takes little more than its peer has room for.
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2**31 - 1)
         async with zc_anyio.open_ring(driver=holding_driver) as ring:
             async with zc_anyio.send_group() as group:

@@ -53,8 +53,8 @@ async def chat_server(
 ) -> AsyncIterator[Running]:
     """Run a chat server for the length of a scope, and stop it gracefully at its end.
 
-    :param arguments: of the command line.
-    :param changed: limits that are not those of the other tests.
+    :param arguments: arguments of the command line.
+    :param changed: limits that differ from those of the other tests.
     """
     options = parse(["--port=0", *arguments])
     stop = anyio.Event()
@@ -93,7 +93,7 @@ class Member:
         raise AssertionError("the connection was closed")
 
     async def receive_texts(self, count: int) -> list[str]:
-        """Receive so many messages, and return their texts."""
+        """Receive ``count`` messages, and return their texts."""
         return [(await self.receive("message")).fields["text"] for _ in range(count)]
 
     async def say(self, text: str) -> str:
@@ -143,7 +143,7 @@ async def member(
 
 
 async def stream_to(server: Running, *, receive_buffer: int | None = None) -> SocketStream:
-    """Connect to a server; a small receive buffer is as of a peer far away."""
+    """Connect to a server; a small receive buffer imitates a peer that is far away."""
     sock = socket.socket()
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

@@ -1,4 +1,4 @@
-"""The format: whatever comes is a message, or refused, or malformed, and nothing else."""
+"""The format: any input is a message, refused, or malformed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_any_object_is_a_message_or_an_error(fields: dict[str, object]) -> None:
 
 
 @given(nonce=st.text(max_size=64), said=text)
-def test_what_is_said_arrives_as_it_was_but_for_what_cannot_be_seen(nonce: str, said: str) -> None:
+def test_texts_arrive_unchanged_except_for_invisible_characters(nonce: str, said: str) -> None:
     data = json.dumps({"type": "say", "nonce": nonce, "text": said})
     try:
         say = parse_text(data)
@@ -64,7 +64,7 @@ def test_what_is_said_arrives_as_it_was_but_for_what_cannot_be_seen(nonce: str, 
     fields = json.loads(post.header)
     assert fields["text"] == say.text
     assert not set(say.text) & set("\x00\x1b\x7f\r\ud800")
-    # The frame is one that a client reads the same.
+    # A client reads the same from the frame.
     incoming = Incoming(Connection(ConnectionType.CLIENT), text_bytes=1 << 20, binary_bytes=0)
     (received,) = incoming.feed(text_frame(post.header))
     assert received == post.header.decode()

@@ -107,7 +107,7 @@ def test_a_picture_is_dropped_into_the_room(started: Browser, served: Served) ->
         expect(view.locator("#drop")).to_be_hidden()
 
 
-def test_the_page_says_what_is_not_taken(started: Browser) -> None:
+def test_the_page_says_what_is_refused(started: Browser) -> None:
     with serve("examples.chat", "--message-rate=0.001") as served:
         with page(started, served.url) as view:
             join(view, "ada")

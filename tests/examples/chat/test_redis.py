@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """A Redis for this test alone."""
     with redis_server(tmp_path) as server:
         yield server
     gc.collect()
@@ -42,7 +42,7 @@ async def shared(one: Member, expected: bool) -> None:
 
 
 async def present(server: Running, names: set[str]) -> None:
-    """Wait until somebody who comes is told that all these are there."""
+    """Wait until a new member is told that all these are there."""
     with anyio.fail_after(LIMIT):
         missing = names
         while missing:
@@ -218,14 +218,14 @@ async def test_what_is_under_way_when_redis_goes_is_delivered_here(redis: RedisS
 
 
 @pytest.mark.anyio
-async def test_what_others_said_while_the_connection_was_lost_is_read_from_the_stream(
+async def test_messages_missed_while_the_connection_was_lost_are_read_from_the_stream(
     redis: RedisServer,
 ) -> None:
     async with chat_server("--redis", redis.url) as server, member(server, "ada") as ada:
         await ada.say("before")
         assert await ada.receive_texts(1) == ["before"]
         redis.ask("CLIENT KILL TYPE pubsub")
-        # As another server would, but that nobody is told of it.
+        # As another server would, except that nobody is told of it.
         missed = json.dumps({"type": "message", "id": "x-1", "from": "eve", "at": 1, "text": "hi"})
         redis.ask(f"XADD zc_chat:log:lobby * header {json.dumps(missed)}")
         assert await ada.receive_texts(1) == ["hi"]
@@ -250,7 +250,7 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
     let_in("second")
     async with (
         chat_server("--redis", url("first")) as first,
-        # What it has seen and not kept, it cannot put back.
+        # It cannot put back what it has seen but not kept.
         chat_server("--redis", url("second"), history=1) as second,
         member(first, "ada") as ada,
         member(second, "bob") as bob,
@@ -274,7 +274,7 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
         let_in("first")
         await shared(ada, True)
         assert await bob.receive_texts(1) == ["seen by one"]
-        # What came late does not have the later ones come again.
+        # The late messages do not make the later ones come again.
         redis.ask("CLIENT KILL TYPE pubsub")
         for one in (ada, bob):
             await shared(one, False)
@@ -291,7 +291,7 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
 
 @pytest.mark.anyio
 async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> None:
-    """As by a server that lost the connection before it had the answer."""
+    """As when a server loses the connection before it gets the answer."""
     script = (SCRIPTS / "append.lua").read_text()
     async with Redis.from_url(redis.url, decode_responses=True) as client:
         append = client.register_script(script)
@@ -307,7 +307,7 @@ async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> 
 
 @pytest.mark.anyio
 @one_backend
-async def test_what_is_too_much_to_wait_is_refused(
+async def test_too_much_in_the_backlog_is_refused(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("examples.chat.redis_log.BACKLOG", 3)

@@ -1,4 +1,4 @@
-"""What members may not do, and that it harms nobody else."""
+"""What members may not do, and that trying it harms nobody else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import LIMIT
 
 
 def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True) -> bytes:
-    """Return a frame as a client sends it, or as it should not."""
+    """Return a frame, right or wrong, as a client may send it."""
     size = len(payload)
     mask = 0x80 if masked else 0
     first = bytes([opcode | (0x80 if fin else 0)])
@@ -82,7 +82,7 @@ async def test_what_is_against_the_protocol_ends_the_connection(violation: str) 
 
 
 @pytest.mark.anyio
-async def test_what_is_not_taken_is_told_and_the_member_stays() -> None:
+async def test_refused_messages_are_reported_and_the_member_stays() -> None:
     async with chat_server() as server, member(server, "ada") as ada:
         for text, reason in (("  \x00 ", "empty"), ("x" * 4001, "4000 characters")):
             answer = await ada.say_and_wait(text)
@@ -130,8 +130,8 @@ FLOODS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", FLOODS)
-async def test_a_flood_is_refused_then_ends_the_connection(kind: str) -> None:
-    # What counts messages must do without what counts frames.
+async def test_a_flood_is_refused_and_then_ends_the_connection(kind: str) -> None:
+    # The limit on messages has to work without the limit on frames.
     limits = {} if kind == "messages" else {"frame_rate": 1, "frame_burst": 500}
     async with (
         chat_server(message_rate=1, message_burst=5, **limits) as server,
@@ -141,7 +141,7 @@ async def test_a_flood_is_refused_then_ends_the_connection(kind: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(flood, bad, FLOODS[kind]())
             closed = await bad.closed()
-            # Reset where it goes on sending after it was closed.
+            # It is reset if it goes on sending after the server has closed.
             assert closed.code in (1008, None), closed
             if closed.code is not None:
                 assert "flooding" in str(closed)
@@ -167,7 +167,7 @@ async def test_a_picture_that_never_ends_is_waited_for_within_limits() -> None:
     async with chat_server(uploads=1, upload_seconds=0.3) as server:
         async with member(server, "bad") as bad, member(server, "good") as good:
             await bad.connection.stream.send(frame(BINARY, os.urandom(1 << 20))[: 1 << 19])
-            # The other's waits for the only place, and gets it.
+            # The other member's upload waits for the only place, and gets it.
             await good.drop_picture(PNG + bytes(1 << 20))
             assert (await good.receive("ack")).type == "ack"
             assert "too long" in str(await bad.closed())

@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def join(stack: ExitStack, server: Served, name: str, room: str = "lobby") -> ClientConnection:
-    """Be a member, by a WebSocket library that is not ours."""
+    """Be a member, with another WebSocket library."""
     # Compression is asked for, as browsers do, and not agreed to.
     url = f"ws://127.0.0.1:{server.port}/chat?room={room}&name={name}"
     connection = connect(url, compression="deflate", max_size=None, open_timeout=LIMIT)
@@ -53,7 +53,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
-def test_another_websocket_client_talks_to_us(combination: str) -> None:
+def test_another_websocket_client_talks_to_the_server(combination: str) -> None:
     arguments = combination.split()
     with serve("examples.chat", *arguments) as server, ExitStack() as stack:
         ada, bob = join(stack, server, "ada"), join(stack, server, "bob")

@@ -1,4 +1,4 @@
-"""A slow member delays nobody, is told why it is dropped if it still listens, leaves nothing."""
+"""A slow member delays nobody, is told why it is dropped, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = 8 << 10
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for slow members more often than one needs to, so that tests need not wait."""
+    """Look for slow members more often than necessary, so that tests need not wait."""
     monkeypatch.setattr("examples.chat.chat.SWEEP_SECONDS", 0.05)
 
 
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-# Every event loop, and every way to send, but not each with each: these tests take long.
+# Every event loop and every way to send, but not all combinations: these tests take long.
 every_way = pytest.mark.parametrize(
     ("anyio_backend", "way"),
     [
@@ -71,7 +71,7 @@ async def test_a_member_that_lets_too_much_wait_is_dropped_and_told(way: str) ->
                 message = await quick.receive("image", "presence")
             assert message.content == PICTURE
             await anyio.sleep(0.01)
-        # What waited for it is not lost, and behind it stands why there is no more.
+        # What waited for it is not lost, and after that comes the reason why it is dropped.
         received = 0
         with pytest.raises(Exception, match="too slow") as caught:
             while True:

@@ -120,7 +120,7 @@ async def test_joining_while_others_talk_misses_and_repeats_nothing() -> None:
 
 
 @pytest.mark.anyio
-async def test_who_is_here_is_told() -> None:
+async def test_members_are_told_who_is_here() -> None:
     async with chat_server() as server, member(server, "ada") as ada:
         assert ada.welcome["members"] == ["ada"]
         async with member(server, "  ada\n") as second, member(server, "") as third:
@@ -137,7 +137,7 @@ async def test_who_is_here_is_told() -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_stays_in_the_list_who_left_at_once() -> None:
+async def test_a_member_that_leaves_at_once_does_not_stay_in_the_list() -> None:
     async with chat_server() as server, member(server, "ada") as ada:
         while "ada" not in (await ada.receive("presence")).fields["joined"]:
             pass
@@ -145,7 +145,7 @@ async def test_nobody_stays_in_the_list_who_left_at_once() -> None:
             async with member(server, "brief"):
                 bob = await stack.enter_async_context(member(server, "bob"))
                 assert bob.welcome["members"] == ["ada", "bob", "brief"]
-            # It is gone before its coming was told, but who was welcomed meanwhile knows of it.
+            # It is gone before its arrival was told, but a member welcomed meanwhile knows of it.
             while "brief" not in (await bob.receive("presence")).fields["left"]:
                 pass
 

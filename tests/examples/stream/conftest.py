@@ -13,7 +13,7 @@ SIZE = 3_000_001
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of all kinds, and things that are no files to be served."""
+    """Files of all kinds, and things that must not be served."""
     root = tmp_path_factory.mktemp("stream")
     folder = root / "folder"
     (folder / "below").mkdir(parents=True)

@@ -160,7 +160,7 @@ def test_it_fits_a_phone(server: Served, started: Browser) -> None:
             assert box["height"] >= 40
 
 
-def test_a_file_that_is_no_video_is_told(server: Served, started: Browser) -> None:
+def test_a_file_that_is_not_a_video_is_reported(server: Served, started: Browser) -> None:
     with page(started, server.url) as opened:
         opened.get_by_role("link", name="broken.mp4").click()
         until(opened, "() => playing.textContent.startsWith('This browser cannot play it')")

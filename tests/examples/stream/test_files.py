@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def one_server(folder: Path) -> Iterator[Served]:
-    """For what is decided before anything is sent, which no event loop or driver has a part in."""
+    """For what is decided before anything is sent, whatever event loop and driver are used."""
     with serve("examples.stream", str(folder)) as served:
         yield served
 
@@ -163,7 +163,7 @@ def test_ranges_are_answered_as_nginx_does(one_server: Served, nginx: int, asked
 def test_files_are_answered_as_nginx_does(
     one_server: Served, nginx: int, name: str, headers: dict[str, str], method: str
 ) -> None:
-    # For HEAD, nginx looks at ranges; RFC 9110 defines them for GET alone.
+    # For HEAD nginx looks at ranges; RFC 9110 defines them only for GET.
     if method == "HEAD":
         headers = {name: value for name, value in headers.items() if name != "range"}
     ours = one_server.ask(f"/files/{name}", method=method, **headers)

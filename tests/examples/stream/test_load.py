@@ -89,12 +89,12 @@ class Tricklers:
                     else:
                         sock.send(self._request[self.rounds % 10 :][:1])
                 except OSError:
-                    pass  # the server has had enough of it
+                    pass  # the server has closed the connection
             self.rounds += 1
 
 
 def download(server: Served, target: str, start: int, end: int, output: int) -> None:
-    """Write a part of what the server has into a file."""
+    """Download a part of a file from the server into a file."""
     with server.connect() as sock, sock.makefile("rb") as file:
         request = f"GET {target} HTTP/1.1\r\nHost: a\r\nRange: bytes={start}-{end - 1}\r\n\r\n"
         sock.sendall(request.encode())

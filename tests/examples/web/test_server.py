@@ -1,4 +1,4 @@
-"""The HTTP server core: what it lets a peer do, and what becomes of those who do more."""
+"""The HTTP server core: what a peer may do, and what happens to one that does more."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ async def test_a_connection_that_was_taken_over_comes_with_what_followed() -> No
         assert await rig.client(run) == b"second"
 
 
-async def test_plain_streams_answer_alike(large: Path) -> None:
+async def test_plain_streams_give_the_same_answers(large: Path) -> None:
     async with serving(None, large=large) as rig:
         answer = await rig.ask(GET % (b"/block", b"") + GET % (b"/file", b"Connection: close\r\n"))
     assert bytes(10 << 20) + b"HTTP/1.1 200" in answer
@@ -265,7 +265,7 @@ async def test_what_is_wrong_is_answered_and_ends_the_connection(
 ) -> None:
     async with zc_anyio.open_ring() as ring, serving(ring) as rig:
         assert status(await rig.ask(data)) == expected
-        # The server is none the worse for it.
+        # The server still works.
         assert status(await rig.ask(GET % (b"/hello", b"Connection: close\r\n"))) == 200
     assert (len(caplog.records) > 0) == (expected == 500)
 
