@@ -35,8 +35,8 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 nitpicky = True
 
-# Where the names of others are explained.  What was fetched once is used again; what cannot be
-# fetched is left out, and then its names are no links.
+# Where names of other projects are documented.  Inventories that were fetched once are used again;
+# names of one that cannot be fetched are not links.
 INVENTORIES = {
     "python": "https://docs.python.org/3/",
     "anyio": "https://anyio.readthedocs.io/en/stable/",
@@ -65,7 +65,7 @@ _found = {name: _fetch(name, site) for name, site in INVENTORIES.items()}
 intersphinx_mapping = {
     name: (INVENTORIES[name], str(file)) for name, file in _found.items() if file is not None
 }
-# What is an error must not depend on the network, so names of others never are one.
+# Errors must not depend on the network, so names of other projects never are errors.
 _others = {"anyio", "httpcore", "httpx", "starlette", "trio"}
 _others |= sys.stdlib_module_names | set(dir(builtins))
 nitpick_ignore_regex = [

@@ -1,8 +1,8 @@
--- Puts a message at the end of a room's log and tells all servers, as one step: they see the order
--- of the log.  A message that is appended again, since nobody knew whether the first time
--- succeeded, is known by its number: those of one server come in order. KEYS: the log, the latest
--- number of the server, where the picture goes ARGV: number, header, picture or '', length of the
--- log, seconds to keep, channel
+-- Puts a message at the end of a room's log and tells all servers, in one step: so they see the order
+-- of the log.  A message may be appended again if nobody knew whether the first time had succeeded.
+-- It is recognised by its number, since those of one server come in order.
+-- KEYS: the log, the latest number of the server, the key for the picture
+-- ARGV: number, header, picture or '', length of the log, seconds to keep, channel
 local number = tonumber(ARGV[1])
 if tonumber(redis.call('GET', KEYS[2]) or '0') >= number then
   return false

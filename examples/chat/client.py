@@ -75,7 +75,7 @@ class Terminal:
                 self._saving.pop(fields["id"], None)
                 self._print("this picture is not kept any more", "red")
             case "status" if fields["shared"] is False:
-                self._print("other servers are not reached; who is on this one can go on", "yellow")
+                self._print("other servers cannot be reached; members on this one go on", "yellow")
 
     async def _show_picture(self, message: Received) -> None:
         fields = message.fields

@@ -1,6 +1,6 @@
--- Puts back what a log has lost, as one that was restarted without its data: messages that a server
--- has seen at a position, and that are not there.  What a full log has dropped is not lost.
--- Servers that had not been told of them before Redis went are told now.
+-- Puts back messages that a log has lost, for instance because Redis was restarted without its data:
+-- a server has seen them at a position where they are missing.  Messages that a full log has dropped
+-- are not lost.  Servers that were not told of a message before Redis went are told now.
 -- KEYS: the log
 -- ARGV: length of the log, seconds to keep, channel, then position and header of each message, oldest
 -- first

@@ -1,4 +1,4 @@
-/* What the accounting tells: each thing once, and not before it is true. */
+/* Checks the events of the accounting: each is told once, and not before it is true. */
 #include <errno.h>
 
 #include "shadow.h"
@@ -57,7 +57,7 @@ static void idle(const struct socket *sock)
         CHECK(!owed(&shadow.sends[sock->order[i]]), "a socket with a queue is said to be idle");
 }
 
-/* When nothing is left to tell, nothing is due. */
+/* When no event is left, nothing may be due. */
 static void check_all_told(void)
 {
     for (int i = 0; i < shadow.n_contexts; i++)

@@ -1,9 +1,9 @@
-/* What the bytes of an input choose. */
+/* The choices that the bytes of an input make. */
 #include <sys/mman.h>
 
 #include "operations.h"
 
-/* Sends lie in address space of which only the beginning is memory: nothing but staging reads it. */
+/* Sends lie in address space of which only the beginning is memory, since only staging reads it. */
 #define CONTENT ((size_t)4 << 20)
 #define SPACE ((size_t)16 << 30)
 #define STAGEABLE ((size_t)256 << 10)
@@ -73,7 +73,7 @@ void register_regions(uint32_t kind)
                   "a region");
 }
 
-/* One that is there, beginning with the one that the input names; NULL: none is. */
+/* The first context that exists, from the one that the input names on, or NULL. */
 struct context *some_context(void)
 {
     uint32_t from = next(MOST_CONTEXTS);
@@ -96,7 +96,7 @@ struct socket *some_socket(void)
     return NULL;
 }
 
-/* One that has not ended, and that has its result or waits for it. */
+/* A request that has not ended, and that has its result or waits for it. */
 struct request *some_request(bool with_result)
 {
     uint32_t skip = next(16);

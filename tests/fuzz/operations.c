@@ -1,4 +1,4 @@
-/* What a program and a kernel do with the accounting, and what it may answer. */
+/* What a program and a kernel do with the accounting, and which answers it may give. */
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -199,7 +199,7 @@ void flush(struct context *ctx, int even_empty)
     if (number < 0)
         return;
     if (!gen || gen->number != (uint64_t)number) {
-        /* The one that was open had ended by itself. */
+        /* The open generation had ended by itself. */
         CHECK(even_empty && (uint64_t)number == ctx->first + ctx->generations, "an odd number");
         if (gen)
             gen->flushed = true;
@@ -210,7 +210,7 @@ void flush(struct context *ctx, int even_empty)
     gen->flushed = true;
 }
 
-/* What the kernel may answer, success first: an input that has ended chooses that. */
+/* What the kernel may answer; success comes first, since that is what the end of an input chooses. */
 static int32_t some_result(const struct request *req)
 {
     int64_t bytes = (int64_t)req->bytes;

@@ -1,10 +1,10 @@
-/* The kernel's part: requests hold what has to leave next, and their completions say what became of it. */
+/* The kernel's part: requests hold what has to leave next, and completions report what became of it. */
 #include <errno.h>
 #include <string.h>
 
 #include "shadow.h"
 
-/* Compares a run of one part with what a request would read; the part of a run that is there. */
+/* Compares a run of one part with what a request would read; returns how much of it is there. */
 static size_t compare(const struct sent *send, const char *expected, size_t left,
                       const struct piece *segment, size_t skip)
 {
@@ -61,7 +61,7 @@ static void cover(struct request *req, struct sent *send, size_t from, size_t by
     send->flying = true;
 }
 
-/* A stream: the next bytes in the order of the calls, and nothing else. */
+/* A stream's request has exactly the next bytes in the order of the calls. */
 static void match_stream(struct request *req)
 {
     struct socket *sock = req->sock;
@@ -81,7 +81,7 @@ static void match_stream(struct request *req)
     CHECK(position.segment == req->vector, "a request reads what nobody sent");
 }
 
-/* A datagram: one send, whole. */
+/* A datagram's request has exactly one send. */
 static void match_datagram(struct request *req)
 {
     struct socket *sock = req->sock;
@@ -100,7 +100,7 @@ static void match_datagram(struct request *req)
     CHECK(false, "a datagram that nobody sent");
 }
 
-/* Takes the next request, if there is one, and looks whether it is the right one. */
+/* Takes the next request, if there is one, and checks that it is the right one. */
 struct request *take_request(void)
 {
     static uint64_t addresses[MOST_VECTOR], sizes[MOST_VECTOR];
@@ -148,7 +148,7 @@ struct request *take_request(void)
     return req;
 }
 
-/* What the kernel may still read is as it was: staging memory is not written again before that. */
+/* Checks that staged bytes which the kernel may still read have not been overwritten. */
 static void check_staged(const struct request *req)
 {
     struct position position = {0};
@@ -214,7 +214,7 @@ static void datagram_result(struct request *req, int error)
     sock->order[to] = number;
 }
 
-/* What a completion means that the accounting has taken. */
+/* Notes what a completion means that the accounting has taken. */
 static void noted(struct request *req, int32_t result, uint32_t flags)
 {
     struct socket *sock = req->sock;
@@ -235,7 +235,7 @@ static void noted(struct request *req, int32_t result, uint32_t flags)
                 CHECK(zc_sock_error(sock->handle), "error %d does not break its stream", error);
             }
         }
-        /* Of what was given up nothing is learned. */
+        /* Nothing is learned from what was given up. */
         if (error == EOPNOTSUPP && req->zero_copy &&
             (sock->kind == ZC_STREAM || !(sock->error || req->covers[0].send->cancelled)))
             sock->can_zero_copy = false;

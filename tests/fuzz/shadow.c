@@ -1,4 +1,4 @@
-/* What the sends of the program have come to, and what the counters must say of it. */
+/* What has become of the program's sends, and what the counters must say about it. */
 #include <errno.h>
 #include <string.h>
 
@@ -7,13 +7,13 @@
 struct shadow shadow;
 bool trace;
 
-/* Whether bytes of it may still leave. */
+/* Whether bytes of a send may still leave. */
 bool owed(const struct sent *send)
 {
     return !send->done && !send->failed;
 }
 
-/* Whether its buffer is the program's again. */
+/* Whether a send's buffer is released. */
 bool settled(const struct sent *send)
 {
     return !owed(send) && (send->staged || !send->covering);
@@ -38,7 +38,7 @@ static struct zc_ctx_stats ctx_stats(const struct context *ctx)
     return stats;
 }
 
-/* Whether the window lets a send in; one that is larger than it is let in alone. */
+/* Whether the window admits a send; one larger than the window is admitted on its own. */
 bool fits(const struct context *ctx, size_t size)
 {
     size_t used = ctx_stats(ctx).unreleased_bytes;
@@ -62,7 +62,7 @@ struct generation *open_generation(struct context *ctx)
     return gen && !gen->flushed ? gen : NULL;
 }
 
-/* The generation with the number that a send or a flush has answered: the last one, or the next. */
+/* The generation whose number a send or a flush has returned: the last one, or the next. */
 static struct generation *joined(struct context *ctx, uint64_t number)
 {
     struct generation *gen = open_generation(ctx);
@@ -98,8 +98,8 @@ struct sent *accept_send(struct context *ctx, struct socket *sock, const struct 
 }
 
 /*
- * Sends that are cancelled and were never begun are dropped, unless a request holds them now.  One
- * that was begun breaks its stream.
+ * Cancelled sends that were never begun are dropped, unless a request holds them now.  A cancelled
+ * send that was begun breaks its stream.
  */
 void settle_cancelled(struct socket *sock)
 {
@@ -230,7 +230,7 @@ void check_state(void)
           "every send is somewhere");
 }
 
-/* What holds when everything has come to its end: nothing is left, and nothing was lost in silence. */
+/* What holds at the end: nothing is left, and nothing was lost silently. */
 void check_end(void)
 {
     struct zc_stats stats;

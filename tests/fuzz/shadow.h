@@ -1,10 +1,10 @@
 /*
- * A shadow of the accounting: what was asked of it, kept as plainly as can be, from which follows
+ * A shadow of the accounting: it notes plainly what was asked of the accounting.  From that follows
  * what each request may hold, what may be told, and what the counters must say.
  *
- * It knows the sends of the program, and nothing of how the accounting arranges them.  What was
- * staged shares runs with its neighbours, which cannot be seen from outside; where that matters, the
- * shadow asks for less (`staged`).
+ * It knows the sends of the program, but not how the accounting arranges them.  Staged sends share
+ * runs with their neighbours, which cannot be seen from outside; where that matters, the shadow
+ * demands less (`staged`).
  */
 #ifndef SHADOW_H
 #define SHADOW_H
@@ -15,7 +15,7 @@
 
 #include "zc.h"
 
-/* Of one input, all told; an input that reaches one of these ends there. */
+/* Limits for one input, which ends when it reaches one of them. */
 #define MOST_CONTEXTS 8
 #define MOST_SOCKETS 16
 #define MOST_SENDS 600
@@ -24,9 +24,9 @@
 #define MOST_REQUESTS 1500
 #define MOST_COVERS 6000
 #define MOST_SEGMENTS 20000
-/* Of one request or send. */
+/* A limit for one request or send. */
 #define MOST_VECTOR 1100
-/* The descriptor of a socket is only handed through: here it is its index, from this on. */
+/* The accounting only passes a socket's descriptor on: here it is the socket's index, from this on. */
 #define FIRST_DESCRIPTOR 1000
 
 struct piece {

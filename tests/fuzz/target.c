@@ -101,7 +101,7 @@ static void notify(void)
         complete(req, 0, ZC_NOTIF | (uint32_t)ONE_OF(0, ZC_COPIED));
 }
 
-/* A completion that nobody waits for: of a request that has ended, or for the second time. */
+/* A stray completion: of a request that has ended, or a second one. */
 static void stray(void)
 {
     if (!shadow.n_requests)
@@ -222,7 +222,7 @@ static void operate(void)
             CHECK(zc_core_lockable(shadow.core, (size_t)next(256) << 20) == 0, "lockable");
             break;
         default:
-            /* A suspended one has no descriptor that could be shut down. */
+            /* A suspended socket has no descriptor that could be shut down. */
             if ((sock = some_socket()) && !sock->suspended)
                 fail_socket(sock);
         }
@@ -238,7 +238,7 @@ static bool room_is_left(void)
            shadow.n_segments < MOST_SEGMENTS / 2;
 }
 
-/* What would take too many requests is given up. */
+/* Gives up what would take too many requests. */
 static void fail_large(void)
 {
     for (int i = 0; i < shadow.n_sends; i++)
@@ -247,7 +247,7 @@ static void fail_large(void)
     check_state();
 }
 
-/* Everything is completed and released. */
+/* Completes and releases everything. */
 static void finish(void)
 {
     bool more = true;
@@ -288,7 +288,7 @@ static void finish(void)
           (unsigned long long)stats.allocations);
 }
 
-/* Each slab is free again: all of them can be had at once. */
+/* Checks that each slab is free again: all of them can be taken at the same time. */
 static void check_slabs(size_t slabs, const char *memory)
 {
     zc_ctx *ctx = zc_ctx_new(shadow.core, 0, 0, SIZE_MAX >> 1, ZC_POLICY_AUTO, 2 * SLAB);

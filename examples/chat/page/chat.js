@@ -13,7 +13,7 @@ let limits = { text: 4000, image: 8 << 20 };
 const people = new Set();
 const shown = new Map(); // id -> element of a message
 const sending = new Map(); // nonce -> { element, again }
-const answers = new Map(); // id of a message of ours -> { nonce, kind }
+const answers = new Map(); // id of one of the user's messages -> { nonce, kind }
 const pictures = new Map(); // id -> blob URL
 
 // --- elements ---
@@ -205,7 +205,7 @@ function fail(nonce, reason) {
   entry.element.append(make("p", "mark", reason), button);
 }
 
-// A message of ours is seen twice, as sent and as delivered: the former goes when the latter is there.
+// The user's own message is shown as sent until it is delivered; then only as delivered.
 function settle(id) {
   const answer = answers.get(id);
   const element = shown.get(id);
@@ -255,7 +255,7 @@ const handlers = {
   status(message) {
     $("banner").hidden = message.shared !== false;
     $("banner").textContent =
-      "Other servers are not reached.  Who is on this one can go on; the others get it later.";
+      "Other servers cannot be reached.  Members on this server can go on; the others get it later.";
   },
 };
 

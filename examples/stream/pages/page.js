@@ -12,7 +12,7 @@ let still = null;
 
 function watch() {
   picture.src = `/live?${Date.now()}`;
-  liveNote.textContent = "One buffer is sent to all who watch.";
+  liveNote.textContent = "One buffer is sent to all viewers.";
 }
 
 pause.addEventListener("click", () => {

@@ -127,7 +127,7 @@ def test_the_page_says_that_redis_is_gone_and_that_it_is_back(
             join(bob, "bob")
             expect(ada.locator("#banner")).to_be_hidden()
             redis.kill()
-            expect(ada.locator("#banner")).to_contain_text("not reached")
+            expect(ada.locator("#banner")).to_contain_text("cannot be reached")
             ada.locator("#text").fill("are you there?")
             ada.keyboard.press("Enter")
             expect(bob.locator(".messages .text")).to_have_text(["are you there?"])
