@@ -97,11 +97,13 @@ struct zc_request_view {
     uint64_t bytes;
     uint32_t buffers, sends;
     int zero_copy;
+    uint32_t segment; /* of a train */
 };
 
 struct zc_ring_info {
     uint32_t setup_flags, sq_entries, cq_entries;
     int wake_fd, report_usage;
+    int trains; /* the kernel cuts datagrams */
     char failed_step[32];
 };
 
@@ -169,7 +171,7 @@ int zc_ctx_reset(zc_core *core, zc_ctx *ctx, int error, int only_mutable);
 int zc_core_reset(zc_core *core, int error);
 
 /* taking.c */
-int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole);
+int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, uint32_t sends);
 int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                  const size_t *sizes, size_t count, uint32_t flags);
 int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
@@ -179,6 +181,15 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
                    size_t to_size);
 int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t count,
                      const char *data, size_t size, uint32_t flags, int32_t *errors);
+
+/* trains.c */
+int zc_sock_take_trains(zc_sock *sock, int yes);
+int64_t zc_queue_segments(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                          const size_t *sizes, size_t count, size_t from, size_t size,
+                          size_t segment, uint32_t flags, const char *to, size_t to_size);
+int64_t zc_queue_many(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                      const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                      size_t to_size, size_t *taken);
 
 /* requests.c */
 int zc_core_lockable(zc_core *core, size_t bytes);
@@ -227,6 +238,9 @@ int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *dat
                       size_t taken);
 int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                      uint32_t flags, const char *to, size_t to_size);
+int64_t zc_queue_or_send_segments(zc_ring *ring, zc_ctx *ctx, zc_sock *sock,
+                                  const char *const *data, const size_t *sizes, size_t count,
+                                  size_t segment, uint32_t flags, const char *to, size_t to_size);
 
 /* attach.c */
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import anyio
 
 from ._base.errors import os_error
 from ._base.loops import uninterrupted
-from ._native.lib import NO_ADDRESS, SEND_MUTABLE, SENT_COPIED, queue_or_send
+from ._native.lib import (
+    NO_ADDRESS,
+    SEND_MUTABLE,
+    SENT_COPIED,
+    SENT_KICK,
+    SENT_TURN,
+    queue_or_send,
+    queue_or_send_segments,
+)
 from ._receiving.receiver import Receiver
 from ._ring.reaper import CLOSING_SECONDS
 from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
-from ._sending.buffers import Buffer
+from ._sending.buffers import Buffer, Data
 from ._sending.groups import send_group
-from ._sending.queueing import Queueing
+from ._sending.trains import Many, Segments, Trains
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
@@ -34,7 +42,7 @@ COPIED_AT_MOST = 64 << 10
 ALONE_THRESHOLDS = 16
 
 
-class Output(Queueing):
+class Output(Trains):
     """A context and an attached socket for as long as a stream is open.
 
     A send that would be copied anyway is sent at once if the socket has nothing queued; every other
@@ -117,6 +125,60 @@ class Output(Queueing):
         self._queued(sent, reference)
         return True
 
+    @uninterrupted
+    def offer_segments(self, segments: Segments) -> bool:
+        """Send or queue the next datagrams of one size; ``False`` if the window is full.
+
+        Raises what :meth:`offer` raises.
+        """
+        self._check()
+        if len(segments.left) > len(segments.next_run()) or segments.left.start:
+            return self._queue_segments(self, segments)
+        sent = queue_or_send_segments(
+            self._native.ring,
+            self._context.handle,
+            self._attached.handle,
+            segments.pins,
+            segments.sizes,
+            segments.size,
+            segments.flags,
+            segments.address,
+        )
+        if sent < 0:
+            return self._failed(-sent)
+        segments.left = range(0)
+        if sent != SENT_COPIED:
+            self._queued(sent, segments.references)
+        return True
+
+    @uninterrupted
+    def offer_many(self, many: Many) -> bool:
+        """Queue those that are left; ``False`` if the window is full.
+
+        Raises what :meth:`offer` raises.
+        """
+        return self._queue_many(self, many)
+
+    def yield_is_due(self) -> bool:
+        """Whether others of the event loop have waited for long enough; asked once."""
+        due, self._yield_is_due = self._yield_is_due, False
+        return due
+
+    def pin_segments(self, data: Data, segment_size: SupportsIndex, to: Any) -> Segments:
+        """Pin what is to be offered as datagrams of one size; a changeable buffer is copied."""
+        parts = data if isinstance(data, list | tuple) else [data]
+        return self._pin_segments([self._fixed(part) for part in parts], segment_size, to)
+
+    def pin_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> list[Many]:
+        """Pin what is to be offered with the addresses it goes to; what can change is copied."""
+        return self._pin_many((self._fixed(data), to) for data, to in datagrams)
+
+    def _fixed(self, data: Any) -> Buffer:
+        if type(data) is bytes:
+            return data
+        _, _, flags, _ = self._pin(data)
+        return memoryview(data).tobytes() if flags & SEND_MUTABLE else cast("Buffer", data)
+
     def offer_parts(self, stream: object, parts: Sequence[bytes]) -> bool:
         """Queue several buffers as one send; ``False`` if the window is full."""
         return self._queue(stream, parts)
@@ -132,6 +194,8 @@ class Output(Queueing):
         # It gets a turn of its own, since it is large enough to be worth one.
         self._context.flush(even_empty=False)
         self._ring._reaper.turn()
+        if sent & (SENT_TURN | SENT_KICK):
+            self._yield_is_due = self._ring.yield_is_due()
 
     def unchangeable(self, data: Buffer) -> Buffer | None:
         """Return a buffer for :meth:`offer`, or ``None`` if only :meth:`send_held` can send it.
@@ -160,6 +224,9 @@ class Output(Queueing):
         finally:
             self._scope = None
         self._check()
+
+    def _refused(self, result: int, socket: AttachedSocket) -> bool:  # noqa: ARG002
+        return self._failed(-result)
 
     def _failed(self, number: int) -> bool:
         if number == errno.EAGAIN:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, SupportsIndex
 
 import anyio
 from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
@@ -17,11 +19,15 @@ from ._native.lib import NO_ADDRESS, address_of
 from ._outputs import Output
 from ._receiving.receiver import DirectReceiver
 from ._ring.ring import Ring
-from ._sending.buffers import Buffer
+from ._sending.buffers import Buffer, Data
+from ._sending.trains import Address, in_batches, unpinned
 
 __all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
 
 LARGEST = 65536
+# include/uapi/linux/udp.h; its level is IPPROTO_UDP.
+UDP_GRO = 104
+SIZE_BYTES = 4
 
 
 class _Datagrams:
@@ -40,6 +46,8 @@ class _Datagrams:
             raise
         self._sending = Half("writing to")
         self._receiving = Half("reading from")
+        # Whether the kernel has been asked to hand over many datagrams as one.
+        self._gathers = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -60,7 +68,68 @@ class _Datagrams:
                 await self._output.wait_window()
             await self._ring._loop_calls.checkpoint_after()
 
+    async def _send_segments(
+        self, data: Data, segment_size: SupportsIndex, address: Any = NO_ADDRESS
+    ) -> None:
+        with self._sending:
+            await self._ring._loop_calls.checkpoint_before()
+            segments = self._output.pin_segments(data, segment_size, address)
+            with unpinned(segments):
+                while segments.left:
+                    if not self._output.offer_segments(segments):
+                        await self._output.wait_window()
+                    elif self._output.yield_is_due():
+                        await self._ring.let_others_run()
+            await self._ring._loop_calls.checkpoint_after()
+
+    async def _send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
+        with self._sending:
+            await self._ring._loop_calls.checkpoint_before()
+            for batch in in_batches(datagrams):
+                runs = self._output.pin_many(batch)
+                with unpinned(*runs):
+                    for many in runs:
+                        while many.references:
+                            if not self._output.offer_many(many):
+                                await self._output.wait_window()
+                            elif self._output.yield_is_due():
+                                await self._ring.let_others_run()
+            await self._ring._loop_calls.checkpoint_after()
+
     async def _receive(self) -> tuple[bytes, Any]:
+        if not self._gathers:
+            return await self._receive_one()
+        data, size, address = await self._receive_segments()
+        if len(data) > size:
+            parts = [data[start : start + size] for start in range(size, len(data), size)]
+            self._received.extend((part, address) for part in parts)
+        return data[:size], address
+
+    async def _receive_segments(self) -> tuple[bytes, int, Any]:
+        """Return what came in one piece, and the size of its datagrams."""
+        if not self._gathers and not self._closed:
+            # Linux 5.0; without it each datagram comes by itself.
+            with suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+            self._gathers = True
+        if self._received and not self._closed:
+            data, address = await self._receive_one()
+            return data, len(data), address
+        with self._receiving:
+            try:
+                data, ancillary, _, address = await self._receiver.call(
+                    self._socket.recvmsg, LARGEST, socket.CMSG_SPACE(SIZE_BYTES)
+                )
+            except OSError as exc:
+                raise anyio.BrokenResourceError from exc
+        sizes = [
+            int.from_bytes(value[:SIZE_BYTES], sys.byteorder)
+            for level, kind, value in ancillary
+            if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO)
+        ]
+        return data, sizes[0] if sizes else len(data), address
+
+    async def _receive_one(self) -> tuple[bytes, Any]:
         with self._receiving:
             if self._received and not self._closed:
                 await checkpoint()
@@ -114,6 +183,47 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
         """
         await self._send(item)
 
+    async def send_segments(self, data: Data, segment_size: SupportsIndex) -> None:
+        """Send what lies in a buffer as datagrams of one size; the last one may be shorter.
+
+        Returns when they are accepted, see :meth:`send`.  They leave in trains, see
+        :meth:`SendGroup.send_segments`.  Cancelled, the call has queued nothing, or the first
+        datagrams if there are more than 256 KiB.
+
+        :param data: a C-contiguous buffer, or a sequence of up to 1,024, taken as if they lay one
+            behind another.  One that can change is the caller's own again when this returns.
+        :param segment_size: bytes of a datagram, at most 65,507 over IPv4.
+        :raises ValueError: the segment size is not positive, or the buffer is empty.
+
+        Raises what :meth:`send` raises.
+        """
+        await self._send_segments(data, segment_size)
+
+    async def send_many(self, datagrams: Iterable[Buffer]) -> None:
+        """Send many datagrams; neighbours of one size leave in trains.
+
+        Returns when they are accepted, see :meth:`send`.  A call that is cancelled, or that raises
+        for one of them, has queued those before it.
+
+        :param datagrams: a buffer for each, as of :meth:`send`.
+
+        Raises what :meth:`send` raises.
+        """
+        await self._send_many((data, NO_ADDRESS) for data in datagrams)
+
+    async def receive_segments(self) -> tuple[bytes, int]:
+        """Return what came in one piece: ``(data, segment_size)``, datagrams one behind another.
+
+        Each has ``segment_size`` bytes; the last one may be shorter.  The kernel gathers what one
+        sender has sent in a train or at once (``UDP_GRO``, Linux 5.0), from the first call on.
+        What came before that comes by itself, as everything does on an older kernel.
+        :meth:`receive` still returns single datagrams.  Cancelled, the call has taken nothing.
+
+        Raises what :meth:`receive` raises.
+        """
+        data, size, _ = await self._receive_segments()
+        return data, size
+
     async def receive(self) -> bytes:
         """Return the next datagram.
 
@@ -143,15 +253,54 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
 
         Raises what :meth:`ZeroCopyConnectedUDPSocket.send` raises.
         """
-        data, (host, port) = item
+        data, address = item
+        await self._send(data, await self._look_up(address))
+
+    async def send_segments(
+        self, data: Data, segment_size: SupportsIndex, address: Address
+    ) -> None:
+        """Send what lies in a buffer as datagrams of one size; the last one may be shorter.
+
+        :param data: as of :meth:`ZeroCopyConnectedUDPSocket.send_segments`.
+        :param segment_size: the same.
+        :param address: ``(host, port)``; a name is looked up each time.
+        :raises OSError: the name has no address.
+
+        Raises what :meth:`ZeroCopyConnectedUDPSocket.send_segments` raises.
+        """
+        await self._send_segments(data, segment_size, await self._look_up(address))
+
+    async def send_many(self, datagrams: Iterable[UDPPacketType]) -> None:
+        """Send many datagrams; neighbours of one size and one address leave in trains.
+
+        A call that is cancelled, or that raises for one of them, has queued those before it.
+
+        :param datagrams: each as of :meth:`send`; a name is looked up once in a call.
+        :raises OSError: a name has no address; then nothing was queued.
+
+        Raises what :meth:`send` raises.
+        """
+        items = list(datagrams)
+        found = {address: await self._look_up(address) for address in {item[1] for item in items}}
+        await self._send_many((data, found[address]) for data, address in items)
+
+    async def receive_segments(self) -> tuple[bytes, int, Address]:
+        """Return what came in one piece: ``(data, segment_size, (host, port))``.
+
+        See :meth:`ZeroCopyConnectedUDPSocket.receive_segments`, also for what it raises.
+        """
+        data, size, address = await self._receive_segments()
+        return data, size, _written(address)
+
+    async def _look_up(self, address: Address) -> bytes:
+        host, port = address
         try:
-            address = _pack(host, port)
+            return _pack(host, port)
         except ValueError:
             found = await anyio.getaddrinfo(
                 host, port, family=self._socket.family, type=socket.SOCK_DGRAM
             )
-            address = _pack(*found[0][4])
-        await self._send(data, address)
+            return _pack(*found[0][4])
 
     async def receive(self) -> UDPPacketType:
         """Return the next datagram and where it comes from: ``(data, (host, port))``.
@@ -161,10 +310,15 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
         Raises what :meth:`ZeroCopyConnectedUDPSocket.receive` raises.
         """
         data, address = await self._receive()
-        if len(address) == 4 and address[3]:
-            # The form in which anyio writes an address that belongs to one interface.
-            return data, (f"{address[0].partition('%')[0]}%{address[3]}", address[1])
-        return data, address[:2]
+        return data, _written(address)
+
+
+def _written(address: Any) -> Address:
+    """Return an address in the form that anyio has."""
+    if len(address) == 4 and address[3]:
+        # It belongs to one interface.
+        return f"{address[0].partition('%')[0]}%{address[3]}", address[1]
+    return address[0], address[1]
 
 
 def _pack(host: str, port: int) -> bytes:

@@ -15,6 +15,14 @@
 
 #include "../zc.h"
 
+/* Of netinet/udp.h, which older ones do not have. */
+#ifndef SOL_UDP
+#define SOL_UDP 17
+#endif
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+
 /* A circular doubly linked list; a node that is on no list points to itself. */
 struct link {
     struct link *prev, *next;
@@ -104,6 +112,12 @@ struct ready_event {
 #define WINDOW_SHARE 4u
 /* A generation of this many sends is flushed as well. */
 #define ROLL_SENDS 4096u
+/* Payload of a train: of the largest UDP datagram over IPv4, in which the kernel makes it. */
+#define TRAIN_BYTES 65507u
+/* Its datagrams: UDP_MAX_SEGMENTS of the kernel before Linux 6.9; 128 since. */
+#define TRAIN_SEGMENTS 64u
+/* After the kernel has refused a train so many calls cut theirs here before one is tried again. */
+#define CUT_CALLS 256u
 /* One run of staged sends fills one slab; a socket has this many at most. */
 #define STAGE_SLAB ((size_t)64 << 10)
 #define STAGE_SHARE 16u
@@ -217,12 +231,14 @@ struct zc_send {
     struct zc_sock *sock;
     enum send_state state;
     uint32_t refs, flags;
-    uint32_t count; /* how many sends of the program this is: a staged run is many */
+    uint32_t count; /* how many sends of the program this is: a staged run or a train is many */
+    uint32_t segment; /* for a train: bytes of each of its datagrams but the last; 0: it is none */
     size_t size, done, weight;
     uint32_t at;   /* the first buffer with bytes left to take... */
     size_t offset; /* ...and where they begin in it */
     uint32_t region; /* the region in which it is one piece, or NO_REGION */
     uint64_t ctx_id, ticket; /* for the result event */
+    uint64_t order; /* its place among the sends of its socket */
     char *slab;              /* for a staged run */
     struct sockaddr_storage *to; /* for a datagram with an address */
     socklen_t to_size;
@@ -248,6 +264,10 @@ struct zc_req {
     struct zc_req *same_place; /* ...and the next request there */
     bool zero_copy, result_seen, notif_seen, copied, has_number;
     struct msghdr msg;
+    union {
+        char bytes[CMSG_SPACE(sizeof(uint16_t))];
+        struct cmsghdr align;
+    } control; /* of a train: how to cut it */
     struct iovec iov[]; /* `buffers` of them, then `covered` */
 };
 
@@ -271,6 +291,10 @@ struct zc_sock {
     bool sent_to; /* it was sent to since it was last looked at */
     bool closed, ended; /* the program has closed it; its connection was ended after that */
     uint64_t inode;
+    uint64_t order;    /* of the send that was queued last */
+    bool takes_trains; /* it is a UDP socket, and this kernel has UDP_SEGMENT */
+    uint32_t cut_from; /* segments of this many bytes were refused in a train; 0: none were... */
+    uint32_t cut_left; /* ...so they are cut here for this many more calls */
     /* For the drivers without io_uring: no room until the socket is writable... */
     bool blocked;
     /* ...and what is known about its numbers, see numbers.c and epoll.c. */
@@ -324,8 +348,8 @@ void zc_sock_used(struct zc_core *core, struct zc_sock *sock);
 void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 
 /* send.c */
-struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                            size_t buffers);
+struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_gen *gen,
+                            struct zc_sock *sock, size_t buffers);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);
 void zc_send_note_failure(struct zc_core *core, struct zc_send *send, int error);
@@ -337,6 +361,7 @@ void zc_send_forget(struct zc_core *core, struct zc_send *send);
 
 /* queue.c */
 void zc_sock_append(struct zc_core *core, struct zc_send *send);
+void zc_sock_put_back(struct zc_sock *sock, struct zc_send *send);
 struct zc_send *zc_sock_next_send(const struct zc_sock *sock, struct zc_send *send);
 void zc_sock_break(struct zc_core *core, struct zc_sock *sock, int error, bool reset);
 void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
@@ -346,12 +371,23 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 /* taking.c */
 bool zc_may_send(const struct zc_core *core);
 bool zc_window_full(struct zc_ctx *ctx, size_t size);
+struct sockaddr_storage *zc_copy_address(struct zc_core *core, const char *to, size_t to_size);
+int64_t zc_enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                   const char *const *data, const size_t *sizes, size_t count, size_t total,
+                   uint32_t flags);
 void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
-                     bool whole);
+                     uint32_t sends);
+
+/* trains.c */
+size_t zc_train_bytes(struct zc_sock *sock, size_t segment);
+bool zc_is_train_refused(int error);
+void zc_refuse_trains(struct zc_sock *sock, size_t segment);
+int zc_cut_train(struct zc_core *core, struct zc_send *train);
 
 /* requests.c */
+void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment);
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
-                       const struct zc_sock *sock, size_t size, bool registered);
+                       const struct zc_sock *sock, size_t size, size_t datagram, bool registered);
 void zc_begin_turn(struct zc_core *core);
 bool zc_turn_is_spent(const struct zc_core *core);
 struct zc_req *zc_build_request(struct zc_core *core);

@@ -112,6 +112,12 @@ static void stream_result(struct zc_core *core, struct zc_req *req, int32_t resu
         zc_sock_sweep(core, sock);
 }
 
+/* The datagrams of a train that is refused go out one by one. */
+static bool is_cut(struct zc_core *core, struct zc_send *send, int error)
+{
+    return send->segment && zc_is_train_refused(error) && zc_cut_train(core, send) == 0;
+}
+
 static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t result)
 {
     struct zc_sock *sock = req->sock;
@@ -119,15 +125,9 @@ static void datagram_result(struct zc_core *core, struct zc_req *req, int32_t re
     int error = result < 0 ? -result : 0;
 
     if (error && !send->cancelled && !sock->error &&
-        (is_retry(error) || falls_back(core, req, error))) {
-        /* Back to the front of the queue: the sends after it may be in flight or queued. */
+        (is_retry(error) || falls_back(core, req, error) || is_cut(core, send, error))) {
         zc_send_set_state(core, send, SEND_QUEUED);
-        link_remove(&send->sock_link);
-        if (sock->head)
-            link_append(&sock->head->sock_link, &send->sock_link);
-        else
-            link_append(&sock->sends, &send->sock_link);
-        sock->head = send;
+        zc_sock_put_back(sock, send);
         return;
     }
     if (error) {

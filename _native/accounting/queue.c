@@ -14,9 +14,25 @@ void zc_sock_append(struct zc_core *core, struct zc_send *send)
     link_remove(&sock->idle_event.link);
     link_remove(&sock->linger_link);
     sock->sent_to = true;
+    send->order = ++sock->order;
     if (!sock->head)
         sock->head = send;
     zc_sock_make_ready(core, sock);
+}
+
+/*
+ * A datagram that was in flight waits again where it stood: behind those that were queued before it
+ * and have been put back too, and before all others.
+ */
+void zc_sock_put_back(struct zc_sock *sock, struct zc_send *send)
+{
+    struct zc_send *next = sock->head;
+    while (next && next->order < send->order)
+        next = zc_sock_next_send(sock, next);
+    link_remove(&send->sock_link);
+    link_append(next ? &next->sock_link : &sock->sends, &send->sock_link);
+    if (!sock->head || next == sock->head)
+        sock->head = send;
 }
 
 /* The next send that the queue refers to; cancelled sends that are held may stand in between. */

@@ -6,6 +6,7 @@
  * the next.  Datagrams are one request each.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "accounting.h"
 
@@ -17,11 +18,14 @@ static bool may_hold(const struct zc_core *core, const struct zc_sock *sock)
            core->open_requests < core->max_requests - share;
 }
 
-/* Whether this many bytes would leave uncopied, as far as is known before trying. */
+/*
+ * Whether this many bytes would leave uncopied, as far as is known before trying.  For a train,
+ * `datagram` is the size of one of its datagrams.
+ */
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
-                       const struct zc_sock *sock, size_t size, bool registered)
+                       const struct zc_sock *sock, size_t size, size_t datagram, bool registered)
 {
-    if (!sock->can_zero_copy || size > sock->most_zero_copy || core->copy_left ||
+    if (!sock->can_zero_copy || datagram > sock->most_zero_copy || core->copy_left ||
         ctx->policy == ZC_POLICY_NEVER || !may_hold(core, sock))
         return false;
     if (ctx->policy == ZC_POLICY_ALWAYS)
@@ -34,8 +38,23 @@ bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
 
 static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *send)
 {
+    size_t datagram = send->segment ? send->segment : send->size;
     return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
-                                                  send->region != NO_REGION);
+                                                  datagram, send->region != NO_REGION);
+}
+
+/* Has a message cut into datagrams by the kernel (udp(7), Linux 4.18); `control` is for that. */
+void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment)
+{
+    uint16_t bytes = (uint16_t)segment;
+    memset(control, 0, size);
+    msg->msg_control = control;
+    msg->msg_controllen = size;
+    struct cmsghdr *header = CMSG_FIRSTHDR(msg);
+    header->cmsg_level = SOL_UDP;
+    header->cmsg_type = UDP_SEGMENT;
+    header->cmsg_len = CMSG_LEN(sizeof(bytes));
+    memcpy(CMSG_DATA(header), &bytes, sizeof(bytes));
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)
@@ -190,6 +209,8 @@ struct zc_req *zc_build_request(struct zc_core *core)
         req->msg.msg_name = req->covered[0]->to;
         req->msg.msg_namelen = req->covered[0]->to_size;
     }
+    if (req->covered[0]->segment)
+        zc_mark_train(&req->msg, &req->control, sizeof(req->control), req->covered[0]->segment);
     core->stats.requests++;
     core->turn_requests--;
     core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);
@@ -232,6 +253,7 @@ int zc_next_request(zc_core *core, struct zc_request_view *out)
     out->buffers = req->buffers;
     out->sends = req->sends;
     out->zero_copy = req->zero_copy;
+    out->segment = req->covered[0]->segment;
     return 1;
 }
 

@@ -4,9 +4,9 @@
  */
 #include "accounting.h"
 
-/* A send without bytes, on no list yet; it joins the context's open generation when enqueued. */
-struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                            size_t buffers)
+/* A send without bytes, on no list yet, for a generation; NULL: the one that the context has open. */
+struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_gen *gen,
+                            struct zc_sock *sock, size_t buffers)
 {
     struct zc_send *send = zc_alloc(core, sizeof(*send));
     if (!send)
@@ -23,7 +23,7 @@ struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_
     send->refs = 1;
     send->queue_ref = true;
     send->iov = buffers > 1 ? zc_alloc(core, buffers * sizeof(struct iovec)) : &send->one;
-    send->gen = send->iov ? zc_gen_open(core, ctx) : NULL;
+    send->gen = !send->iov ? NULL : gen ? gen : zc_gen_open(core, ctx);
     if (!send->gen) {
         zc_send_forget(core, send);
         return NULL;
@@ -103,8 +103,8 @@ static void settle(struct zc_core *core, struct zc_send *send)
         core->stats.staged += send->count;
         ctx->stats.staged += send->count;
     } else if (!send->error) {
-        ++*(send->copied ? &core->stats.copied : &core->stats.zero_copied);
-        ++*(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied);
+        *(send->copied ? &core->stats.copied : &core->stats.zero_copied) += send->count;
+        *(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied) += send->count;
     }
     ctx->stats.unreleased_sends -= send->count;
     free_window(core, ctx, send);

@@ -74,11 +74,12 @@ static void take_parts(struct zc_core *core, struct zc_send *send, const char *c
     send->force_copy = send->sock->kind == ZC_DATAGRAM && pages > DATAGRAM_PAGES;
 }
 
-static int64_t enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
-                       const char *const *data, const size_t *sizes, size_t count, size_t total,
-                       uint32_t flags)
+/* Queues parts of `total` bytes as one send of the open generation. */
+int64_t zc_enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                   const char *const *data, const size_t *sizes, size_t count, size_t total,
+                   uint32_t flags)
 {
-    struct zc_send *send = zc_send_new(core, ctx, sock, count);
+    struct zc_send *send = zc_send_new(core, ctx, NULL, sock, count);
     if (!send)
         return -ENOMEM;
     take_parts(core, send, data, sizes, count);
@@ -119,7 +120,7 @@ static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
         char *slab = sock->slabs < STAGE_SHARE ? zc_take_slab(&core->stage) : NULL;
         if (!slab)
             return -ENOSPC;
-        struct zc_send *rest = zc_send_new(core, ctx, sock, 1);
+        struct zc_send *rest = zc_send_new(core, ctx, NULL, sock, 1);
         if (!rest) {
             zc_give_slab(&core->stage, slab);
             return -ENOMEM;
@@ -177,7 +178,7 @@ int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *c
     if (is_staged(core, ctx, sock, count, total, flags))
         sent = stage_send(core, ctx, sock, data[0], total);
     if (sent == -ENOSPC)
-        sent = enqueue(core, ctx, sock, data, sizes, count, total, flags);
+        sent = zc_enqueue(core, ctx, sock, data, sizes, count, total, flags);
     zc_gen_roll(core, ctx);
     return sent;
 }
@@ -188,6 +189,15 @@ int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, si
     return zc_queue_vector(core, ctx, sock, &data, &size, 1, flags);
 }
 
+/* A copy of a struct sockaddr of `to_size` bytes, for a send to keep; NULL: no memory. */
+struct sockaddr_storage *zc_copy_address(struct zc_core *core, const char *to, size_t to_size)
+{
+    struct sockaddr_storage *address = zc_alloc(core, sizeof(*address));
+    if (address)
+        memcpy(address, to, to_size);
+    return address;
+}
+
 /* One datagram to an address, a struct sockaddr of `to_size` bytes. */
 int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
                    const size_t *sizes, size_t count, uint32_t flags, const char *to,
@@ -196,10 +206,9 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
     if (!core || !sock || sock->kind != ZC_DATAGRAM || !to ||
         to_size > sizeof(struct sockaddr_storage))
         return -EINVAL;
-    struct sockaddr_storage *address = zc_alloc(core, sizeof(*address));
+    struct sockaddr_storage *address = zc_copy_address(core, to, to_size);
     if (!address)
         return -ENOMEM;
-    memcpy(address, to, to_size);
     int64_t sent = zc_queue_vector(core, ctx, sock, data, sizes, count, flags);
     if (sent < 0) {
         zc_free(core, address);
@@ -212,28 +221,28 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
 }
 
 /* Counts bytes that were sent directly (see zc_count_direct) in a context. */
-int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, int whole)
+int zc_ctx_count_direct(zc_ctx *ctx, size_t taken, uint32_t sends)
 {
     if (!ctx)
         return -EINVAL;
     ctx->stats.bytes_sent += taken;
-    ctx->stats.sends += whole != 0;
-    ctx->stats.copied += whole != 0;
+    ctx->stats.sends += sends;
+    ctx->stats.copied += sends;
     return 0;
 }
 
 /*
- * Counts bytes that the kernel took without a queue; with `whole` they are all that was left of a
- * send.  `ctx` may be NULL.
+ * Counts bytes that the kernel took without a queue, and the sends that end with them.  `ctx` may be
+ * NULL.
  */
 void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
-                     bool whole)
+                     uint32_t sends)
 {
     zc_sock_count_copy(core, sock);
     core->stats.bytes_sent += taken;
-    core->stats.sends += whole;
-    core->stats.copied += whole;
-    zc_ctx_count_direct(ctx, taken, whole);
+    core->stats.sends += sends;
+    core->stats.copied += sends;
+    zc_ctx_count_direct(ctx, taken, sends);
 }
 
 /*
@@ -264,7 +273,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
             one = -EMSGSIZE;
         else
-            one = enqueue(core, ctx, socks[i], &data, &size, 1, size, flags);
+            one = zc_enqueue(core, ctx, socks[i], &data, &size, 1, size, flags);
         errors[i] = one < 0 ? (int32_t)-one : 0;
         if (one < 0)
             continue;

@@ -88,6 +88,13 @@ static bool can_zero_copy(const struct zc_socket_info *info)
            info->protocol != IPPROTO_MPTCP;
 }
 
+/* Others would take a train for one datagram: a UNIX socket knows no UDP_SEGMENT, and says nothing. */
+static bool takes_trains(const struct zc_socket_info *info)
+{
+    return info->type == SOCK_DGRAM && info->protocol == IPPROTO_UDP &&
+           (info->domain == AF_INET || info->domain == AF_INET6);
+}
+
 /*
  * The ring keeps a duplicate: while requests are under way the program may close its descriptor,
  * whose number may then be another connection's.
@@ -105,6 +112,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
     int kind = info->type == SOCK_DGRAM ? ZC_DATAGRAM : ZC_STREAM;
     struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy(info));
     if (sock) {
+        sock->takes_trains = ring->info.trains && takes_trains(info);
         sock->inode = info->inode;
         sock->forks = zc_forks();
         if (info->local)

@@ -16,10 +16,10 @@ static bool is_quiet(const struct zc_sock *sock)
 }
 
 static bool is_direct(const struct zc_core *core, const struct zc_ctx *ctx,
-                      const struct zc_sock *sock, size_t size, uint32_t flags)
+                      const struct zc_sock *sock, size_t size, size_t datagram, uint32_t flags)
 {
     return is_quiet(sock) && !(flags & ~(uint32_t)ZC_SEND_MUTABLE) &&
-           (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, false));
+           (size < ctx->alone || !zc_goes_zero_copy(core, ctx, sock, size, datagram, false));
 }
 
 /* Queues what is left of a send whose first bytes the kernel has. */
@@ -67,7 +67,7 @@ int64_t zc_queue_rest(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *dat
 {
     if (!core || !ctx || !sock || !data || taken == 0 || taken >= size)
         return -EINVAL;
-    zc_ctx_count_direct(ctx, taken, false);
+    zc_ctx_count_direct(ctx, taken, 0);
     return queue_rest(core, ctx, sock, data + taken, size - taken, 0);
 }
 
@@ -84,7 +84,7 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
     size_t taken = 0;
     if (!zc_may_send(core))
         return -EPERM;
-    if (is_direct(core, ctx, sock, size, flags)) {
+    if (is_direct(core, ctx, sock, size, size, flags)) {
         if (zc_window_full(ctx, size))
             return -EAGAIN;
         struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
@@ -110,4 +110,68 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
     if (taken)
         return queue_rest(core, ctx, sock, data + taken, size - taken, flags);
     return zc_queue(core, ctx, sock, data, size, flags);
+}
+
+/* Hands over what one train takes, if it would be copied; 0: it is to be queued. */
+static int64_t send_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                          const char *const *data, const size_t *sizes, size_t count,
+                          size_t segment, const char *to, size_t to_size)
+{
+    struct iovec parts[TRAIN_SEGMENTS];
+    struct msghdr msg = {.msg_name = (void *)(uintptr_t)to,
+                         .msg_namelen = (socklen_t)to_size,
+                         .msg_iov = parts,
+                         .msg_iovlen = count};
+    union {
+        char bytes[CMSG_SPACE(sizeof(uint16_t))];
+        struct cmsghdr align;
+    } control;
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++) {
+        parts[i] = (struct iovec){.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
+        if (__builtin_add_overflow(total, sizes[i], &total) || total > TRAIN_BYTES)
+            return 0;
+    }
+    if (!total || !is_direct(core, ctx, sock, total, segment, 0) ||
+        total > zc_train_bytes(sock, segment))
+        return 0;
+    if (zc_window_full(ctx, total))
+        return -EAGAIN;
+    if (total > segment)
+        zc_mark_train(&msg, &control, sizeof(control), (uint32_t)segment);
+    ssize_t sent = send_now(sock->fd, &msg);
+    if (sent == -EAGAIN || sent == -ENOBUFS)
+        return 0;
+    if (total > segment && zc_is_train_refused((int)-sent)) {
+        zc_refuse_trains(sock, segment);
+        return 0;
+    }
+    if (sent < 0)
+        return sent;
+    zc_count_direct(core, ctx, sock, total, (uint32_t)((total - 1) / segment + 1));
+    return ZC_SENT_COPIED;
+}
+
+/*
+ * Like zc_queue_segments, but tries to hand the bytes over at once, as zc_queue_or_send does.
+ */
+int64_t zc_queue_or_send_segments(zc_ring *ring, zc_ctx *ctx, zc_sock *sock,
+                                  const char *const *data, const size_t *sizes, size_t count,
+                                  size_t segment, uint32_t flags, const char *to, size_t to_size)
+{
+    if (!ring || !ctx || !sock || !data || !sizes || sock->kind != ZC_DATAGRAM)
+        return -EINVAL;
+    if (!zc_may_send(ring->core))
+        return -EPERM;
+    int64_t sent = 0;
+    size_t total = 0;
+    if (!flags && segment && segment <= UINT16_MAX && count && count <= TRAIN_SEGMENTS)
+        sent = send_train(ring->core, ctx, sock, data, sizes, count, segment, to, to_size);
+    if (sent)
+        return sent;
+    for (size_t i = 0; i < count; i++)
+        if (__builtin_add_overflow(total, sizes[i], &total))
+            return -EMSGSIZE;
+    return zc_queue_segments(ring->core, ctx, sock, data, sizes, count, 0, total, segment, flags,
+                             to, to_size);
 }

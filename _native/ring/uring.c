@@ -62,7 +62,9 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
     int flags = MSG_NOSIGNAL | (req->sock->kind == ZC_STREAM ? MSG_WAITALL : 0);
     unsigned usage = ring->info.report_usage ? IORING_SEND_ZC_REPORT_USAGE : 0;
     int fd = req->sock->fd;
-    if (req->buffers == 1 && req->zero_copy && !req->msg.msg_name) {
+    /* What goes to an address, or is a train, needs the message. */
+    bool plain = req->buffers == 1 && !req->msg.msg_name && !req->msg.msg_control;
+    if (plain && req->zero_copy) {
         io_uring_prep_send_zc(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags, usage);
         /* Asked now, since a pool may have been closed after the send was queued. */
         uint32_t region = zc_region_of(ring->core, &req->iov[0]);
@@ -71,7 +73,7 @@ static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_re
             sqe->buf_index = (uint16_t)region;
             ring->core->stats.registered++;
         }
-    } else if (req->buffers == 1 && !req->msg.msg_name)
+    } else if (plain)
         io_uring_prep_send(sqe, fd, req->iov[0].iov_base, req->iov[0].iov_len, flags);
     else if (req->zero_copy) {
         io_uring_prep_sendmsg_zc(sqe, fd, &req->msg, (unsigned)flags);
@@ -117,7 +119,8 @@ static int submit(struct zc_ring *ring)
             io_uring_sqe_set_data64(sqe, NOBODY);
         }
         while (io_uring_sq_space_left(&ring->uring) && (req = zc_build_request(core)))
-            if (!req->zero_copy && send_at_once(ring, req))
+            /* Datagrams keep their order where the kernel does: none overtakes those in flight. */
+            if (!req->zero_copy && req->sock->in_flight == 1 && send_at_once(ring, req))
                 total++;
             else
                 prepare(ring, io_uring_get_sqe(&ring->uring), req);

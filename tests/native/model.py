@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 
-from tests.native.model_queues import Queues
 from tests.native.model_state import (
     ALWAYS,
     COPIED,
@@ -34,6 +33,7 @@ from tests.native.model_state import (
     Sock,
     cut,
 )
+from tests.native.model_trains import Trains
 
 
 def touch(before: Send, send: Send) -> bool:
@@ -43,7 +43,7 @@ def touch(before: Send, send: Send) -> bool:
     return (runs or same) and sum(before.pieces[0]) == send.pieces[0][0]
 
 
-class Model(Queues):
+class Model(Trains):
     # --- requests
 
     def wants_zero_copy(self, send: Send) -> bool:
@@ -186,8 +186,8 @@ class Model(Queues):
         elif send.cancelled or sock.error:
             # The reason is what broke the socket, not the cancellation that followed from it.
             self.fail_send(send, sock.error if sock.error and error in RETRIED else error)
-        elif error in RETRIED or self.falls_back(req, error):
-            sock.queue.insert(0, send)
+        elif error in RETRIED or self.falls_back(req, error) or self.is_cut(send, error):
+            self.put_back(send)
         else:
             self.fail_send(send, error)
 

@@ -22,10 +22,13 @@ WINDOW_SHARE, ROLL_SENDS = 4, 4096
 DENIED_REQUESTS = 64
 SLOTS_SHARE = 4
 STAGE_SLAB, STAGE_SHARE = 64 << 10, 16
+TRAIN_BYTES, TRAIN_SEGMENTS, CUT_CALLS, VECTOR_MOST = 65_507, 64, 256, 1024
 COPIED_IN_A_ROW, COPY_REQUESTS, COPY_REQUESTS_MOST = 4, 32, 4096
 
 RETRIED = {errno.EAGAIN, errno.EINTR, errno.ECANCELED}
 FALLS_BACK = {errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP}
+# Of a train, and not of its datagrams.
+REFUSED = {errno.EMSGSIZE, errno.EINVAL, errno.EIO}
 
 Piece = tuple[int, int]  # offset and size in the memory that the sends are cut from
 Event = tuple[int, int, int, int]
@@ -54,7 +57,8 @@ class Send:
     region: int | None = None  # of registered memory, of which it is one piece
     registered: bool = False  # a part of it lies in registered memory
     begun_in: Send | None = None  # the unit before it has the beginning of its first bytes' send
-    count: int = 1  # sends of the program that this is: a staged run is many
+    count: int = 1  # sends of the program that this is: a staged run is many, and so is a train
+    segment: int = 0  # of a train: bytes of each of its datagrams but the last
     ticket: int = 0
     done: int = 0
     error: int = 0
@@ -132,6 +136,9 @@ class Sock:
     copied_in_a_row: int = 0
     copy_left: int = 0
     copy_next: int = 0
+    takes_trains: bool = False
+    cut_from: int = 0  # segments from this size on were refused...
+    cut_left: int = 0  # ...and are cut at once for so many calls
     idle_since: int = 0  # ticks
     accepted: list[Send] = field(default_factory=list)  # in the order of the calls
     queue: list[Send] = field(default_factory=list)

@@ -48,7 +48,7 @@ BASE = int(ffi.cast("uintptr_t", MEMORY))
 REGIONS = [range(1000, 5000), range(5000, 9000), range(400_000, 800_000)]
 EDGES = [980, 1000, 1001, 2000, 4990, 5000, 8990, 9000, 20_000, 399_990, 400_000, 799_990]
 
-FATAL = [errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE, errno.EBADF]
+FATAL = [errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE, errno.EMSGSIZE, errno.EBADF]
 DENIED = [errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP]
 AGAIN = [errno.EAGAIN, errno.EINTR, errno.ECANCELED]
 pick = st.integers(0, 1 << 16)
@@ -65,6 +65,10 @@ vectors = st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=2, max_size=6)
 flags = st.sampled_from(
     [0] * 6 + [MUTABLE] * 6 + [UNSTAGED, REPORT, FLUSH, FLUSH | MUTABLE] + [UNSTAGED] * 3
 )
+datagrams = st.lists(
+    st.sampled_from([0, 1, 7, 40, 40, 40, 300, 300, 3000, 70_000]), min_size=1, max_size=9
+)
+segments = st.sampled_from([1, 3, 7, 40, 100, 100, 299, 1472, 32_753, 32_754, 65_535, 65_536, 0])
 # Parts that lie at edges of registered memory, each behind the one before it or elsewhere.
 neighbours = st.lists(
     st.tuples(
@@ -185,6 +189,8 @@ class Accounting(RuleBasedStateMachine):
         sock = Sock(self.next_id(), kind, zero_copy)
         # Its descriptor is only handed through; here it is made of the id, so as to be recognized.
         self.socks[sock] = lib.zc_sock_new(self.core, sock.id, sock.id & 0xFFFF, kind, zero_copy)
+        sock.takes_trains = kind == DATAGRAM
+        assert lib.zc_sock_take_trains(self.socks[sock], sock.takes_trains) == 0
         self.model.sockets.append(sock)
         self.taken[sock], self.messages[sock] = [], []
 
@@ -296,6 +302,35 @@ class Accounting(RuleBasedStateMachine):
                 self.send_pieces(self.ctx(c), self.target(s), [piece], f)
         self.submit(take, 0)
 
+    @precondition(lambda self: any(sock.kind == DATAGRAM for sock in self.model.sockets))
+    @rule(c=pick, s=pick, lengths=datagrams, size=segments, f=flags, b=budgets, take=taken)
+    def send_trains(
+        self, c: int, s: int, lengths: list[int], size: int, f: int, b: int, take: int
+    ) -> None:
+        """What lies in some buffers as datagrams of a size, or each of them as one."""
+        to = [sock for sock in self.model.sockets if sock.kind == DATAGRAM]
+        ctx, sock = self.ctx(c), to[s % len(to)]
+        pieces = [(c + s + 300 * i, length) for i, length in enumerate(lengths)]
+        data = [MEMORY + offset for offset, _ in pieces]
+        common = (self.core, self.ctxs[ctx], self.socks[sock], data, lengths, len(pieces))
+        self.set_budget(b)
+        if s % 2:
+            total = sum(lengths)
+            start = c % (total + 1)
+            part = (total - start) * (s % 5) // 4
+            expected = self.model.send_segments(
+                ctx, sock, pieces, range(start, start + part), size, f
+            )
+            sent = lib.zc_queue_segments(*common, start, part, size, f, ffi.NULL, 0)
+        else:
+            count = ffi.new("size_t *")
+            expected, many = self.model.queue_many(ctx, sock, pieces, f)
+            sent = lib.zc_queue_many(*common, f, ffi.NULL, 0, count)
+            assert count[0] == many
+        self.set_budget(-1)
+        assert sent == expected
+        self.submit(take, 0)
+
     @rule(c=pick, chosen=st.lists(pick, min_size=1, max_size=5), size=sizes, f=flags, b=budgets)
     def broadcast(self, c: int, chosen: list[int], size: int, f: int, b: int) -> None:
         self.set_budget(b)
@@ -332,8 +367,9 @@ class Accounting(RuleBasedStateMachine):
         (sock,) = [sock for sock in self.model.sockets if sock.id == view.socket]
         before = {send: send.done for send in sock.queue}
         req = self.model.build(sock)
-        got = (view.bytes, view.buffers, view.sends, bool(view.zero_copy))
-        assert got == (req.bytes, len(req.pieces), len(req.sends), req.zero_copy)
+        got = (view.bytes, view.buffers, view.sends, bool(view.zero_copy), view.segment)
+        segment = req.sends[0].segment
+        assert got == (req.bytes, len(req.pieces), len(req.sends), req.zero_copy, segment)
         assert view.user_data not in self.used
         self.used.add(view.user_data)
         req.user_data = view.user_data

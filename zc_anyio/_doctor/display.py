@@ -101,6 +101,7 @@ def _facts(report: Report) -> Table:
         table.add_row("driver chosen", Text(capabilities.driver))
         table.add_row("flags chosen", Text(flags or "none"))
         table.add_row("kernel reports copies", Text(_yes(capabilities.reports_usage)))
+        table.add_row("kernel cuts datagrams", Text(_yes(capabilities.sends_trains)))
     probe = report.drivers["io_uring"].loopback
     if probe is not None and probe.error is None:
         refused = probe.unregistered

@@ -43,6 +43,7 @@ __all__ = [
     "SENT_SHIFT",
     "SENT_TURN",
     "WINDOW",
+    "Datagrams",
     "SocketInfo",
     "address_of",
     "broadcast",
@@ -58,7 +59,9 @@ __all__ = [
     "process_forks",
     "queue",
     "queue_or_send",
+    "queue_or_send_segments",
     "queue_rest",
+    "queue_segments",
     "queue_to",
     "queue_vector",
     "rx_consume",
@@ -222,6 +225,92 @@ def queue_to(
         core, context, socket, pointers, sizes, len(sizes), flags, address, len(address)
     )
     return result
+
+
+def queue_segments(
+    core: Any,
+    context: Any,
+    socket: Any,
+    pinned: Sequence[Any],
+    sizes: Sequence[int],
+    part: range,
+    segment: int,
+    flags: int,
+    address: Any,
+) -> int:
+    """Queue some bytes of several buffers as datagrams of one size."""
+    pointers = _pointers(pinned)
+    to_size = len(address) if address else 0
+    result: int = lib.zc_queue_segments(
+        core,
+        context,
+        socket,
+        pointers,
+        sizes,
+        len(sizes),
+        part.start,
+        len(part),
+        segment,
+        flags,
+        address,
+        to_size,
+    )
+    return result
+
+
+def queue_or_send_segments(
+    ring: Any,
+    context: Any,
+    socket: Any,
+    pinned: Sequence[Any],
+    sizes: Sequence[int],
+    segment: int,
+    flags: int,
+    address: Any,
+) -> int:
+    """Queue buffers as datagrams of one size; what need not wait goes to the kernel at once."""
+    pointers = _pointers(pinned)
+    to_size = len(address) if address else 0
+    result: int = lib.zc_queue_or_send_segments(
+        ring, context, socket, pointers, sizes, len(sizes), segment, flags, address, to_size
+    )
+    return result
+
+
+class Datagrams:
+    """Buffers as the native part takes them, each to be a datagram to one address.
+
+    :param pinned: the buffers; the caller keeps them alive.
+    :param address: ``NO_ADDRESS``: that which the socket is connected to.
+    """
+
+    def __init__(self, pinned: Sequence[Any], sizes: Sequence[int], address: Any) -> None:
+        # What is advanced below does not keep the arrays.
+        self._arrays = ffi.new("char *[]", _pointers(pinned)), ffi.new("size_t[]", sizes)
+        self._pointers, self._sizes = self._arrays
+        self._left = len(sizes)
+        self._address = address
+        self._taken = ffi.new("size_t *")
+
+    def queue(self, core: Any, context: Any, socket: Any, flags: int) -> tuple[int, int]:
+        """Queue as many of those left as the window takes; return the result, and how many."""
+        result: int = lib.zc_queue_many(
+            core,
+            context,
+            socket,
+            self._pointers,
+            self._sizes,
+            self._left,
+            flags,
+            self._address,
+            len(self._address) if self._address else 0,
+            self._taken,
+        )
+        taken: int = self._taken[0] if result >= 0 else 0
+        self._pointers += taken
+        self._sizes += taken
+        self._left -= taken
+        return result, taken
 
 
 def _pointers(pinned: Sequence[Any]) -> list[Any]:

@@ -47,6 +47,7 @@ class NativeRing:
         self.setup_flags: int = info.setup_flags
         self.entries: int = info.sq_entries
         self.reports_usage: bool = bool(info.report_usage)
+        self.sends_trains: bool = bool(info.trains)
         self._events: Any = ffi.new("int64_t[]", EVENTS_A_TURN * lib.ZC_EVENT_FIELDS)
         self._event_view = memoryview(ffi.buffer(self._events)).cast("B").cast("q")
         self._stats: Any = ffi.new("struct zc_stats *")

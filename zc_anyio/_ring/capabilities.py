@@ -42,6 +42,8 @@ class Capabilities:
     :ivar reports_usage: the kernel says of each send whether it was copied (6.2); without that
         ``statistics().zero_copied`` counts what was asked for.
     :ivar staging_registered: the memory for small sends is registered with the kernel.
+    :ivar sends_trains: the kernel cuts one send into datagrams (UDP_SEGMENT, 4.18); without that
+        ``send_segments`` does, and sends them one by one.
     :ivar memlock_limit: bytes of RLIMIT_MEMLOCK that bound what may be pinned; ``None``: no bound,
         or CAP_IPC_LOCK.
     :ivar zero_copy_limited: why zero-copy sends may go out by copying, or ``None``.
@@ -54,6 +56,7 @@ class Capabilities:
     entries: int
     reports_usage: bool
     staging_registered: bool
+    sends_trains: bool
     memlock_limit: int | None
     zero_copy_limited: str | None
 
@@ -173,6 +176,7 @@ def of_ring(native: NativeRing, unavailable: dict[str, str]) -> Capabilities:
         entries=native.entries,
         reports_usage=native.reports_usage,
         staging_registered=native.staging_registered,
+        sends_trains=native.sends_trains,
         memlock_limit=limit,
         zero_copy_limited=limited,
     )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import SupportsIndex
 
 import anyio
 import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .._base.reports import GroupStatistics, Notification, SendFailure
-from .._native.lib import SEND_UNSTAGED, address_of
+from .._native.lib import NO_ADDRESS, SEND_UNSTAGED, address_of
 from .._ring.contexts import Generation
 from .buffers import Buffer, Data
 from .files import PIECE, File, Piece, map_piece, open_part, truncated
-from .queueing import Queueing
+from .trains import Address, Trains, in_batches, unpinned
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
+
+
+def _with_address(item: Buffer | tuple[Buffer, Address]) -> tuple[Buffer, Address | None]:
+    return item if isinstance(item, tuple) else (item, None)
 
 
 class _FileLease:
@@ -36,7 +41,7 @@ class _FileLease:
             self._sender._fail(self._stream, truncated())
 
 
-class Sender(Queueing):
+class Sender(Trains):
     """Sends on one tx context of a ring, and waits where the window is full."""
 
     async def send(self, stream: object, data: Data) -> None:
@@ -92,6 +97,77 @@ class Sender(Queueing):
             await self._wait_window()
         if self._yield_is_due:
             await self._yield()
+
+    async def send_segments(
+        self,
+        stream: object,
+        data: Data,
+        segment_size: SupportsIndex,
+        address: Address | None = None,
+    ) -> None:
+        """Queue what lies in a buffer as datagrams of one size, of which the last may be shorter.
+
+        They leave in trains, which the kernel takes as one and cuts (``UDP_SEGMENT``, Linux 4.18):
+        64 datagrams and 65,507 bytes at a time.  Where the kernel, the device or the path cannot,
+        each is sent by itself: the same datagrams, slower.  Each counts as a send.
+
+        Waits like :meth:`send`; of more than 256 KiB a call that was cancelled may have queued
+        the first datagrams.
+
+        :param stream: as of :meth:`send`, of UDP; with an address as of :meth:`send_to`.
+        :param data: a C-contiguous buffer, or a sequence of up to 1,024 as if they lay behind one
+            another.
+        :param segment_size: bytes of a datagram, at most 65,507 over IPv4.  What is larger than
+            the path takes whole (1,472 over IPv4 and Ethernet) is cut into fragments, as by
+            :meth:`send`.
+        :param address: as of :meth:`send_to`; ``None``: the socket is connected.
+        :raises ValueError: the segment size is not positive, or the buffer is empty.
+        :raises OSError: ``EMSGSIZE``: a segment that is larger than any datagram, too many buffers.
+        :raises TypeError: the stream is no UDP socket.
+
+        Raises what :meth:`send` raises.
+        """
+        self._check()
+        to = NO_ADDRESS if address is None else address_of(*address)
+        segments = self._pin_segments(data, segment_size, to)
+        with unpinned(segments):
+            while segments.left:
+                if not self._queue_segments(stream, segments):
+                    await self._wait_window()
+                elif self._yield_is_due:
+                    await self._yield()
+
+    async def send_many(
+        self, stream: object, datagrams: Iterable[Buffer | tuple[Buffer, Address]]
+    ) -> None:
+        """Queue many datagrams, in one call of the kernel's for many where that can be.
+
+        Neighbours of one size and one address leave in trains, see :meth:`send_segments`.  Each
+        counts as a send.  Waits like :meth:`send`; a call that was cancelled, or that raises for
+        one of them, has queued those before it.
+
+        :param stream: as of :meth:`send`, of UDP; with addresses as of :meth:`send_to`.
+        :param datagrams: a buffer for each, or ``(buffer, address)``.
+        :raises OSError: ``EMSGSIZE``: one is larger than any datagram.
+        :raises TypeError: the stream is no UDP socket.
+
+        Raises what :meth:`send` raises.
+        """
+        self._check()
+        packed: dict[Address | None, object] = {None: NO_ADDRESS}
+        for batch in in_batches(datagrams):
+            pairs = [_with_address(item) for item in batch]
+            for _, address in pairs:
+                if address is not None and address not in packed:
+                    packed[address] = address_of(*address)
+            runs = self._pin_many((data, packed[address]) for data, address in pairs)
+            with unpinned(*runs):
+                for many in runs:
+                    while many.references:
+                        if not self._queue_many(stream, many):
+                            await self._wait_window()
+                        elif self._yield_is_due:
+                            await self._yield()
 
     async def send_file(
         self, stream: object, file: File, *, offset: int = 0, count: int | None = None
