@@ -68,7 +68,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream chat test test-anyio bench bench-web bench-quick \
+.PHONY: help setup demo stream chat test test-anyio test-autobahn bench bench-web bench-quick \
 	bench-page docs lint types asan soak fuzz fuzz-replay fuzz-keep mutants wheel dist test-versions test-kernels clean
 
 help: ## Show this list
@@ -176,6 +176,10 @@ test-versions: dist/.built ## Test the built wheel on each of VERSIONS that is t
 test-anyio: $(VENV)/.installed ## Run anyio's own tests of sockets over this library, on each driver
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test-anyio]'
 	@scripts/test_anyio "$(CURDIR)/$(BIN)/python" "$(CURDIR)/build/anyio" -n $(JOBS) $(PYTEST_ARGS)
+
+test-autobahn: $(VENV)/.installed ## Run the Autobahn test suite against the ASGI server's WebSockets (needs Python 2.7)
+	@python2=$$(scripts/find_python 2.7) || { echo "test-autobahn: Python 2.7 is needed" >&2; exit 1; }; \
+		$(BIN)/python scripts/test_autobahn.py "$$python2" build/autobahn $(ARGS)
 
 test-kernels: $(VENV)/.peers ## Run KERNEL_TESTS on the kernels of KERNELS, in a virtual machine
 	@scripts/install_debian_packages "$(PYTHON)" $(KERNEL_PACKAGES)
