@@ -7,6 +7,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -74,10 +75,9 @@ def by_wrk(target: Target, watch: Watch) -> Load:
 
     :raises Wrong: an answer is not as it should be.
     """
-    connection = _connect(target)
-    for _ in range(WARMING_UP):
-        _check(target, _get(connection, target))
-    connection.close()
+    with _connection(target) as connection:
+        for _ in range(WARMING_UP):
+            _check(target, _get(connection, target))
     command = ["wrk", "--threads", "1", "--connections", str(target.connections), "--script"]
     seconds = max(1, round(target.seconds))
     url = f"http://127.0.0.1:{target.port}{target.path}"
@@ -100,20 +100,19 @@ def downloads(target: Target, watch: Watch) -> Load:
 
     :raises Wrong: an answer is not as it should be.
     """
-    connection = _connect(target)
-    _check(target, _get(connection, target))
     buffer = memoryview(bytearray(1 << 20))
     count = 0
-    with watch:
-        until = time.perf_counter() + target.seconds
-        while not count or time.perf_counter() < until:
-            response, size = _get(connection, target), 0
-            while got := response.readinto(buffer):
-                size += got
-            if size != target.content.size:
-                raise Wrong(f"{size} bytes came of {target.content.size}")
-            count += 1
-    connection.close()
+    with _connection(target) as connection:
+        _check(target, _get(connection, target))
+        with watch:
+            until = time.perf_counter() + target.seconds
+            while not count or time.perf_counter() < until:
+                response, size = _get(connection, target), 0
+                while got := response.readinto(buffer):
+                    size += got
+                if size != target.content.size:
+                    raise Wrong(f"{size} bytes came of {target.content.size}")
+                count += 1
     return Load(count, watch.seconds)
 
 
@@ -122,20 +121,19 @@ def uploads(target: Target, watch: Watch) -> Load:
 
     :raises Wrong: the server has received something else.
     """
-    connection = _connect(target)
-    _upload(connection, target, f"{target.path}?crc", target.content.crc)
     count = 0
-    with watch:
-        until = time.perf_counter() + target.seconds
-        while not count or time.perf_counter() < until:
-            _upload(connection, target, target.path, 0)
-            count += 1
-    connection.close()
+    with _connection(target) as connection:
+        _upload(connection, target, f"{target.path}?crc", target.content.crc)
+        with watch:
+            until = time.perf_counter() + target.seconds
+            while not count or time.perf_counter() < until:
+                _upload(connection, target, target.path, 0)
+                count += 1
     return Load(count, watch.seconds)
 
 
-def _connect(target: Target) -> HTTPConnection:
-    return HTTPConnection("127.0.0.1", target.port, timeout=LIMIT_SECONDS)
+def _connection(target: Target) -> closing[HTTPConnection]:
+    return closing(HTTPConnection("127.0.0.1", target.port, timeout=LIMIT_SECONDS))
 
 
 def _get(connection: HTTPConnection, target: Target) -> HTTPResponse:
