@@ -68,8 +68,8 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stream chat test test-anyio bench bench-quick bench-page docs lint types asan soak fuzz fuzz-replay \
-	fuzz-keep mutants wheel dist test-versions test-kernels clean
+.PHONY: help setup demo stream chat test test-anyio test-autobahn bench bench-web bench-quick \
+	bench-page docs lint types asan soak fuzz fuzz-replay fuzz-keep mutants wheel dist test-versions test-kernels clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -91,16 +91,20 @@ test: $(VENV)/.peers ## Run all tests (PYTEST_ARGS="-k name" to choose)
 bench: $(VENV)/.bench ## Compare with other ways to send (ARGS=--help: the choices)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+bench-web: $(VENV)/.bench ## Measure a Starlette application under several servers (ARGS=--help: the choices)
+	@$(BIN)/python -m benchmarks.web $(ARGS)
+
 bench-page: $(VENV)/.bench ## Write the latest results into docs/performance*, with plots
 	@$(BIN)/python -m benchmarks.report
 
 # Where everything is required (ZC_ANYIO_REQUIRE_ALL), loopback does not replace the lab.
-bench-quick: $(VENV)/.bench ## Try the benchmarks out, in less than a minute
+bench-quick: $(VENV)/.bench ## Try the benchmarks out, in two or three minutes
 	@rm -rf build/benchmarks/quick && mkdir -p build/benchmarks/quick/performance
 	@cp docs/performance.md build/benchmarks/quick
-	@cp docs/performance/details.md build/benchmarks/quick/performance
+	@cp docs/performance/details.md docs/performance/web.md build/benchmarks/quick/performance
 	@$(BIN)/python -m benchmarks --quick --results build/benchmarks/quick \
 		$(if $(ZC_ANYIO_REQUIRE_ALL),--place lab)
+	@$(BIN)/python -m benchmarks.web --quick --results build/benchmarks/quick
 	@$(BIN)/python -m benchmarks.report --results build/benchmarks/quick \
 		--page build/benchmarks/quick/performance.md
 
@@ -173,6 +177,10 @@ test-anyio: $(VENV)/.installed ## Run anyio's own tests of sockets over this lib
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test-anyio]'
 	@scripts/test_anyio "$(CURDIR)/$(BIN)/python" "$(CURDIR)/build/anyio" -n $(JOBS) $(PYTEST_ARGS)
 
+test-autobahn: $(VENV)/.installed ## Run the Autobahn test suite against the ASGI server's WebSockets (needs Python 2.7)
+	@python2=$$(scripts/find_python 2.7) || { echo "test-autobahn: Python 2.7 is needed" >&2; exit 1; }; \
+		$(BIN)/python scripts/test_autobahn.py "$$python2" build/autobahn $(ARGS)
+
 test-kernels: $(VENV)/.peers ## Run KERNEL_TESTS on the kernels of KERNELS, in a virtual machine
 	@scripts/install_debian_packages "$(PYTHON)" $(KERNEL_PACKAGES)
 	@for suite in $(KERNELS); do \
@@ -209,7 +217,8 @@ $(TEST_VIDEO): | $(VENV)/.created
 
 # The lab needs root anyway; without root the benchmarks measure on loopback.
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml
-	@[ "$$(id -u)" -ne 0 ] || scripts/install_debian_packages "$(PYTHON)" clang libbpf-dev
+	@scripts/install_debian_packages "$(PYTHON)" wrk \
+		$$([ "$$(id -u)" -ne 0 ] || echo clang libbpf-dev)
 	@echo "setup: installing what the benchmarks need into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[test,bench]'
 	@touch $@

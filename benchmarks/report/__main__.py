@@ -38,7 +38,7 @@ def main() -> None:
     if not results.scenarios:
         sys.exit(f"there are no results in {arguments.results}: measure first (make bench)")
     draw(results, folder)
-    for page in (arguments.page, folder / "details.md"):
+    for page in (arguments.page, folder / "details.md", folder / "web.md"):
         page.write_text(rewrite(page.read_text(), results))
     names = ", ".join(file.stem for file in measured) or "nothing; the pages are written anew"
     print(f"written: {arguments.page} and {folder}; measured anew: {names}")

@@ -1,14 +1,15 @@
 """The pages of results: blocks between marks are written anew, everything else stays.
 
 A block begins with ``<!-- begin measured: NAME -->`` and ends with ``<!-- end measured -->``.
-NAME is ``summary``, ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, or the name of a
-scenario.
+NAME is ``summary``, ``environment``, ``goals``, ``goals-by-cpu``, ``defaults``, the name of a
+scenario, or one of ``web``, ``web-environment`` and ``web-goals``.
 """
 
 from __future__ import annotations
 
 import re
 
+from benchmarks.report import web
 from benchmarks.report.goals import defaults_table, goals_table
 from benchmarks.report.results import Results
 from benchmarks.report.summary import summary_table
@@ -41,6 +42,12 @@ def _block(name: str, results: Results) -> str:
         return _table(summary_table(results))
     if name == "environment":
         return _environments(results)
+    if name == "web-environment":
+        return _environment(results.environments.get(web.SCENARIO, {}))
+    if name == "web-goals":
+        return _table(web.goals_table(results))
+    if name == web.SCENARIO:
+        return _web_cases(results)
     if name == "goals":
         return _table(goals_table(results))
     if name == "goals-by-cpu":
@@ -59,16 +66,28 @@ def _block(name: str, results: Results) -> str:
     return "\n".join(parts) or "Not measured yet.\n"
 
 
+def _web_cases(results: Results) -> str:
+    parts = []
+    for case in results.scenarios.get(web.SCENARIO, {}).values():
+        rows = [web.case_columns(case), *web.case_rows(case)]
+        parts.append(f"**{case.name}**\n\n{_table(rows)}")
+    return "\n".join(parts) or "Not measured yet.\n"
+
+
 def _environments(results: Results) -> str:
-    if not results.environments:
+    environments = {name: one for name, one in results.environments.items() if name != web.SCENARIO}
+    if not environments:
         return "Nothing measured yet.\n"
-    latest = max(results.environments.values(), key=lambda one: one["date"])
+    latest = max(environments.values(), key=lambda one: one["date"])
     own = ("date", "rounds", "others running")
     common = {name: value for name, value in latest.items() if name not in own}
-    rows = [["", ""], *[[name, value] for name, value in common.items()]]
     measured = [["scenario", *own]]
-    measured += [[name, *[one[key] for key in own]] for name, one in results.environments.items()]
-    return f"{_table(rows)}\n{_table(measured)}"
+    measured += [[name, *[one[key] for key in own]] for name, one in environments.items()]
+    return f"{_environment(common)}\n{_table(measured)}"
+
+
+def _environment(named: dict[str, str]) -> str:
+    return _table([["", ""], *[[name, value] for name, value in named.items()]])
 
 
 def _table(rows: list[list[str]]) -> str:

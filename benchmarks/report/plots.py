@@ -14,6 +14,7 @@ from matplotlib import pyplot
 from benchmarks.measure.rounds import Round
 from benchmarks.peers.peer import BACKENDS
 from benchmarks.report import results as figures
+from benchmarks.report import web
 from benchmarks.report.results import CaseResults, Results, spread
 from benchmarks.report.summary import JOBS, gain
 from benchmarks.scenarios.scenario import size_name
@@ -45,6 +46,7 @@ def draw(results: Results, folder: Path) -> None:
             ("throughput-by-size", _throughput),
             ("delivery-by-connections", _deliveries),
             ("memory-by-stalled-peers", _memory),
+            ("web", web.plot),
         ):
             figure = make(results)
             if figure is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 import zc_anyio
 from tests.support.waiting import LIMIT
@@ -20,6 +23,10 @@ T = TypeVar("T")
 
 GET = b"GET %s HTTP/1.1\r\nHost: a\r\n%s\r\n"
 CLOSE = b"Connection: close\r\n"
+SHAKE = (
+    b"GET /%b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%%b\r\n"
+)
 
 
 class Rig:
@@ -153,3 +160,21 @@ async def serving(
 def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what was logged as an error."""
     return [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def shake(path: bytes = b"echo", *fields: bytes) -> bytes:
+    """Return a request for a WebSocket."""
+    return SHAKE % (path, base64.b64encode(os.urandom(16))) % b"".join(fields)
+
+
+async def client(
+    rig: Rig, path: str, run: Callable[[ClientConnection], Any], **options: Any
+) -> Any:
+    """Run a WebSocket client in a thread."""
+
+    def connected() -> Any:
+        url = f"ws://127.0.0.1:{rig.port}/{path}"
+        with connect(url, open_timeout=LIMIT, close_timeout=LIMIT, **options) as websocket:
+            return run(websocket)
+
+    return await anyio.to_thread.run_sync(connected)

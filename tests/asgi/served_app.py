@@ -58,3 +58,13 @@ number = 7
 async def fails_to_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Send each message of a WebSocket back."""
+    if scope["type"] != "websocket":
+        raise NotImplementedError
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})

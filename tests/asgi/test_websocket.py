@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable
-from functools import partial
-from types import FrameType
 from typing import Any
 
 import anyio
@@ -18,24 +11,14 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
-import zc_anyio
-from tests.asgi.rig import Rig, body, failures, header, receive_all, serving, status
+from tests.asgi.rig import body, client, failures, header, receive_all, serving, shake, status
 from tests.support.backends import one_backend
 from tests.support.waiting import LIMIT, until
-from zc_anyio.asgi import Limits, websocket_frame
+from zc_anyio.asgi import Limits
 
 pytestmark = pytest.mark.anyio
-
-SHAKE = (
-    b"GET /%b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%%b\r\n"
-)
-
-
-def shake(path: bytes = b"echo", *fields: bytes) -> bytes:
-    return SHAKE % (path, base64.b64encode(os.urandom(16))) % b"".join(fields)
 
 
 class Application:
@@ -105,19 +88,6 @@ class Application:
         except OSError:
             self.told.append({"type": "oserror"})
             raise
-
-
-async def client(
-    rig: Rig, path: str, run: Callable[[ClientConnection], Any], **options: Any
-) -> Any:
-    """Run a WebSocket client in a thread."""
-
-    def connected() -> Any:
-        url = f"ws://127.0.0.1:{rig.port}/{path}"
-        with connect(url, open_timeout=LIMIT, close_timeout=LIMIT, **options) as websocket:
-            return run(websocket)
-
-    return await anyio.to_thread.run_sync(connected)
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
@@ -339,57 +309,3 @@ async def test_a_stop_tells_websockets_to_go_elsewhere() -> None:
 
         await client(rig, "echo", run)
     assert app.told[0]["code"] == 1012
-
-
-async def test_an_application_broadcasts_one_frame_in_order_with_its_own(driver: str) -> None:
-    """It uses the extension ``zc_anyio``, which has the stream and the ring."""
-    members: list[Any] = []
-    frame = websocket_frame("b" * 100_000)
-
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "websocket":
-            raise NotImplementedError
-        await receive()
-        await send({"type": "websocket.accept"})
-        extension = scope["extensions"]["zc_anyio"]
-        members.append(extension["stream"])
-        assert extension["ring"] is zc_anyio.current_ring()
-        if len(members) == 3:
-            async with zc_anyio.send_group() as group:
-                await group.broadcast(members, frame)
-        await receive()
-        await send({"type": "websocket.send", "text": "behind"})
-        await receive()
-
-    def run(websocket: ClientConnection) -> None:
-        assert websocket.recv(LIMIT) == "b" * 100_000
-        websocket.send("go on")
-        assert websocket.recv(LIMIT) == "behind"
-
-    async with serving(app, driver=driver) as rig:
-        async with anyio.create_task_group() as tasks:
-            for compression in ("deflate", None, "deflate"):
-                tasks.start_soon(partial(client, rig, "", run, compression=compression))
-        # Held and counted once for each member.
-        assert rig.ring.statistics().bytes_sent > 300_000
-
-
-def test_frames_that_two_threads_make() -> None:
-    def slowly(frame: FrameType, event: str, _: object) -> Any:
-        # The other thread gets its turn at every line of the code that makes frames.
-        if event == "line" and frame.f_code.co_name == "send_data":
-            time.sleep(0.0005)
-        return slowly
-
-    def make(data: str | bytes) -> None:
-        sys.settrace(slowly)
-        made.extend((data, websocket_frame(data)) for _ in range(20))
-
-    made: list[tuple[str | bytes, bytes]] = []
-    threads = [threading.Thread(target=make, args=[data]) for data in ("text", b"bytes")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 40
-    assert all(frame == websocket_frame(data) for data, frame in made)

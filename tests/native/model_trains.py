@@ -87,9 +87,7 @@ class Trains(Queues):
         self.roll(ctx)
         return sent
 
-    def queue_many(
-        self, ctx: Ctx, sock: Sock, pieces: list[Piece], flags: int
-    ) -> tuple[int, int]:
+    def queue_many(self, ctx: Ctx, sock: Sock, pieces: list[Piece], flags: int) -> tuple[int, int]:
         """The answer, and how many datagrams were taken."""
         if error := self.refused_at_once(sock, flags):
             return error, 0

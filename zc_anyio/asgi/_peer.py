@@ -180,24 +180,38 @@ class Peer:
         :param last: nothing more is sent soon, so there is no need to yield to other tasks here.
         :raises ClientDisconnectedError: the peer is gone.
         """
+        if not self.send_at_once(parts):
+            try:
+                if self._own is None:
+                    await self._send_pieces(parts)
+                else:
+                    for part in parts:
+                        await self._own.send(part)
+            except GONE as exc:
+                raise ClientDisconnectedError("the client is gone") from exc
+        elif not last:
+            await anyio.lowlevel.checkpoint()
+
+    def send_at_once(self, parts: Sequence[bytes]) -> bool:
+        """Send bytes if they are accepted without waiting; whether they were.
+
+        :raises ClientDisconnectedError: the peer is gone.
+        """
+        if self._own is None:
+            return False
         if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
             parts = [b"".join(parts)]
         try:
-            if self._own is None:
-                await self._send_pieces(parts)
-                return
-            try:
-                self._own.send_nowait(parts)
-            except anyio.WouldBlock:
-                for part in parts:
-                    await self._own.send(part)
-            else:
-                if not last:
-                    await anyio.lowlevel.checkpoint()
+            self._own.send_nowait(parts)
+        except anyio.WouldBlock:
+            return False
         except GONE as exc:
             raise ClientDisconnectedError("the client is gone") from exc
+        return True
 
     async def _send_pieces(self, parts: Sequence[bytes]) -> None:
+        if sum(map(len, parts)) <= JOINED_AT_MOST:
+            parts = [b"".join(parts)]
         for part in parts:
             for start in range(0, len(part), TLS_PIECE):
                 await self.stream.send(part[start : start + TLS_PIECE])

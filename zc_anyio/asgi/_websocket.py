@@ -1,8 +1,12 @@
-"""A WebSocket, as an ASGI application sees it; wsproto does framing and compression."""
+"""A WebSocket, as an ASGI application sees it; wsproto has the protocol, and compresses.
+
+Only messages that are not compressed are framed here, so that large ones leave without a copy.
+"""
 
 from __future__ import annotations
 
 import logging
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,6 +36,8 @@ PENDING_MESSAGES = 32
 COMPRESSED_PIECE = 4 << 10
 
 VERSION = b"13"
+# The first byte of a message that is one frame.
+TEXT, BINARY = 0x81, 0x82
 Fields: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 
@@ -42,9 +48,18 @@ def websocket_frame(data: str | bytes) -> bytes:
 
     :param data: a text or a binary message.
     """
-    message: Event = TextMessage(data=data) if isinstance(data, str) else BytesMessage(data=data)
-    # A server's frames are not masked, and without extensions no frame depends on another.
-    return Connection(ConnectionType.SERVER).send(message)
+    return b"".join(_frame(data))
+
+
+def _frame(data: str | bytes) -> tuple[bytes, bytes]:
+    """Return a message as one unmasked frame: its head, and its payload (RFC 6455, 5.2)."""
+    first, payload = (TEXT, data.encode()) if isinstance(data, str) else (BINARY, data)
+    size = len(payload)
+    if size < 126:
+        return struct.pack("!BB", first, size), payload
+    if size < 1 << 16:
+        return struct.pack("!BBH", first, 126, size), payload
+    return struct.pack("!BBQ", first, 127, size), payload
 
 
 class WebSocket:
@@ -228,8 +243,9 @@ class WebSocket:
             data = message.get("bytes") if text is None else text
             if data is None:
                 raise RuntimeError("websocket.send needs bytes or text")
-            event = TextMessage(data=data) if text is not None else BytesMessage(data=data)
-            await self._send_event(event)
+            # What can be changed may change when this has returned.
+            immutable = isinstance(data, str | bytes)
+            await self._send_message(data if immutable else bytes(memoryview(data)))
         elif kind == "websocket.close":
             await self._close(message.get("code", 1000), message.get("reason") or "")
         else:
@@ -295,6 +311,29 @@ class WebSocket:
         if not self._closed:
             self._closed = True
             await self._send_event(CloseConnection(code=code, reason=reason), last=True)
+
+    async def _send_message(self, data: str | bytes) -> None:
+        connection = self._connection
+        assert connection is not None
+        if (
+            not self._compressed
+            # Nothing may come between the parts of what another task is sending.
+            and not self._sending.locked()
+            and connection.state is ConnectionState.OPEN
+            and self._peer.send_at_once(_frame(data))
+        ):
+            return
+        async with self._sending:
+            if self._closed:
+                return
+            if connection.state is not ConnectionState.OPEN:
+                raise ClientDisconnectedError("the client has closed")
+            if not self._compressed:
+                await self._peer.send(_frame(data))
+            elif isinstance(data, str):
+                await self._peer.send([connection.send(TextMessage(data=data))])
+            else:
+                await self._peer.send([connection.send(BytesMessage(data=data))])
 
     async def _send_event(self, event: Event, *, last: bool = False) -> None:
         """Frame an event and send it; one frame after the other, whichever task sends it."""
