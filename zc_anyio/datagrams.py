@@ -261,6 +261,8 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     ) -> None:
         """Send what lies in a buffer as datagrams of one size; the last one may be shorter.
 
+        Cancelled, the call has queued what :meth:`ZeroCopyConnectedUDPSocket.send_segments` says.
+
         :param data: as of :meth:`ZeroCopyConnectedUDPSocket.send_segments`.
         :param segment_size: the same.
         :param address: ``(host, port)``; a name is looked up each time.
@@ -287,7 +289,7 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     async def receive_segments(self) -> tuple[bytes, int, Address]:
         """Return what came in one piece: ``(data, segment_size, (host, port))``.
 
-        See :meth:`ZeroCopyConnectedUDPSocket.receive_segments`, also for what it raises.
+        Cancelled, the call has taken nothing.  See :meth:`ZeroCopyConnectedUDPSocket.receive_segments`, also for what it raises.
         """
         data, size, address = await self._receive_segments()
         return data, size, _written(address)

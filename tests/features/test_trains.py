@@ -23,7 +23,7 @@ from tests.support.waiting import LIMIT, until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 # The kernel refuses a train of a socket without checksums: socket(7), and linux/udp.h.
-WITHOUT_CHECKSUMS = {
+WITHOUT_CHECKSUMS: dict[int, tuple[int, int]] = {
     socket.AF_INET: (socket.SOL_SOCKET, 11),
     socket.AF_INET6: (socket.IPPROTO_UDP, 101),
 }
