@@ -289,7 +289,8 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
     async def receive_segments(self) -> tuple[bytes, int, Address]:
         """Return what came in one piece: ``(data, segment_size, (host, port))``.
 
-        Cancelled, the call has taken nothing.  See :meth:`ZeroCopyConnectedUDPSocket.receive_segments`, also for what it raises.
+        Cancelled, the call has taken nothing.  See
+        :meth:`ZeroCopyConnectedUDPSocket.receive_segments`, also for what it raises.
         """
         data, size, address = await self._receive_segments()
         return data, size, _written(address)
