@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import repeat
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +18,8 @@ from benchmarks.peers.peer import BACKENDS, Job, Send, peer
 # Memory of a pool: enough that some can be held while more is queued.
 POOL_BYTES = 16 << 20
 POOL_MOST, POOL_LEAST = 256, 24
+# Of a buffer with many datagrams.
+TRAINS_BYTES = 1 << 20
 
 
 @asynccontextmanager
@@ -173,6 +176,42 @@ async def _datagrams(job: Job) -> AsyncIterator[Send]:
 
 
 @asynccontextmanager
+async def _trains(job: Job) -> AsyncIterator[Send]:
+    """Datagrams that lie one behind another in one buffer."""
+    size = len(job.payload)
+    data = job.payload * (TRAINS_BYTES // size)
+    [sock] = job.sockets
+    async with zc_anyio.open_ring() as ring:
+
+        async def send(count: int) -> None:
+            async with zc_anyio.send_group() as group:
+                for start in range(0, count * size, len(data)):
+                    left = count * size - start
+                    await group.send_segments(
+                        sock, data if left >= len(data) else data[:left], size
+                    )
+
+        yield send
+        for name in ("zero_copied", "copied", "requests"):
+            job.notes[name] = getattr(ring.statistics(), name)
+
+
+@asynccontextmanager
+async def _many(job: Job) -> AsyncIterator[Send]:
+    """Datagrams in buffers of their own, in one call."""
+    [sock] = job.sockets
+    async with zc_anyio.open_ring() as ring:
+
+        async def send(count: int) -> None:
+            async with zc_anyio.send_group() as group:
+                await group.send_many(sock, repeat(job.payload, count))
+
+        yield send
+        for name in ("zero_copied", "copied", "requests"):
+            job.notes[name] = getattr(ring.statistics(), name)
+
+
+@asynccontextmanager
 async def _datagram_pool(job: Job) -> AsyncIterator[Send]:
     [sock] = job.sockets
     size = len(job.payload)
@@ -230,6 +269,8 @@ for _backend in BACKENDS:
     peer(_ours, "broadcast", backend=_backend)(_broadcast)
     peer(_ours, "datagram", backend=_backend)(_datagrams)
     peer(f"{_ours}, pool", "datagram", backend=_backend)(_datagram_pool)
+    peer(f"{_ours}, send_segments", "datagram", backend=_backend)(_trains)
+    peer(f"{_ours}, send_many", "datagram", backend=_backend)(_many)
     peer(_ours, "stalled", backend=_backend)(_stalled)
     peer(f"{_ours}, pool", "stalled", backend=_backend)(_stalled_pool)
     peer(_ours, "empty group", backend=_backend)(_empty_group)

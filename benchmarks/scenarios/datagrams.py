@@ -10,7 +10,7 @@ scenario(
         "datagrams",
         "UDP, datagrams of",
         "datagram",
-        tuple(Case(size_name(size), size) for size in (1_400, 16 << 10, 60_000)),
+        tuple(Case(size_name(size), size) for size in (1_400, 4 << 10, 16 << 10, 60_000)),
         quick=("60,000 B",),
         reference="anyio UDP socket on trio",
         places=("lab",),
