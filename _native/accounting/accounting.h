@@ -264,10 +264,8 @@ struct zc_req {
     struct zc_req *same_place; /* ...and the next request there */
     bool zero_copy, result_seen, notif_seen, copied, has_number;
     struct msghdr msg;
-    union {
-        char bytes[CMSG_SPACE(sizeof(uint16_t))];
-        struct cmsghdr align;
-    } control; /* of a train: how to cut it */
+    /* For a train: how to cut it. */
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))];
     struct iovec iov[]; /* `buffers` of them, then `covered` */
 };
 

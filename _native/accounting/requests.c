@@ -210,7 +210,7 @@ struct zc_req *zc_build_request(struct zc_core *core)
         req->msg.msg_namelen = req->covered[0]->to_size;
     }
     if (req->covered[0]->segment)
-        zc_mark_train(&req->msg, &req->control, sizeof(req->control), req->covered[0]->segment);
+        zc_mark_train(&req->msg, req->control, sizeof(req->control), req->covered[0]->segment);
     core->stats.requests++;
     core->turn_requests--;
     core->turn_bytes -= within(req->bytes, 0, core->turn_bytes);

@@ -122,10 +122,7 @@ static int64_t send_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
                          .msg_namelen = (socklen_t)to_size,
                          .msg_iov = parts,
                          .msg_iovlen = count};
-    union {
-        char bytes[CMSG_SPACE(sizeof(uint16_t))];
-        struct cmsghdr align;
-    } control;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))];
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
         parts[i] = (struct iovec){.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
@@ -138,7 +135,7 @@ static int64_t send_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
     if (zc_window_full(ctx, total))
         return -EAGAIN;
     if (total > segment)
-        zc_mark_train(&msg, &control, sizeof(control), (uint32_t)segment);
+        zc_mark_train(&msg, control, sizeof(control), (uint32_t)segment);
     ssize_t sent = send_now(sock->fd, &msg);
     if (sent == -EAGAIN || sent == -ENOBUFS)
         return 0;

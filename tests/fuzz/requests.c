@@ -198,20 +198,9 @@ static void datagram_result(struct request *req, int error)
         send->done = true; /* also one without bytes */
         return;
     }
-    if (send->cancelled || sock->error || !(is_retry(error) || is_denied(req, error))) {
+    /* What is tried again keeps its place in the order. */
+    if (send->cancelled || sock->error || !(is_retry(error) || is_denied(req, error)))
         send->failed = true;
-        return;
-    }
-    /* It is tried again before those that wait. */
-    int number = (int)(send - shadow.sends), at = 0, to = 0;
-    for (at = 0; sock->order[at] != number; at++)
-        ;
-    memmove(&sock->order[at], &sock->order[at + 1], sizeof(int) * (size_t)(sock->sends - 1 - at));
-    while (to < sock->sends - 1 && (shadow.sends[sock->order[to]].flying ||
-                                    !owed(&shadow.sends[sock->order[to]])))
-        to++;
-    memmove(&sock->order[to + 1], &sock->order[to], sizeof(int) * (size_t)(sock->sends - 1 - to));
-    sock->order[to] = number;
 }
 
 /* Notes what a completion means that the accounting has taken. */
