@@ -165,9 +165,10 @@ class Queueing:
         sent = queue(self._core, self._context.handle, socket.handle, pinned, size, flags)
         if sent < 0:
             return self._refused(sent, socket)
-        self._queued(sent, reference)
         if lease is not None:
+            # Before the turn that may come next: it may release the generation.
             self._context.leases.setdefault(sent >> SENT_SHIFT, []).append(lease)
+        self._queued(sent, reference)
         return True
 
     def _pin(self, data: Buffer) -> tuple[Any, int, int, object]:
