@@ -15,13 +15,9 @@
 
 #include "../zc.h"
 
-/* Of netinet/udp.h, which older ones do not have. */
-#ifndef SOL_UDP
+/* As in linux/udp.h and linux/socket.h; libraries' headers of some ages do not have them. */
 #define SOL_UDP 17
-#endif
-#ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
-#endif
 
 /* A circular doubly linked list; a node that is on no list points to itself. */
 struct link {
@@ -116,8 +112,8 @@ struct ready_event {
 #define TRAIN_BYTES 65507u
 /* Its datagrams: UDP_MAX_SEGMENTS of the kernel before Linux 6.9; 128 since. */
 #define TRAIN_SEGMENTS 64u
-/* After the kernel has refused a train so many calls cut theirs here before one is tried again. */
-#define CUT_CALLS 256u
+/* After the kernel has refused a train, its datagrams go one by one this often before one is tried. */
+#define CUT_TRAINS 256u
 /* One run of staged sends fills one slab; a socket has this many at most. */
 #define STAGE_SLAB ((size_t)64 << 10)
 #define STAGE_SHARE 16u
@@ -264,8 +260,7 @@ struct zc_req {
     struct zc_req *same_place; /* ...and the next request there */
     bool zero_copy, result_seen, notif_seen, copied, has_number;
     struct msghdr msg;
-    /* For a train: how to cut it. */
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))];
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))]; /* for a train */
     struct iovec iov[]; /* `buffers` of them, then `covered` */
 };
 
@@ -291,8 +286,7 @@ struct zc_sock {
     uint64_t inode;
     uint64_t order;    /* of the send that was queued last */
     bool takes_trains; /* it is a UDP socket, and this kernel has UDP_SEGMENT */
-    uint32_t cut_from; /* segments of this many bytes were refused in a train; 0: none were... */
-    uint32_t cut_left; /* ...so they are cut here for this many more calls */
+    uint32_t cut_from, cut_left; /* from this size on, this often, no train is made; 0: none was refused */
     /* For the drivers without io_uring: no room until the socket is writable... */
     bool blocked;
     /* ...and what is known about its numbers, see numbers.c and epoll.c. */
@@ -347,7 +341,7 @@ void zc_sock_check_idle(struct zc_core *core, struct zc_sock *sock);
 
 /* send.c */
 struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_gen *gen,
-                            struct zc_sock *sock, size_t buffers);
+                            struct zc_sock *sock, size_t buffers, const void *to, size_t to_size);
 void zc_send_grow(struct zc_core *core, struct zc_send *send, size_t size, uint32_t count);
 void zc_send_set_state(struct zc_core *core, struct zc_send *send, enum send_state state);
 void zc_send_note_failure(struct zc_core *core, struct zc_send *send, int error);
@@ -369,10 +363,9 @@ void zc_sock_sweep(struct zc_core *core, struct zc_sock *sock);
 /* taking.c */
 bool zc_may_send(const struct zc_core *core);
 bool zc_window_full(struct zc_ctx *ctx, size_t size);
-struct sockaddr_storage *zc_copy_address(struct zc_core *core, const char *to, size_t to_size);
 int64_t zc_enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                    const char *const *data, const size_t *sizes, size_t count, size_t total,
-                   uint32_t flags);
+                   uint32_t flags, const char *to, size_t to_size);
 void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock, size_t taken,
                      uint32_t sends);
 
@@ -380,10 +373,10 @@ void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *s
 size_t zc_train_bytes(struct zc_sock *sock, size_t segment);
 bool zc_is_train_refused(int error);
 void zc_refuse_trains(struct zc_sock *sock, size_t segment);
+void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment);
 int zc_cut_train(struct zc_core *core, struct zc_send *train);
 
 /* requests.c */
-void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment);
 bool zc_goes_zero_copy(const struct zc_core *core, const struct zc_ctx *ctx,
                        const struct zc_sock *sock, size_t size, size_t datagram, bool registered);
 void zc_begin_turn(struct zc_core *core);

@@ -6,7 +6,6 @@
  * the next.  Datagrams are one request each.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "accounting.h"
 
@@ -41,20 +40,6 @@ static bool wants_zero_copy(const struct zc_core *core, const struct zc_send *se
     size_t datagram = send->segment ? send->segment : send->size;
     return !send->force_copy && zc_goes_zero_copy(core, send->gen->ctx, send->sock, send->size,
                                                   datagram, send->region != NO_REGION);
-}
-
-/* Has a message cut into datagrams by the kernel (udp(7), Linux 4.18); `control` is for that. */
-void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment)
-{
-    uint16_t bytes = (uint16_t)segment;
-    memset(control, 0, size);
-    msg->msg_control = control;
-    msg->msg_controllen = size;
-    struct cmsghdr *header = CMSG_FIRSTHDR(msg);
-    header->cmsg_level = SOL_UDP;
-    header->cmsg_type = UDP_SEGMENT;
-    header->cmsg_len = CMSG_LEN(sizeof(bytes));
-    memcpy(CMSG_DATA(header), &bytes, sizeof(bytes));
 }
 
 static int take_slot(struct zc_core *core, struct zc_req *req)

@@ -2,11 +2,26 @@
  * The life of one send: new, queued, in flight, held; settled, when its buffer is the caller's again;
  * and retired, when nothing refers to it any more.
  */
+#include <string.h>
+
 #include "accounting.h"
 
-/* A send without bytes, on no list yet, for a generation; NULL: the one that the context has open. */
+static bool set_address(struct zc_core *core, struct zc_send *send, const void *to, size_t to_size)
+{
+    send->to = zc_alloc(core, sizeof(*send->to));
+    if (!send->to)
+        return false;
+    memcpy(send->to, to, to_size);
+    send->to_size = (socklen_t)to_size;
+    return true;
+}
+
+/*
+ * A send without bytes, on no list yet, for a generation; NULL: the one that the context has open.
+ * `to` is a struct sockaddr of `to_size` bytes, or NULL.
+ */
 struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_gen *gen,
-                            struct zc_sock *sock, size_t buffers)
+                            struct zc_sock *sock, size_t buffers, const void *to, size_t to_size)
 {
     struct zc_send *send = zc_alloc(core, sizeof(*send));
     if (!send)
@@ -23,7 +38,8 @@ struct zc_send *zc_send_new(struct zc_core *core, struct zc_ctx *ctx, struct zc_
     send->refs = 1;
     send->queue_ref = true;
     send->iov = buffers > 1 ? zc_alloc(core, buffers * sizeof(struct iovec)) : &send->one;
-    send->gen = !send->iov ? NULL : gen ? gen : zc_gen_open(core, ctx);
+    if (send->iov && (!to || set_address(core, send, to, to_size)))
+        send->gen = gen ? gen : zc_gen_open(core, ctx);
     if (!send->gen) {
         zc_send_forget(core, send);
         return NULL;

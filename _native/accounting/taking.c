@@ -74,12 +74,12 @@ static void take_parts(struct zc_core *core, struct zc_send *send, const char *c
     send->force_copy = send->sock->kind == ZC_DATAGRAM && pages > DATAGRAM_PAGES;
 }
 
-/* Queues parts of `total` bytes as one send of the open generation. */
+/* Queues parts of `total` bytes as one send of the open generation; there may be no address. */
 int64_t zc_enqueue(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
                    const char *const *data, const size_t *sizes, size_t count, size_t total,
-                   uint32_t flags)
+                   uint32_t flags, const char *to, size_t to_size)
 {
-    struct zc_send *send = zc_send_new(core, ctx, NULL, sock, count);
+    struct zc_send *send = zc_send_new(core, ctx, NULL, sock, count, to, to_size);
     if (!send)
         return -ENOMEM;
     take_parts(core, send, data, sizes, count);
@@ -120,7 +120,7 @@ static int64_t stage_send(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
         char *slab = sock->slabs < STAGE_SHARE ? zc_take_slab(&core->stage) : NULL;
         if (!slab)
             return -ENOSPC;
-        struct zc_send *rest = zc_send_new(core, ctx, NULL, sock, 1);
+        struct zc_send *rest = zc_send_new(core, ctx, NULL, sock, 1, NULL, 0);
         if (!rest) {
             zc_give_slab(&core->stage, slab);
             return -ENOMEM;
@@ -151,8 +151,9 @@ static bool is_staged(const struct zc_core *core, const struct zc_ctx *ctx,
            sock->kind == ZC_STREAM && count == 1 && !(flags & ~(uint32_t)ZC_SEND_MUTABLE);
 }
 
-int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
-                 const size_t *sizes, size_t count, uint32_t flags)
+static int64_t queue_parts(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *sock,
+                           const char *const *data, const size_t *sizes, size_t count,
+                           uint32_t flags, const char *to, size_t to_size)
 {
     size_t total = 0;
     if (!core || !ctx || !sock || !data || !sizes || count == 0)
@@ -178,24 +179,21 @@ int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *c
     if (is_staged(core, ctx, sock, count, total, flags))
         sent = stage_send(core, ctx, sock, data[0], total);
     if (sent == -ENOSPC)
-        sent = zc_enqueue(core, ctx, sock, data, sizes, count, total, flags);
+        sent = zc_enqueue(core, ctx, sock, data, sizes, count, total, flags, to, to_size);
     zc_gen_roll(core, ctx);
     return sent;
+}
+
+int64_t zc_queue_vector(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                 const size_t *sizes, size_t count, uint32_t flags)
+{
+    return queue_parts(core, ctx, sock, data, sizes, count, flags, NULL, 0);
 }
 
 int64_t zc_queue(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *data, size_t size,
                 uint32_t flags)
 {
     return zc_queue_vector(core, ctx, sock, &data, &size, 1, flags);
-}
-
-/* A copy of a struct sockaddr of `to_size` bytes, for a send to keep; NULL: no memory. */
-struct sockaddr_storage *zc_copy_address(struct zc_core *core, const char *to, size_t to_size)
-{
-    struct sockaddr_storage *address = zc_alloc(core, sizeof(*address));
-    if (address)
-        memcpy(address, to, to_size);
-    return address;
 }
 
 /* One datagram to an address, a struct sockaddr of `to_size` bytes. */
@@ -206,18 +204,7 @@ int64_t zc_queue_to(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *const
     if (!core || !sock || sock->kind != ZC_DATAGRAM || !to ||
         to_size > sizeof(struct sockaddr_storage))
         return -EINVAL;
-    struct sockaddr_storage *address = zc_copy_address(core, to, to_size);
-    if (!address)
-        return -ENOMEM;
-    int64_t sent = zc_queue_vector(core, ctx, sock, data, sizes, count, flags);
-    if (sent < 0) {
-        zc_free(core, address);
-        return sent;
-    }
-    struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
-    send->to = address;
-    send->to_size = (socklen_t)to_size;
-    return sent;
+    return queue_parts(core, ctx, sock, data, sizes, count, flags, to, to_size);
 }
 
 /* Counts bytes that were sent directly (see zc_count_direct) in a context. */
@@ -273,7 +260,7 @@ int64_t zc_broadcast(zc_core *core, zc_ctx *ctx, zc_sock *const *socks, size_t c
         else if (socks[i]->kind == ZC_DATAGRAM && size > UINT16_MAX)
             one = -EMSGSIZE;
         else
-            one = zc_enqueue(core, ctx, socks[i], &data, &size, 1, size, flags);
+            one = zc_enqueue(core, ctx, socks[i], &data, &size, 1, size, flags, NULL, 0);
         errors[i] = one < 0 ? (int32_t)-one : 0;
         if (one < 0)
             continue;

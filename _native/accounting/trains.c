@@ -6,6 +6,7 @@
  * and its generation: so the caller need not know what the path, the device or the kernel can do.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "accounting.h"
 
@@ -45,7 +46,7 @@ static size_t slice(const struct iovec *parts, struct cursor *next, size_t size,
     return pieces;
 }
 
-/* How many bytes may leave at once in datagrams of a size; each call of the program asks once. */
+/* How many bytes may leave at once in datagrams of a size; to be asked before each that is made. */
 size_t zc_train_bytes(struct zc_sock *sock, size_t segment)
 {
     if (!sock->takes_trains || segment > TRAIN_BYTES / 2)
@@ -75,7 +76,21 @@ void zc_refuse_trains(struct zc_sock *sock, size_t segment)
 {
     if (!sock->cut_from || segment < sock->cut_from)
         sock->cut_from = (uint32_t)segment;
-    sock->cut_left = CUT_CALLS;
+    sock->cut_left = CUT_TRAINS;
+}
+
+/* Has a message cut into datagrams by the kernel (udp(7), Linux 4.18); `control` is for that. */
+void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment)
+{
+    uint16_t bytes = (uint16_t)segment;
+    memset(control, 0, size);
+    msg->msg_control = control;
+    msg->msg_controllen = size;
+    struct cmsghdr *header = CMSG_FIRSTHDR(msg);
+    header->cmsg_level = SOL_UDP;
+    header->cmsg_type = UDP_SEGMENT;
+    header->cmsg_len = CMSG_LEN(sizeof(bytes));
+    memcpy(CMSG_DATA(header), &bytes, sizeof(bytes));
 }
 
 /* Forgets the bytes of a train, which are counted anew with its datagrams. */
@@ -107,17 +122,10 @@ static void drop(struct zc_core *core, struct link *pieces)
 static struct zc_send *new_piece(struct zc_core *core, const struct zc_send *train,
                                  const char *const *data, const size_t *sizes, size_t count)
 {
-    struct zc_send *piece = zc_send_new(core, train->gen->ctx, train->gen, train->sock, count);
+    struct zc_send *piece = zc_send_new(core, train->gen->ctx, train->gen, train->sock, count,
+                                        train->to, train->to_size);
     if (!piece)
         return NULL;
-    if (train->to) {
-        piece->to = zc_copy_address(core, (const char *)train->to, train->to_size);
-        if (!piece->to) {
-            zc_send_forget(core, piece);
-            return NULL;
-        }
-        piece->to_size = train->to_size;
-    }
     for (size_t i = 0; i < count; i++)
         piece->iov[i] = (struct iovec){.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
     piece->flags = train->flags;
@@ -174,18 +182,11 @@ static int64_t queue_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_s
                            size_t total, size_t segment, uint32_t flags, const char *to,
                            size_t to_size)
 {
-    struct sockaddr_storage *address = to ? zc_copy_address(core, to, to_size) : NULL;
-    if (to && !address)
-        return -ENOMEM;
-    int64_t sent = zc_enqueue(core, ctx, sock, data, sizes, count, total, flags);
-    if (sent < 0) {
-        zc_free(core, address);
+    int64_t sent = zc_enqueue(core, ctx, sock, data, sizes, count, total, flags, to, to_size);
+    if (sent < 0)
         return sent;
-    }
-    struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
-    send->to = address;
-    send->to_size = (socklen_t)to_size;
     if (total > segment) {
+        struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
         send->segment = (uint32_t)segment;
         zc_send_grow(core, send, 0, (uint32_t)((total - 1) / segment));
     }

@@ -112,7 +112,7 @@ zc_sock *zc_ring_attach(zc_ring *ring, int fd, uint64_t id, const struct zc_sock
     int kind = info->type == SOCK_DGRAM ? ZC_DATAGRAM : ZC_STREAM;
     struct zc_sock *sock = zc_sock_new(ring->core, id, own, kind, can_zero_copy(info));
     if (sock) {
-        sock->takes_trains = ring->info.trains && takes_trains(info);
+        zc_sock_take_trains(sock, ring->info.trains && takes_trains(info));
         sock->inode = info->inode;
         sock->forks = zc_forks();
         if (info->local)

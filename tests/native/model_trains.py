@@ -6,7 +6,7 @@ import errno
 
 from tests.native.model_queues import Queues
 from tests.native.model_state import (
-    CUT_CALLS,
+    CUT_TRAINS,
     DATAGRAM,
     FLUSH,
     KICK,
@@ -132,7 +132,7 @@ class Trains(Queues):
             return False
         if not sock.cut_from or segment < sock.cut_from:
             sock.cut_from = segment
-        sock.cut_left = CUT_CALLS
+        sock.cut_left = CUT_TRAINS
         self.waiting_bytes += size
         self.waiting_sends += len(parts)
         pieces = [
