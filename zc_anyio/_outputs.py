@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex
 
 import anyio
 
@@ -17,10 +17,7 @@ from ._native.lib import (
     NO_ADDRESS,
     SEND_MUTABLE,
     SENT_COPIED,
-    SENT_KICK,
-    SENT_TURN,
     queue_or_send,
-    queue_or_send_segments,
 )
 from ._receiving.receiver import Receiver
 from ._ring.reaper import CLOSING_SECONDS
@@ -28,7 +25,7 @@ from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
 from ._sending.buffers import Buffer, Data
 from ._sending.groups import send_group
-from ._sending.trains import Many, Segments, Trains
+from ._sending.trains import Segments, Trains
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
@@ -125,59 +122,40 @@ class Output(Trains):
         self._queued(sent, reference)
         return True
 
-    @uninterrupted
-    def offer_segments(self, segments: Segments) -> bool:
-        """Send or queue the next datagrams of one size; ``False`` if the window is full.
+    async def send_segments(self, data: Data, segment_size: SupportsIndex, to: Any) -> None:
+        """Queue what lies in a buffer as datagrams of one size; a changeable buffer is copied.
 
         Raises what :meth:`offer` raises.
         """
-        self._check()
-        if len(segments.left) > len(segments.next_run()) or segments.left.start:
-            return self._queue_segments(self, segments)
-        sent = queue_or_send_segments(
-            self._native.ring,
-            self._context.handle,
-            self._attached.handle,
-            segments.pins,
-            segments.sizes,
-            segments.size,
-            segments.flags,
-            segments.address,
+        parts: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
+        await self._send_segments(self, [self._fixed(part) for part in parts], segment_size, to)
+
+    async def send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
+        """Queue datagrams with the packed addresses that they go to; what can change is copied.
+
+        Raises what :meth:`offer` raises.
+        """
+        await self._send_many(self, ((self._fixed(data), to) for data, to in datagrams))
+
+    def _fixed(self, data: Buffer) -> Buffer:
+        if type(data) is bytes:
+            return data
+        _, _, flags, _ = self._pin(data)
+        return memoryview(data).tobytes() if flags & SEND_MUTABLE else data
+
+    @uninterrupted
+    def _queue_segments(self, socket: AttachedSocket, segments: Segments) -> bool:
+        if segments.next_run() != segments.left or segments.left.start:
+            return super()._queue_segments(socket, segments)
+        sent = segments.datagrams.queue_or_send_segments(
+            self._native.ring, self._context.handle, socket.handle, segments.size, segments.flags
         )
         if sent < 0:
-            return self._failed(-sent)
+            return self._refused(sent, socket)
         segments.left = range(0)
         if sent != SENT_COPIED:
             self._queued(sent, segments.references)
         return True
-
-    @uninterrupted
-    def offer_many(self, many: Many) -> bool:
-        """Queue those that are left; ``False`` if the window is full.
-
-        Raises what :meth:`offer` raises.
-        """
-        return self._queue_many(self, many)
-
-    def yield_is_due(self) -> bool:
-        """Whether others of the event loop have waited for long enough; asked once."""
-        due, self._yield_is_due = self._yield_is_due, False
-        return due
-
-    def pin_segments(self, data: Data, segment_size: SupportsIndex, to: Any) -> Segments:
-        """Pin what is to be offered as datagrams of one size; a changeable buffer is copied."""
-        parts = data if isinstance(data, list | tuple) else [data]
-        return self._pin_segments([self._fixed(part) for part in parts], segment_size, to)
-
-    def pin_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> list[Many]:
-        """Pin what is to be offered with the addresses it goes to; what can change is copied."""
-        return self._pin_many((self._fixed(data), to) for data, to in datagrams)
-
-    def _fixed(self, data: Any) -> Buffer:
-        if type(data) is bytes:
-            return data
-        _, _, flags, _ = self._pin(data)
-        return memoryview(data).tobytes() if flags & SEND_MUTABLE else cast("Buffer", data)
 
     def offer_parts(self, stream: object, parts: Sequence[bytes]) -> bool:
         """Queue several buffers as one send; ``False`` if the window is full."""
@@ -194,8 +172,6 @@ class Output(Trains):
         # It gets a turn of its own, since it is large enough to be worth one.
         self._context.flush(even_empty=False)
         self._ring._reaper.turn()
-        if sent & (SENT_TURN | SENT_KICK):
-            self._yield_is_due = self._ring.yield_is_due()
 
     def unchangeable(self, data: Buffer) -> Buffer | None:
         """Return a buffer for :meth:`offer`, or ``None`` if only :meth:`send_held` can send it.

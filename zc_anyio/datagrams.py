@@ -20,7 +20,7 @@ from ._outputs import Output
 from ._receiving.receiver import DirectReceiver
 from ._ring.ring import Ring
 from ._sending.buffers import Buffer, Data
-from ._sending.trains import Address, in_batches, unpinned
+from ._sending.trains import Address
 
 __all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
 
@@ -73,27 +73,13 @@ class _Datagrams:
     ) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
-            segments = self._output.pin_segments(data, segment_size, address)
-            with unpinned(segments):
-                while segments.left:
-                    if not self._output.offer_segments(segments):
-                        await self._output.wait_window()
-                    elif self._output.yield_is_due():
-                        await self._ring.let_others_run()
+            await self._output.send_segments(data, segment_size, address)
             await self._ring._loop_calls.checkpoint_after()
 
     async def _send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
-            for batch in in_batches(datagrams):
-                runs = self._output.pin_many(batch)
-                with unpinned(*runs):
-                    for many in runs:
-                        while many.references:
-                            if not self._output.offer_many(many):
-                                await self._output.wait_window()
-                            elif self._output.yield_is_due():
-                                await self._ring.let_others_run()
+            await self._output.send_many(datagrams)
             await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:

@@ -59,9 +59,7 @@ __all__ = [
     "process_forks",
     "queue",
     "queue_or_send",
-    "queue_or_send_segments",
     "queue_rest",
-    "queue_segments",
     "queue_to",
     "queue_vector",
     "rx_consume",
@@ -227,90 +225,49 @@ def queue_to(
     return result
 
 
-def queue_segments(
-    core: Any,
-    context: Any,
-    socket: Any,
-    pinned: Sequence[Any],
-    sizes: Sequence[int],
-    part: range,
-    segment: int,
-    flags: int,
-    address: Any,
-) -> int:
-    """Queue some bytes of several buffers as datagrams of one size."""
-    pointers = _pointers(pinned)
-    to_size = len(address) if address else 0
-    result: int = lib.zc_queue_segments(
-        core,
-        context,
-        socket,
-        pointers,
-        sizes,
-        len(sizes),
-        part.start,
-        len(part),
-        segment,
-        flags,
-        address,
-        to_size,
-    )
-    return result
-
-
-def queue_or_send_segments(
-    ring: Any,
-    context: Any,
-    socket: Any,
-    pinned: Sequence[Any],
-    sizes: Sequence[int],
-    segment: int,
-    flags: int,
-    address: Any,
-) -> int:
-    """Queue buffers as datagrams of one size; what need not wait goes to the kernel at once."""
-    pointers = _pointers(pinned)
-    to_size = len(address) if address else 0
-    result: int = lib.zc_queue_or_send_segments(
-        ring, context, socket, pointers, sizes, len(sizes), segment, flags, address, to_size
-    )
-    return result
-
-
 class Datagrams:
-    """Buffers as the native part takes them, each to be a datagram to one address.
+    """Buffers as the native part takes them, to be sent as datagrams to one address.
 
     :param pinned: the buffers; the caller keeps them alive.
-    :param address: ``NO_ADDRESS``: that which the socket is connected to.
+    :param to: a packed address; ``NO_ADDRESS``: the one that the socket is connected to.
     """
 
-    def __init__(self, pinned: Sequence[Any], sizes: Sequence[int], address: Any) -> None:
-        # What is advanced below does not keep the arrays.
-        self._arrays = ffi.new("char *[]", _pointers(pinned)), ffi.new("size_t[]", sizes)
-        self._pointers, self._sizes = self._arrays
-        self._left = len(sizes)
-        self._address = address
+    def __init__(self, pinned: Sequence[Any], sizes: Sequence[int], to: Any) -> None:
+        self._pointers = ffi.new("char *[]", _pointers(pinned))
+        self._sizes = ffi.new("size_t[]", sizes)
+        self._count = len(sizes)
+        self._to = to, len(to) if to else 0
         self._taken = ffi.new("size_t *")
 
-    def queue(self, core: Any, context: Any, socket: Any, flags: int) -> tuple[int, int]:
-        """Queue as many of those left as the window takes; return the result, and how many."""
-        result: int = lib.zc_queue_many(
-            core,
-            context,
-            socket,
-            self._pointers,
-            self._sizes,
-            self._left,
-            flags,
-            self._address,
-            len(self._address) if self._address else 0,
-            self._taken,
+    def queue_segments(
+        self, core: Any, context: Any, socket: Any, part: range, segment: int, flags: int
+    ) -> int:
+        """Queue some bytes of the buffers as datagrams of one size."""
+        parts = self._pointers, self._sizes, self._count, part.start, len(part)
+        result: int = lib.zc_queue_segments(
+            core, context, socket, *parts, segment, flags, *self._to
         )
-        taken: int = self._taken[0] if result >= 0 else 0
-        self._pointers += taken
-        self._sizes += taken
-        self._left -= taken
-        return result, taken
+        return result
+
+    def queue_or_send_segments(
+        self, ring: Any, context: Any, socket: Any, segment: int, flags: int
+    ) -> int:
+        """Queue all bytes as datagrams of one size; what need not wait goes to the kernel."""
+        parts = self._pointers, self._sizes, self._count
+        result: int = lib.zc_queue_or_send_segments(
+            ring, context, socket, *parts, segment, flags, *self._to
+        )
+        return result
+
+    def queue_many(
+        self, core: Any, context: Any, socket: Any, part: range, flags: int
+    ) -> tuple[int, int]:
+        """Queue some of the buffers as a datagram each; return the result, and how many fitted."""
+        parts = self._pointers + part.start, self._sizes + part.start, len(part)
+        result: int = lib.zc_queue_many(
+            core, context, socket, *parts, flags, *self._to, self._taken
+        )
+        return result, self._taken[0] if result >= 0 else 0
 
 
 def _pointers(pinned: Sequence[Any]) -> list[Any]:

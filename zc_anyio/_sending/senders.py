@@ -14,15 +14,11 @@ from .._native.lib import NO_ADDRESS, SEND_UNSTAGED, address_of
 from .._ring.contexts import Generation
 from .buffers import Buffer, Data
 from .files import PIECE, File, Piece, map_piece, open_part, truncated
-from .trains import Address, Trains, in_batches, unpinned
+from .trains import Address, Trains
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
-
-
-def _with_address(item: Buffer | tuple[Buffer, Address]) -> tuple[Buffer, Address | None]:
-    return item if isinstance(item, tuple) else (item, None)
 
 
 class _FileLease:
@@ -129,13 +125,7 @@ class Sender(Trains):
         """
         self._check()
         to = NO_ADDRESS if address is None else address_of(*address)
-        segments = self._pin_segments(data, segment_size, to)
-        with unpinned(segments):
-            while segments.left:
-                if not self._queue_segments(stream, segments):
-                    await self._wait_window()
-                elif self._yield_is_due:
-                    await self._yield()
+        await self._send_segments(stream, data, segment_size, to)
 
     async def send_many(
         self, stream: object, datagrams: Iterable[Buffer | tuple[Buffer, Address]]
@@ -155,19 +145,14 @@ class Sender(Trains):
         """
         self._check()
         packed: dict[Address | None, object] = {None: NO_ADDRESS}
-        for batch in in_batches(datagrams):
-            pairs = [_with_address(item) for item in batch]
-            for _, address in pairs:
-                if address is not None and address not in packed:
-                    packed[address] = address_of(*address)
-            runs = self._pin_many((data, packed[address]) for data, address in pairs)
-            with unpinned(*runs):
-                for many in runs:
-                    while many.references:
-                        if not self._queue_many(stream, many):
-                            await self._wait_window()
-                        elif self._yield_is_due:
-                            await self._yield()
+
+        def with_packed(item: Buffer | tuple[Buffer, Address]) -> tuple[Buffer, object]:
+            data, address = item if isinstance(item, tuple) else (item, None)
+            if address is not None and address not in packed:
+                packed[address] = address_of(*address)
+            return data, packed[address]
+
+        await self._send_many(stream, map(with_packed, datagrams))
 
     async def send_file(
         self, stream: object, file: File, *, offset: int = 0, count: int | None = None

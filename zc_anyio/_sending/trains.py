@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, SupportsIndex, TypeVar
 
 from .._base.loops import uninterrupted
-from .._native.lib import NO_ADDRESS, Datagrams, queue_segments
+from .._native.lib import NO_ADDRESS, Datagrams
+from .._ring.sockets import AttachedSocket
 from .buffers import Buffer, Data
 from .queueing import Queueing
 
-__all__ = ["Address", "Many", "Segments", "Trains", "in_batches", "unpinned"]
+__all__ = ["Address", "Segments", "Trains"]
 
 Address = tuple[str, int]
 T = TypeVar("T")
@@ -23,35 +23,42 @@ RUN_DATAGRAMS = 512
 SEGMENT_BOUND = 1 << 16
 
 
-@contextmanager
-def unpinned(*pinned: Segments | Many) -> Iterator[None]:
-    """Unpin at the end what was not queued."""
-    try:
-        yield
-    finally:
-        for one in pinned:
-            one.unpin()
-
-
-def in_batches(datagrams: Iterable[T]) -> Iterator[list[T]]:
+def _in_batches(datagrams: Iterable[T]) -> Iterator[list[T]]:
     """Take as many at a time as one call queues."""
     left = iter(datagrams)
     while batch := list(islice(left, RUN_DATAGRAMS)):
         yield batch
 
 
-class Segments:
-    """What lies in some buffers, and leaves as datagrams of one size.
+class Many:
+    """Buffers that are pinned to leave as a datagram each, to one address.
 
-    :ivar left: which bytes of it are not queued.
+    :param pinned: the buffers, their sizes, flags of their sends, and what keeps them alive.
+    :ivar left: which of them are not queued.
+    """
+
+    def __init__(
+        self, pinned: tuple[list[Any], list[int], int, list[object]], address: Any
+    ) -> None:
+        pins, sizes, self.flags, self.references = pinned
+        self.datagrams = Datagrams(pins, sizes, address)
+        self.has_address = address is not NO_ADDRESS
+        self.left = range(len(sizes))
+
+    def unpin(self) -> None:
+        """Pin no more than what is queued: the traceback of a cancellation keeps this object."""
+        self.references = []
+
+
+class Segments(Many):
+    """Buffers that are pinned to leave as datagrams of one size.
+
+    :ivar left: which of their bytes are not queued.
     """
 
     def __init__(
         self,
-        pins: list[Any],
-        sizes: list[int],
-        flags: int,
-        references: list[object],
+        pinned: tuple[list[Any], list[int], int, list[object]],
         segment_size: SupportsIndex,
         address: Any,
     ) -> None:
@@ -59,90 +66,79 @@ class Segments:
         self.size = min(operator.index(segment_size), SEGMENT_BOUND)
         if self.size <= 0:
             raise ValueError("segment_size must be a positive number of bytes")
-        self.left = range(sum(sizes))
+        super().__init__(pinned, address)
+        self.left = range(sum(pinned[1]))
         if not self.left:
             raise ValueError("an empty buffer has no segments")
-        self.pins, self.sizes, self.flags, self.references = pins, sizes, flags, references
-        self.address = address
-        self._run = self.size * max(1, RUN_BYTES // self.size)
-
-    def unpin(self) -> None:
-        """Pin no more than what is queued: the traceback of a cancellation keeps this object."""
-        self.pins, self.references = [], []
 
     def next_run(self) -> range:
         """Return which bytes to queue next: whole datagrams."""
-        return self.left[: self._run]
-
-
-class Many:
-    """Datagrams of their own sizes to one address, those that are not queued."""
-
-    def __init__(
-        self, pins: list[Any], sizes: list[int], flags: int, references: list[object], address: Any
-    ) -> None:
-        self.datagrams = Datagrams(pins, sizes, address)
-        self.flags, self.references = flags, references
-        self.has_address = address is not NO_ADDRESS
-
-    def unpin(self) -> None:
-        """Pin no more than what is queued, see :meth:`Segments.unpin`."""
-        self.references = []
+        return self.left[: self.size * max(1, RUN_BYTES // self.size)]
 
 
 class Trains(Queueing):
-    """Queues datagrams on one tx context of a ring; ``False`` for a window that is full."""
+    """Queues datagrams on one tx context of a ring, and waits where the window is full."""
 
-    def _pin_segments(self, data: Data, segment_size: SupportsIndex, address: Any) -> Segments:
-        parts = data if isinstance(data, list | tuple) else [data]
-        return Segments(*self._pin_all(parts), segment_size, address)  # type: ignore[arg-type]
+    async def _send_segments(
+        self, stream: object, data: Data, segment_size: SupportsIndex, address: Any
+    ) -> None:
+        """Queue what lies in a buffer as datagrams of one size.
 
-    def _pin_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> list[Many]:
-        """Pin datagrams with the packed addresses that they go to; neighbours to one together."""
-        return [
-            Many(*self._pin_all([data for data, _ in run]), address)
-            for address, run in groupby(datagrams, key=operator.itemgetter(1))
-        ]
+        :param address: packed, or ``NO_ADDRESS``.
+        """
+        parts: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
+        segments = Segments(self._pin_all(parts), segment_size, address)
+        await self._send_pinned(stream, [segments])
+
+    async def _send_many(self, stream: object, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
+        """Queue datagrams with the packed addresses that they go to."""
+        for batch in _in_batches(datagrams):
+            runs = [
+                Many(self._pin_all([data for data, _ in run]), address)
+                for address, run in groupby(batch, key=operator.itemgetter(1))
+            ]
+            await self._send_pinned(stream, runs)
+
+    async def _send_pinned(self, stream: object, pinned: Sequence[Many]) -> None:
+        try:
+            for one in pinned:
+                while one.left:
+                    if not self._queue_next(stream, one):
+                        await self._wait_window()
+                    elif self._ring.yield_is_due():
+                        self._yield_is_due = False
+                        await self._ring.let_others_run()
+        finally:
+            for one in pinned:
+                one.unpin()
 
     @uninterrupted
-    def _queue_segments(self, stream: object, segments: Segments) -> bool:
-        """Queue the next of them, in one call."""
+    def _queue_next(self, stream: object, pinned: Many) -> bool:
+        """Queue as much as one call does; ``False`` if the window is full."""
         self._check()
-        to = segments.address
-        socket = self._attach(stream, unconnected=to is not NO_ADDRESS)
+        socket = self._attach(stream, unconnected=pinned.has_address)
         if not socket.datagram:
             raise TypeError("only a UDP socket sends datagrams")
+        if isinstance(pinned, Segments):
+            return self._queue_segments(socket, pinned)
+        sent, taken = pinned.datagrams.queue_many(
+            self._core, self._context.handle, socket.handle, pinned.left, pinned.flags
+        )
+        if sent < 0:
+            return self._refused(sent, socket)
+        queued = pinned.left[:taken]
+        pinned.left = pinned.left[taken:]
+        self._queued(sent, pinned.references[queued.start : queued.stop])
+        return True
+
+    @uninterrupted
+    def _queue_segments(self, socket: AttachedSocket, segments: Segments) -> bool:
         part = segments.next_run()
-        sent = queue_segments(
-            self._core,
-            self._context.handle,
-            socket.handle,
-            segments.pins,
-            segments.sizes,
-            part,
-            segments.size,
-            segments.flags,
-            to,
+        sent = segments.datagrams.queue_segments(
+            self._core, self._context.handle, socket.handle, part, segments.size, segments.flags
         )
         if sent < 0:
             return self._refused(sent, socket)
         segments.left = segments.left[len(part) :]
         self._queued(sent, segments.references)
-        return True
-
-    @uninterrupted
-    def _queue_many(self, stream: object, many: Many) -> bool:
-        """Queue those that are left, in one call."""
-        self._check()
-        socket = self._attach(stream, unconnected=many.has_address)
-        if not socket.datagram:
-            raise TypeError("only a UDP socket sends datagrams")
-        sent, taken = many.datagrams.queue(
-            self._core, self._context.handle, socket.handle, many.flags
-        )
-        if sent < 0:
-            return self._refused(sent, socket)
-        references = many.references[:taken]
-        del many.references[:taken]
-        self._queued(sent, references)
         return True
