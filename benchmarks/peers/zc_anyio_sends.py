@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import repeat
+from typing import TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -160,55 +162,43 @@ async def _stalled_pool(job: Job) -> AsyncIterator[Send]:
                 await anyio.lowlevel.checkpoint()
 
 
+Queue: TypeAlias = Callable[[zc_anyio.SendGroup, socket.socket, bytes, int], Awaitable[None]]
+
+
+async def _each(group: zc_anyio.SendGroup, sock: socket.socket, payload: bytes, count: int) -> None:
+    for _ in range(count):
+        await group.send(sock, payload)
+
+
+async def _many(group: zc_anyio.SendGroup, sock: socket.socket, payload: bytes, count: int) -> None:
+    """Queue datagrams in buffers of their own."""
+    await group.send_many(sock, repeat(payload, count))
+
+
+async def _segments(
+    group: zc_anyio.SendGroup, sock: socket.socket, payload: bytes, count: int
+) -> None:
+    """Queue datagrams that lie one behind another in one buffer."""
+    whole = TRAINS_BYTES // len(payload)
+    data = payload * whole
+    for done in range(0, count, whole):
+        part = data if count - done >= whole else payload * (count - done)
+        await group.send_segments(sock, part, len(payload))
+
+
 @asynccontextmanager
-async def _datagrams(job: Job) -> AsyncIterator[Send]:
-    payload = job.payload
+async def _datagrams(job: Job, queue: Queue = _each) -> AsyncIterator[Send]:
     [sock] = job.sockets
     async with zc_anyio.open_ring() as ring:
 
         async def send(count: int) -> None:
             async with zc_anyio.send_group() as group:
-                for _ in range(count):
-                    await group.send(sock, payload)
+                await queue(group, sock, job.payload, count)
 
         yield send
-        job.notes["zero_copied"] = ring.statistics().zero_copied
-
-
-@asynccontextmanager
-async def _trains(job: Job) -> AsyncIterator[Send]:
-    """Datagrams that lie one behind another in one buffer."""
-    size = len(job.payload)
-    data = job.payload * (TRAINS_BYTES // size)
-    [sock] = job.sockets
-    async with zc_anyio.open_ring() as ring:
-
-        async def send(count: int) -> None:
-            async with zc_anyio.send_group() as group:
-                for start in range(0, count * size, len(data)):
-                    left = count * size - start
-                    await group.send_segments(
-                        sock, data if left >= len(data) else data[:left], size
-                    )
-
-        yield send
+        statistics = ring.statistics()
         for name in ("zero_copied", "copied", "requests"):
-            job.notes[name] = getattr(ring.statistics(), name)
-
-
-@asynccontextmanager
-async def _many(job: Job) -> AsyncIterator[Send]:
-    """Datagrams in buffers of their own, in one call."""
-    [sock] = job.sockets
-    async with zc_anyio.open_ring() as ring:
-
-        async def send(count: int) -> None:
-            async with zc_anyio.send_group() as group:
-                await group.send_many(sock, repeat(job.payload, count))
-
-        yield send
-        for name in ("zero_copied", "copied", "requests"):
-            job.notes[name] = getattr(ring.statistics(), name)
+            job.notes[name] = getattr(statistics, name)
 
 
 @asynccontextmanager
@@ -269,8 +259,10 @@ for _backend in BACKENDS:
     peer(_ours, "broadcast", backend=_backend)(_broadcast)
     peer(_ours, "datagram", backend=_backend)(_datagrams)
     peer(f"{_ours}, pool", "datagram", backend=_backend)(_datagram_pool)
-    peer(f"{_ours}, send_segments", "datagram", backend=_backend)(_trains)
-    peer(f"{_ours}, send_many", "datagram", backend=_backend)(_many)
+    peer(f"{_ours}, send_segments", "datagram", backend=_backend)(
+        partial(_datagrams, queue=_segments)
+    )
+    peer(f"{_ours}, send_many", "datagram", backend=_backend)(partial(_datagrams, queue=_many))
     peer(_ours, "stalled", backend=_backend)(_stalled)
     peer(f"{_ours}, pool", "stalled", backend=_backend)(_stalled_pool)
     peer(_ours, "empty group", backend=_backend)(_empty_group)

@@ -19,7 +19,7 @@ import zc_anyio
 from tests.features.receivers import Collector
 from tests.support.backends import TRIO, one_backend
 from tests.support.netns import RECEIVER, Rig
-from tests.support.peers import LARGE_BUFFER, bound, tcp_pair, udp_pair
+from tests.support.peers import bound, tcp_pair, udp_pair
 from tests.support.waiting import LIMIT, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -168,15 +168,7 @@ async def test_more_than_the_socket_holds_where_packets_wait_on_asyncio(
 ) -> None:
     # The socket is full most of the time, and what waits in the device must not change.
     count, size = 150, 20_000
-    with (
-        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
-        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-        receiver.bind((RECEIVER, 0))
-        receiver.settimeout(LIMIT)
-        sender.setblocking(False)
-        sender.connect(receiver.getsockname())
+    with namespaces.datagrams() as (sender, receiver):
         expected = Counter[bytes]()
         with Collector(receiver) as collector:
             async with zc_anyio.open_ring(driver=driver, zero_copy="always", threshold=0) as ring:

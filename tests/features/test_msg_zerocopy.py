@@ -19,9 +19,9 @@ import zc_anyio
 from tests.features.receivers import Collector
 from tests.support.backends import one_backend
 from tests.support.needs import missing, why_not
-from tests.support.netns import RECEIVER, SINK, Rig, rig
+from tests.support.netns import SINK, Rig, rig
 from tests.support.peers import LARGE_BUFFER, Reader, receive_exactly, tcp_pair
-from tests.support.waiting import LIMIT, until, until_held, until_idle
+from tests.support.waiting import until, until_held, until_idle
 from zc_anyio.testing import reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -118,15 +118,9 @@ async def test_ids_out_of_order_on_asyncio() -> None:
     # socket is connected anew in between: without a peer, or in fragments, they would be copied.
     with (
         rig("8mbit") as namespaces,
-        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
-        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
+        namespaces.datagrams() as (sender, receiver),
     ):
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGE_BUFFER)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-        receiver.bind((RECEIVER, 0))
-        receiver.settimeout(LIMIT)
-        sender.connect(receiver.getsockname())
-        sender.setblocking(False)
         slow = [bytearray(os.urandom(1_400)) for _ in range(200)]
         sent = {bytes(data) for data in slow}
         with Collector(receiver) as collector:

@@ -16,8 +16,8 @@ import pytest
 import zc_anyio
 from tests.features.receivers import Collector
 from tests.support.backends import one_backend
-from tests.support.netns import RECEIVER, Rig
-from tests.support.peers import LARGE_BUFFER, bound, tcp_pair, udp_pair
+from tests.support.netns import Rig
+from tests.support.peers import bound, tcp_pair, udp_pair
 from tests.support.waiting import LIMIT, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -214,15 +214,7 @@ async def test_the_sockets_of_others_keep_datagrams_apart(driver: str) -> None:
 async def test_datagrams_that_the_path_takes_in_fragments_on_asyncio(
     namespaces: Rig, driver: str, zero_copy: Any, size: int
 ) -> None:
-    with (
-        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
-        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-        receiver.bind((RECEIVER, 0))
-        receiver.settimeout(LIMIT)
-        sender.setblocking(False)
-        sender.connect(receiver.getsockname())
+    with namespaces.datagrams() as (sender, receiver):
         data = bytearray(os.urandom(size * 20 + 5))
         expected = cut(data, size)
         with Collector(receiver) as collector:

@@ -24,8 +24,8 @@ import pytest
 import zc_anyio
 from tests.features.receivers import Collector
 from tests.support.needs import missing, need_command, why_not
-from tests.support.netns import RECEIVER, Rig
-from tests.support.peers import LARGE_BUFFER, receive_exactly, tcp_pair
+from tests.support.netns import Rig
+from tests.support.peers import receive_exactly, tcp_pair
 from tests.support.waiting import LIMIT, until, until_held, until_idle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -79,15 +79,7 @@ async def check_received(ring: zc_anyio.Ring, collector: Collector) -> None:
 def slow_path(namespaces: Rig, **queue: str) -> Iterator[tuple[socket.socket, Collector]]:
     """A UDP socket whose datagrams wait in a device, and what takes them at its end."""
     namespaces.shape("256kbit", **queue)
-    with (
-        namespaces.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
-        namespaces.sender.socket(kind=socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-        receiver.bind((RECEIVER, 0))
-        receiver.settimeout(LIMIT)
-        sender.connect(receiver.getsockname())
-        sender.setblocking(False)
+    with namespaces.datagrams() as (sender, receiver):
         with Collector(receiver) as collector:
             try:
                 yield sender, collector

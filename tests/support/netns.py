@@ -125,6 +125,20 @@ class Rig:
             with peer:
                 yield client, peer
 
+    @contextmanager
+    def datagrams(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Make a connected UDP socket, and the one in the other namespace that receives from it."""
+        with (
+            self.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
+            self.sender.socket(kind=socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
+            receiver.bind((RECEIVER, 0))
+            receiver.settimeout(LIMIT)
+            sender.setblocking(False)
+            sender.connect(receiver.getsockname())
+            yield sender, receiver
+
     def to_sink(self) -> socket.socket:
         """Return a UDP socket that is connected to the sink."""
         sock = self.sender.socket(kind=socket.SOCK_DGRAM)
