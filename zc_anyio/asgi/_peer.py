@@ -180,6 +180,7 @@ class Peer:
         :param last: nothing more is sent soon, so there is no need to yield to other tasks here.
         :raises ClientDisconnectedError: the peer is gone.
         """
+        parts = _joined(parts)
         if not self.send_at_once(parts):
             try:
                 if self._own is None:
@@ -199,10 +200,8 @@ class Peer:
         """
         if self._own is None:
             return False
-        if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
-            parts = [b"".join(parts)]
         try:
-            self._own.send_nowait(parts)
+            self._own.send_nowait(_joined(parts))
         except anyio.WouldBlock:
             return False
         except GONE as exc:
@@ -210,8 +209,6 @@ class Peer:
         return True
 
     async def _send_pieces(self, parts: Sequence[bytes]) -> None:
-        if sum(map(len, parts)) <= JOINED_AT_MOST:
-            parts = [b"".join(parts)]
         for part in parts:
             for start in range(0, len(part), TLS_PIECE):
                 await self.stream.send(part[start : start + TLS_PIECE])
@@ -280,6 +277,12 @@ class Peer:
 
 def _tell_truncated(fd: int) -> None:
     log.error("%s was truncated while it was sent", Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def _joined(parts: Sequence[bytes]) -> Sequence[bytes]:
+    if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
+        return [b"".join(parts)]
+    return parts
 
 
 def _read_cached(fd: int, offset: int, count: int) -> bytearray | None:

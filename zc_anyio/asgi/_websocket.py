@@ -9,7 +9,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -315,12 +315,13 @@ class WebSocket:
     async def _send_message(self, data: str | bytes) -> None:
         connection = self._connection
         assert connection is not None
+        frame: Sequence[bytes] = () if self._compressed else _frame(data)
         if (
-            not self._compressed
+            frame
             # Nothing may come between the parts of what another task is sending.
             and not self._sending.locked()
             and connection.state is ConnectionState.OPEN
-            and self._peer.send_at_once(_frame(data))
+            and self._peer.send_at_once(frame)
         ):
             return
         async with self._sending:
@@ -328,12 +329,12 @@ class WebSocket:
                 return
             if connection.state is not ConnectionState.OPEN:
                 raise ClientDisconnectedError("the client has closed")
-            if not self._compressed:
-                await self._peer.send(_frame(data))
-            elif isinstance(data, str):
-                await self._peer.send([connection.send(TextMessage(data=data))])
-            else:
-                await self._peer.send([connection.send(BytesMessage(data=data))])
+            if not frame:
+                message: Event = (
+                    TextMessage(data=data) if isinstance(data, str) else BytesMessage(data=data)
+                )
+                frame = [connection.send(message)]
+            await self._peer.send(frame)
 
     async def _send_event(self, event: Event, *, last: bool = False) -> None:
         """Frame an event and send it; one frame after the other, whichever task sends it."""
