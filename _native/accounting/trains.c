@@ -118,8 +118,8 @@ static void drop(struct zc_core *core, struct link *pieces)
     }
 }
 
-/* A datagram of a train, on no list yet; NULL: no memory. */
-static struct zc_send *new_piece(struct zc_core *core, const struct zc_send *train,
+/* Datagram `index` of a train, on no list yet; NULL: no memory. */
+static struct zc_send *new_piece(struct zc_core *core, const struct zc_send *train, size_t index,
                                  const char *const *data, const size_t *sizes, size_t count)
 {
     struct zc_send *piece = zc_send_new(core, train->gen->ctx, train->gen, train->sock, count,
@@ -133,7 +133,7 @@ static struct zc_send *new_piece(struct zc_core *core, const struct zc_send *tra
     piece->registered = train->registered;
     piece->force_copy = train->force_copy;
     piece->region = train->region;
-    piece->order = train->order;
+    piece->order = train->order + index;
     return piece;
 }
 
@@ -153,7 +153,7 @@ int zc_cut_train(struct zc_core *core, struct zc_send *train)
     link_init(&pieces);
     for (size_t done = segment; done < size; done += segment) {
         size_t count = slice(train->iov, &next, within(size - done, 0, segment), data, sizes);
-        struct zc_send *piece = new_piece(core, train, data, sizes, count);
+        struct zc_send *piece = new_piece(core, train, done / segment, data, sizes, count);
         if (!piece) {
             drop(core, &pieces);
             return -ENOMEM;
@@ -166,11 +166,10 @@ int zc_cut_train(struct zc_core *core, struct zc_send *train)
     train->buffers = (uint32_t)(second.at + (second.offset > 0));
     if (second.offset)
         train->iov[second.at].iov_len = second.offset;
-    /* Backwards: each is put before those of its train. */
-    for (size_t part = (size - 1) % segment + 1; !link_alone(&pieces); part = segment) {
-        struct zc_send *piece = container(pieces.prev, struct zc_send, sock_link);
+    for (size_t left = size - segment; !link_alone(&pieces); left -= within(left, 0, segment)) {
+        struct zc_send *piece = container(pieces.next, struct zc_send, sock_link);
         link_append(&train->gen->sends, &piece->gen_link);
-        zc_send_grow(core, piece, part, 1);
+        zc_send_grow(core, piece, within(left, 0, segment), 1);
         zc_sock_put_back(sock, piece);
     }
     return 0;
@@ -187,8 +186,10 @@ static int64_t queue_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_s
         return sent;
     if (total > segment) {
         struct zc_send *send = container(sock->sends.prev, struct zc_send, sock_link);
+        uint32_t more = (uint32_t)((total - 1) / segment);
         send->segment = (uint32_t)segment;
-        zc_send_grow(core, send, 0, (uint32_t)((total - 1) / segment));
+        zc_send_grow(core, send, 0, more);
+        sock->order += more; /* for its datagrams, if it is cut */
     }
     /* Counting in steps of a train would step over the sends that ask for a turn. */
     return sent | ZC_SENT_KICK;

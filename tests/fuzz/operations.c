@@ -42,20 +42,22 @@ void new_socket(void)
         return;
     struct socket *sock = &shadow.sockets[shadow.n_sockets];
     int kind = (int)ONE_OF(ZC_STREAM, ZC_STREAM, ZC_DATAGRAM);
-    bool can_zero_copy = next(4);
+    bool can_zero_copy = next(4), takes_trains = kind == ZC_DATAGRAM && next(4);
     memset(sock, 0, sizeof(*sock));
     sock->handle = zc_sock_new(shadow.core, (uint64_t)shadow.n_sockets,
                                FIRST_DESCRIPTOR + shadow.n_sockets, kind, can_zero_copy);
     CHECK(sock->handle, "a socket");
     sock->kind = kind;
     sock->can_zero_copy = can_zero_copy;
+    sock->takes_trains = takes_trains;
+    CHECK(zc_sock_take_trains(sock->handle, takes_trains) == 0, "trains");
     sock->next_number = FIRST_NUMBER;
     TRACE("socket %d: kind %d, zero copy %d\n", shadow.n_sockets, kind, can_zero_copy);
     shadow.n_sockets++;
 }
 
 /* Notes that a send was refused because of the window. */
-static void refused(struct context *ctx, size_t size)
+void refused(struct context *ctx, size_t size)
 {
     size = size ? size : 1;
     if (!ctx->wanted || size < ctx->wanted)
@@ -69,7 +71,8 @@ static uint32_t some_flags(void)
                             ZC_SEND_FLUSH | ZC_SEND_MUTABLE);
 }
 
-static int64_t budget(void)
+/* Lets one of the next allocations fail, or none. */
+int64_t budget(void)
 {
     int64_t allocations = ONE_OF(-1, -1, -1, -1, -1, -1, 0, 1, 2, 3);
     zc_core_alloc_budget(shadow.core, allocations);
@@ -218,7 +221,7 @@ static int32_t some_result(const struct request *req)
         return (int32_t)bytes;
     if (req->sock->kind == ZC_DATAGRAM)
         return (int32_t)-ONE_OF(EAGAIN, EINTR, ECANCELED, ENOMEM, ENOBUFS, EOPNOTSUPP, EMSGSIZE,
-                                ECONNREFUSED);
+                                EMSGSIZE, EINVAL, EIO, ECONNREFUSED);
     int64_t taken = ONE_OF(1, 2, 100, 127, 65536, bytes / 2, bytes / 3, bytes - 1, -EAGAIN, -EINTR,
                            -ECANCELED, -ENOMEM, -ENOBUFS, -EOPNOTSUPP, -EPIPE, -ECONNRESET,
                            -EFAULT, 0);

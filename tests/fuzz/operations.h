@@ -23,9 +23,15 @@ extern bool numbered; /* the driver is one whose notifications have numbers */
 void new_context(void);
 void new_socket(void);
 void send_parts(size_t count, bool many);
+void refused(struct context *ctx, size_t size);
+int64_t budget(void);
 void broadcast(void);
 void flush(struct context *ctx, int even_empty);
 void result(struct request *req);
 void take(uint32_t count);
+
+/* trains.c */
+void send_segments(void);
+void send_many(void);
 
 #endif

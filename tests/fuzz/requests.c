@@ -81,23 +81,27 @@ static void match_stream(struct request *req)
     CHECK(position.segment == req->vector, "a request reads what nobody sent");
 }
 
-/* A datagram's request has exactly one send. */
-static void match_datagram(struct request *req)
+/* A request for datagrams has exactly one send, or a train of sends of one size. */
+static void match_datagrams(struct request *req)
 {
     struct socket *sock = req->sock;
-    for (int i = 0; i < sock->sends; i++) {
+    struct position position = {0};
+    size_t left = req->bytes;
+    CHECK(!req->segment || (sock->takes_trains && req->bytes <= 65507), "a train that cannot be");
+    for (int i = 0; i < sock->sends && (left || !req->count); i++) {
         struct sent *send = &shadow.sends[sock->order[i]];
         if (!owed(send) || send->flying)
             continue;
-        struct position position = {0};
-        CHECK(req->bytes == send->size, "a datagram of %zu bytes leaves with %llu", send->size,
-              (unsigned long long)req->bytes);
-        size_t walked = walk(send, 0, req, &position);
-        CHECK(walked == send->size, "a datagram is not whole");
-        cover(req, send, 0, walked);
-        return;
+        size_t size = req->segment && req->segment < left ? req->segment : left;
+        CHECK(size == send->size, "a datagram of %zu bytes leaves with %zu", send->size, size);
+        CHECK(walk(send, 0, req, &position) == size, "a datagram is not whole");
+        cover(req, send, 0, size);
+        CHECK(send->gen == req->covers[0].send->gen, "a train of two generations");
+        left -= size;
     }
-    CHECK(false, "a datagram that nobody sent");
+    CHECK(!left && req->count, "datagrams that nobody sent");
+    CHECK(req->segment ? req->count > 1 && req->count <= 64 : req->count == 1, "%d datagrams",
+          req->count);
 }
 
 /* Takes the next request, if there is one, and checks that it is the right one. */
@@ -114,6 +118,7 @@ struct request *take_request(void)
     *req = (struct request){.sock = sock,
                             .user_data = view.user_data,
                             .bytes = view.bytes,
+                            .segment = view.segment,
                             .zero_copy = view.zero_copy,
                             .covers = &shadow.covers[shadow.n_covers],
                             .segments = &shadow.segments[shadow.n_segments]};
@@ -137,7 +142,7 @@ struct request *take_request(void)
     if (sock->kind == ZC_STREAM)
         match_stream(req);
     else
-        match_datagram(req);
+        match_datagrams(req);
     for (int i = 0; i < req->count; i++)
         CHECK(!req->zero_copy || (sock->can_zero_copy &&
                                   req->covers[i].send->ctx->policy != ZC_POLICY_NEVER),
@@ -188,19 +193,34 @@ static void stream_result(struct request *req, int32_t result)
     }
 }
 
+/* A train that is refused leaves as its datagrams. */
+static bool is_cut(const struct request *req, int error)
+{
+    return req->segment && (error == EMSGSIZE || error == EINVAL || error == EIO);
+}
+
+/* The kernel reads nothing of a train that it refuses; its request only keeps the first datagram. */
+static void give_up_train(struct request *req)
+{
+    while (req->count > 1)
+        req->covers[--req->count].send->covering--;
+}
+
 static void datagram_result(struct request *req, int error)
 {
-    struct socket *sock = req->sock;
-    struct sent *send = req->covers[0].send;
-    send->flying = false;
-    if (!error) {
-        took(send, send->size);
-        send->done = true; /* also one without bytes */
-        return;
+    for (int i = 0; i < req->count; i++) {
+        struct sent *send = req->covers[i].send;
+        send->flying = false;
+        if (!error) {
+            took(send, send->size);
+            send->done = true; /* also one without bytes */
+        } else if (send->cancelled || req->sock->error ||
+                   !(is_retry(error) || is_denied(req, error) || is_cut(req, error))) {
+            send->failed = true; /* what is tried again keeps its place in the order */
+        }
     }
-    /* What is tried again keeps its place in the order. */
-    if (send->cancelled || sock->error || !(is_retry(error) || is_denied(req, error)))
-        send->failed = true;
+    if (is_cut(req, error) && !req->covers[0].send->failed)
+        give_up_train(req);
 }
 
 /* Notes what a completion means that the accounting has taken. */

@@ -26,6 +26,8 @@
 #define MOST_SEGMENTS 20000
 /* A limit for one request or send. */
 #define MOST_VECTOR 1100
+/* A limit for one call that sends many. */
+#define MOST_DATAGRAMS 70
 /* The accounting only passes a socket's descriptor on: here it is the socket's index, from this on. */
 #define FIRST_DESCRIPTOR 1000
 
@@ -39,7 +41,8 @@ struct context {
     uint64_t first, generations;
     size_t window, threshold, wanted;
     int policy;
-    bool by_hand, until_taken, ever_staged;
+    bool by_hand, until_taken, ever_staged, ever_many;
+    bool any_window; /* a send may fit of whose size the shadow does not know */
     uint64_t bytes_sent, sends;
     bool window_due; /* a send that was refused fits by now, and that was not told yet */
 };
@@ -47,7 +50,7 @@ struct context {
 struct socket {
     zc_sock *handle; /* NULL: freed */
     int kind;
-    bool can_zero_copy, suspended;
+    bool can_zero_copy, suspended, takes_trains;
     int error;       /* as the accounting said last */
     bool may_break;  /* it was broken on purpose */
     bool was_reset, may_be_reset;
@@ -87,6 +90,7 @@ struct cover {
 struct request {
     struct socket *sock;
     uint64_t user_data, bytes;
+    size_t segment; /* of a train */
     bool zero_copy, result_seen, notif_seen, ended, numbered;
     uint32_t number;
     struct cover *covers;

@@ -131,7 +131,7 @@ static void let_time_pass(void)
 
 static void operate(void)
 {
-    uint32_t operation = next(64);
+    uint32_t operation = next(70);
     struct context *ctx = NULL;
     struct socket *sock = NULL;
     struct request *req = NULL;
@@ -213,6 +213,12 @@ static void operate(void)
                   "a busy socket is idle");
         }
         break;
+    case 64 ... 66:
+        send_segments();
+        break;
+    case 67 ... 69:
+        send_many();
+        break;
     default:
         switch (next(16)) {
         case 0:
@@ -232,7 +238,7 @@ static void operate(void)
 
 static bool room_is_left(void)
 {
-    return shadow.n_sends < MOST_SENDS - 10 && shadow.n_parts < MOST_PARTS - MOST_VECTOR &&
+    return shadow.n_sends < MOST_SENDS - MOST_DATAGRAMS - 10 && shadow.n_parts < MOST_PARTS - MOST_VECTOR &&
            shadow.n_generations < MOST_GENERATIONS - 10 &&
            shadow.n_requests < MOST_REQUESTS / 2 && shadow.n_covers < MOST_COVERS / 2 &&
            shadow.n_segments < MOST_SEGMENTS / 2;
