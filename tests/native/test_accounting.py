@@ -7,52 +7,34 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import sys
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from tests.native.model import Model
+from tests.native.machine import CONTENT, MEMORY, Machine, mostly, pick, taken
 from tests.native.model_state import (
     ALWAYS,
     AUTO,
-    COPIED,
     DATAGRAM,
     FLUSH,
-    MORE,
     MUTABLE,
     NEVER,
-    NOTIF,
     REPORT,
-    STAGE_SLAB,
     STREAM,
     UNSTAGED,
     Ctx,
     Piece,
-    Req,
     Sock,
 )
 from zc_anyio._native._zc import ffi, lib
 
-# Sends are cut from the content; staging memory follows it.
-CONTENT = random.Random(1).randbytes(1 << 20)
-MEMORY = ffi.new("char[]", len(CONTENT) + 20 * STAGE_SLAB)
-VIEW = memoryview(ffi.buffer(MEMORY)).cast("B")
-VIEW[: len(CONTENT)] = CONTENT
-BASE = int(ffi.cast("uintptr_t", MEMORY))
 # Registered memory in the content, as pools have it: two regions that touch, and one apart.
 REGIONS = [range(1000, 5000), range(5000, 9000), range(400_000, 800_000)]
 EDGES = [980, 1000, 1001, 2000, 4990, 5000, 8990, 9000, 20_000, 399_990, 400_000, 799_990]
 
-FATAL = [errno.EPIPE, errno.ECONNRESET, errno.EFAULT, errno.EMSGSIZE, errno.EMSGSIZE, errno.EBADF]
-DENIED = [errno.ENOMEM, errno.ENOBUFS, errno.EOPNOTSUPP]
-AGAIN = [errno.EAGAIN, errno.EINTR, errno.ECANCELED]
-pick = st.integers(0, 1 << 16)
-mostly = st.sampled_from([True, True, True, False])
 sizes = (
     st.sampled_from([7, 50, 59])
     | st.integers(1, 300)
@@ -81,15 +63,6 @@ neighbours = st.lists(
 disturbances = st.sampled_from(["told"] * 5 + ["fail", "reset", "reset mutable"])
 # Allocations that may still succeed; few make a send fail half-way.
 budgets = st.sampled_from([-1] * 12 + [0, 1, 2, 3])
-# Hypothesis leaves out rules at random, different ones each time.  Without requests and results
-# nothing happens, so more than one rule makes them.
-taken = st.sampled_from([0, 0, 1, 99])
-# A share of what was asked for, in thousandths, or a negative errno; most errors end a socket, so
-# they are rarer here than what goes on.
-results = st.sampled_from([1000] * 6 + [1, 100, 333, 500, 900, 999]) | st.sampled_from(
-    [-error for error in AGAIN * 5 + DENIED * 2 + FATAL] + [0]
-)
-answers = st.lists(results, min_size=1, max_size=6)
 contexts: dict[str, Any] = {
     "first": st.sampled_from([0, 2**32 - 1, 2**59]),
     "window": st.sampled_from([1, 200, 2000, 1 << 20, 1 << 24, 1 << 24]),
@@ -100,7 +73,7 @@ contexts: dict[str, Any] = {
 }
 
 
-class Accounting(RuleBasedStateMachine):
+class Accounting(Machine):
     @initialize(
         first_sequence=st.sampled_from([0, 2**32 - 2, 2**32 - 1]),
         max_requests=st.sampled_from([1, 3, 200, 200, 200]),
@@ -120,25 +93,11 @@ class Accounting(RuleBasedStateMachine):
         linger: int,
         regions: bool,
     ) -> None:
-        self.core = lib.zc_core_new(first_sequence, max_requests)
-        self.model = Model(VIEW, BASE, max_requests, slabs, len(CONTENT))
-        if slabs:
-            staging = (MEMORY + len(CONTENT), slabs * STAGE_SLAB)
-            assert lib.zc_core_stage(self.core, *staging) == 0
+        self.begin(first_sequence, max_requests, slabs)
         for index, region in enumerate(REGIONS if regions else []):
             memory = (MEMORY + region.start, len(region))
             assert lib.zc_core_add_region(self.core, *memory) == index
             self.model.regions.append(region)
-        self.ctxs: dict[Ctx, Any] = {}
-        self.socks: dict[Sock, Any] = {}
-        self.ids = 1 << 40
-        self.used: set[int] = set()  # user_data that was ever given out
-        self.vectors: dict[Req, list[Piece]] = {}
-        self.contents: dict[Req, bytes] = {}
-        self.taken: dict[Sock, list[bytes]] = {}
-        # What the program has sent, as it called it.
-        self.messages: dict[Sock, list[bytes]] = {}
-        self.asked: list[Req] = []  # cancellations that the driver was asked for
         self.set_linger(linger)
         self.new_context(0, 1 << 24, AUTO if slabs else ALWAYS, threshold, False, False)
         self.new_context(0, window, AUTO, threshold if slabs else 0, False, False)
@@ -251,10 +210,6 @@ class Accounting(RuleBasedStateMachine):
 
     # --- sends
 
-    def set_budget(self, budget: int) -> None:
-        self.model.budget = budget
-        lib.zc_core_alloc_budget(self.core, budget)
-
     def send_pieces(self, ctx: Ctx, sock: Sock, pieces: list[Piece], flags: int) -> None:
         expected = self.model.send(ctx, sock, pieces, flags)
         common = (self.core, self.ctxs[ctx], self.socks[sock])
@@ -354,203 +309,6 @@ class Accounting(RuleBasedStateMachine):
         expected = self.model.flush(ctx, even_empty)
         assert lib.zc_ctx_flush(self.core, self.ctxs[ctx], even_empty) == expected
         self.set_budget(-1)
-
-    # --- the driver's side
-
-    def next_request(self) -> bool:
-        view = ffi.new("struct zc_request_view *")
-        if not lib.zc_next_request(self.core, view):
-            assert not self.model.may_build()
-            self.model.nothing_built()
-            return False
-        assert len(self.model.requests) < self.model.max_requests
-        (sock,) = [sock for sock in self.model.sockets if sock.id == view.socket]
-        before = {send: send.done for send in sock.queue}
-        req = self.model.build(sock)
-        got = (view.bytes, view.buffers, view.sends, bool(view.zero_copy), view.segment)
-        segment = req.sends[0].segment
-        assert got == (req.bytes, len(req.pieces), len(req.sends), req.zero_copy, segment)
-        assert view.user_data not in self.used
-        self.used.add(view.user_data)
-        req.user_data = view.user_data
-        self.vectors[req] = self.vector(req)
-        rest = b"".join(send.content[before[send] :] for send in req.sends)
-        self.contents[req] = rest[: req.bytes]
-        self.check_content(req)
-        return True
-
-    def vector(self, req: Req) -> list[Piece]:
-        """Where the kernel would read: offsets and sizes in the memory."""
-        count = len(req.pieces)
-        addresses, lengths = ffi.new("uint64_t[]", count), ffi.new("uint64_t[]", count)
-        args = (self.core, req.user_data, addresses, lengths, count)
-        assert lib.zc_request_vector(*args) == count
-        return [(a - BASE, n) for a, n in zip(addresses, lengths, strict=True)]
-
-    def check_content(self, req: Req) -> None:
-        """What the kernel can read through the request is what the sends were called with."""
-        readable = b"".join(VIEW[start : start + size] for start, size in self.vectors[req])
-        assert readable == self.contents[req]
-
-    @rule(count=taken, starved=st.integers(0, 7))
-    def submit(self, count: int, starved: int) -> None:
-        if starved == 7:
-            view = ffi.new("struct zc_request_view *")
-            lib.zc_core_alloc_budget(self.core, 0)
-            assert lib.zc_next_request(self.core, view) == 0
-            lib.zc_core_alloc_budget(self.core, -1)
-            self.model.nothing_built()
-        while count and self.next_request():
-            count -= 1
-
-    def complete(self, req: Req, result: int, flags: int) -> None:
-        self.check_content(req)
-        if not flags & NOTIF and result > 0 and not req.result_seen:
-            self.taken[req.sock].append(self.contents[req][:result])
-        expected = self.model.complete(req, result, flags)
-        assert lib.zc_complete(self.core, req.user_data, result, flags) == expected
-
-    def answer(self, req: Req, result: int, more: bool) -> None:
-        if result > 0:
-            whole = req.sock.kind == DATAGRAM
-            result = req.bytes if whole else max(1, req.bytes * result // 1000)
-        # Only a zero-copy request has a notification, and not each of those.
-        self.complete(req, result, MORE if more and req.zero_copy else 0)
-
-    @rule(n=pick, answers=answers, more=mostly)
-    def result(self, n: int, answers: list[int], more: bool) -> None:
-        for result in answers:
-            waiting = [req for req in self.model.requests if not req.result_seen]
-            if waiting:
-                self.answer(waiting[n % len(waiting)], result, more)
-            else:
-                self.submit(99, 0)
-
-    @rule(n=pick, answers=answers, copied=st.booleans(), early=st.integers(0, 9))
-    def notification(self, n: int, answers: list[int], copied: bool, early: int) -> None:
-        """Results and then notifications; also one that is early, as of a linked request."""
-        waiting = [req for req in self.model.requests if req.zero_copy]
-        if early == 9 and waiting:
-            self.complete(waiting[n % len(waiting)], 0, NOTIF | (COPIED if copied else 0))
-        self.result(n, answers[early % 3 :], True)
-        for _ in answers:
-            waiting = [req for req in self.model.requests if req.result_seen]
-            if waiting:
-                self.complete(waiting[n % len(waiting)], 0, NOTIF | (COPIED if copied else 0))
-
-    @rule(n=pick, result=st.sampled_from([-errno.ECANCELED, -errno.ECANCELED, 300, 1000]))
-    def cancellations(self, n: int, result: int) -> None:
-        user_data = ffi.new("uint64_t *")
-        while lib.zc_next_cancel(self.core, user_data):
-            due = [req for req in self.model.cancels if req.user_data == user_data[0]]
-            assert len(due) == 1, "a cancellation that nobody wants"
-            self.model.cancels.remove(due[0])
-            self.asked.append(due[0])
-        assert not self.model.cancels
-        self.asked = [req for req in self.asked if not req.result_seen]
-        if self.asked:
-            self.answer(self.asked[n % len(self.asked)], result, True)
-
-    def broken_sockets(self) -> None:
-        fd, reset = ffi.new("int *"), ffi.new("int *")
-        while lib.zc_next_broken(self.core, fd, reset):
-            (sock,) = [sock for sock in self.model.sockets if sock.id & 0xFFFF == fd[0]]
-            assert sock.error
-            assert bool(reset[0]) == sock.reset
-            self.model.dealt_with(sock)
-        assert not self.model.broken
-
-    @rule(n=pick, sequence=st.integers(0, 2**32 - 1), flags=st.sampled_from([0, MORE, NOTIF]))
-    def stray(self, n: int, sequence: int, flags: int) -> None:
-        """A completion that nobody waits for: an old one, a doubled one, an invented one."""
-        late = {req.user_data: req for req in self.model.requests}
-        known = [*sorted(self.used), sequence << 32 | n, 2**64 - 1]
-        user_data = known[n % len(known)]
-        req = late.get(user_data)
-        if req and not (req.notif_seen if flags & NOTIF else req.result_seen):
-            return
-        expected = self.model.complete(req, 0, flags)
-        assert lib.zc_complete(self.core, user_data, 0, flags) == expected
-
-    @rule(most=st.integers(1, 8))
-    def events(self, most: int) -> None:
-        self.take_events(most)
-
-    def take_events(self, most: int) -> int:
-        out = ffi.new("int64_t[]", 4 * most)
-        count: int = lib.zc_events(self.core, out, most)
-        assert count == min(most, self.model.untold())
-        for i in range(0, 4 * count, 4):
-            self.model.told((out[i], out[i + 1], out[i + 2], out[i + 3]))
-        return count
-
-    # --- what holds at all times, and at the end
-
-    @invariant()
-    def same_statistics(self) -> None:
-        stats = ffi.new("struct zc_stats *")
-        lib.zc_core_stats(self.core, stats)
-        expected = self.model.stats()
-        assert {key: getattr(stats, key) for key in expected} == expected
-        ctx_stats = ffi.new("struct zc_ctx_stats *")
-        for ctx, handle in self.ctxs.items():
-            assert lib.zc_ctx_get_stats(handle, ctx_stats) == 0
-            expected = self.model.ctx_stats(ctx)
-            assert {key: getattr(ctx_stats, key) for key in expected} == expected
-            mutable = sum(bool(send.flags & MUTABLE) for send in ctx.unreleased)
-            assert lib.zc_ctx_unreleased(handle, 1) == mutable
-        for sock, handle in self.socks.items():
-            assert lib.zc_sock_error(handle) == sock.error
-            assert lib.zc_sock_unsent(handle) == bool(sock.queue or sock.in_flight)
-
-    def check_bytes(self, sock: Sock) -> None:
-        """What was taken is the sends in the order of the calls, each as far as it got."""
-        if sock.kind == STREAM:
-            expected = b"".join(send.content[: send.done] for send in sock.accepted)
-            assert b"".join(self.taken[sock]) == expected
-            if not sock.error:
-                self.check_messages(sock)
-
-    def check_messages(self, sock: Sock) -> None:
-        """A stream that is whole has brought messages of the program, and no part of one."""
-        taken, ends = b"".join(self.taken[sock]), {0}
-        for message in self.messages[sock]:
-            # Each has arrived behind those before it, or was taken back.
-            ends |= {end + len(message) for end in ends if taken.startswith(message, end)}
-        assert len(taken) in ends
-
-    def finish(self) -> None:
-        for n in range(len(self.model.contexts)):
-            self.flush(n, False, -1)
-        while self.next_request() or self.model.requests:
-            for req in list(self.model.requests):
-                if not req.result_seen:
-                    self.answer(req, 1000, True)
-            for req in reversed(self.model.requests[:]):
-                self.complete(req, 0, NOTIF)
-        self.broken_sockets()
-        while self.take_events(8):
-            pass
-        assert self.model.untold() == 0
-        self.same_statistics()
-        for ctx, handle in self.ctxs.items():
-            assert not ctx.gens
-            assert lib.zc_ctx_free(self.core, handle) == 0
-        for sock, handle in self.socks.items():
-            self.check_bytes(sock)
-            assert lib.zc_sock_free(self.core, handle) == 0
-        stats = ffi.new("struct zc_stats *")
-        lib.zc_core_stats(self.core, stats)
-        assert (stats.allocations, stats.contexts, stats.sockets) == (0, 0, 0)
-        assert (stats.queued, stats.in_flight, stats.held) == (0, 0, 0)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "core"):
-            return
-        # After a failed step that is the failure to report; what is left is freed as it is.
-        if sys.exc_info()[0] is None:
-            self.finish()
-        assert lib.zc_core_free(self.core) == 0
 
 
 examples = os.environ.get("ZC_TEST_EXAMPLES")

@@ -8,15 +8,7 @@ from typing import Any
 import pytest
 
 from tests.native.harness import MEMORY, Queue
-from tests.native.model_state import DATAGRAM
 from zc_anyio._native._zc import ffi, lib
-
-
-@pytest.fixture
-def q() -> Queue:
-    queue = Queue(DATAGRAM)
-    assert lib.zc_sock_take_trains(queue.sock, 1) == 0
-    return queue
 
 
 def send_train(q: Queue, size: int, segment: int) -> None:
@@ -34,8 +26,10 @@ def offset(q: Queue, view: Any) -> int:
 
 @pytest.mark.parametrize("again", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3), (2, 0)])
 def test_datagrams_of_a_cut_train_that_are_tried_again_keep_their_order(
-    q: Queue, again: tuple[int, ...]
+    udp: Queue, again: tuple[int, ...]
 ) -> None:
+    q = udp
+    assert lib.zc_sock_take_trains(q.sock, 1) == 0
     send_train(q, 350, 100)
     q.send(1)
     train = q.take()
@@ -51,5 +45,9 @@ def test_datagrams_of_a_cut_train_that_are_tried_again_keep_their_order(
     q.result(alone, -errno.EAGAIN, 0)
     retried = [q.take() for _ in again]
     assert [offset(q, piece) for piece in retried] == [100 * n for n in sorted(again)]
-    assert q.take().bytes == 1
+    last = q.take()
+    assert last.bytes == 1
     assert q.take() is None
+    for view in (*retried, last, *(pieces[n] for n in range(4) if n not in again)):
+        q.result(view, view.bytes, 0)
+    q.finish()
