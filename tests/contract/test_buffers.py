@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import array
 import ctypes
+import io
 import mmap
+import os
 import pickle
+import random
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy
 import pytest
 
@@ -163,6 +168,130 @@ async def test_udp_sockets_send_the_buffer(driver: Any, make: Callable[[], Any])
             async with await zc_anyio.create_udp_socket(local_host="127.0.0.1") as udp:
                 await udp.sendto(data, host, port)
                 assert peer.recv(1 << 16) == contents(data)
+
+
+# What programs make of a buffer that a pool has handed out.
+OF_POOLS: dict[str, Callable[[memoryview], Any]] = {
+    "view": lambda view: view,
+    "slice": lambda view: view[5:4000],
+    "slice of a slice": lambda view: view[100:][:100],
+    "view of items": lambda view: view.cast("Q"),
+    "view of two dimensions": lambda view: view.cast("B", (64, 64)),
+    "view of no dimension": lambda view: view[:4].cast("i", ()),
+    "read-only view": lambda view: view.toreadonly(),
+    "array": lambda view: numpy.frombuffer(view, dtype="int32")[3:500],
+    "array of two dimensions": lambda view: numpy.frombuffer(view, dtype="u1").reshape(64, 64),
+    "array of no dimension": lambda view: numpy.frombuffer(view, dtype="int64")[7:8].reshape(()),
+    "array that has an index": lambda view: numpy.frombuffer(view, dtype="u1").view(Indexed),
+    "ctypes array": lambda view: (ctypes.c_uint32 * 9).from_buffer(view, 8),
+    "pickle buffer": lambda view: pickle.PickleBuffer(view[:1000]),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", OF_POOLS.values(), ids=OF_POOLS)
+async def test_groups_send_what_is_made_of_a_pools_buffer(
+    driver: Any, make: Callable[[memoryview], Any]
+) -> None:
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver=driver, threshold=0) as ring,
+            zc_anyio.open_buffer_pool(buffer_size=4096, count=2) as pool,
+        ):
+            view = await pool.acquire()
+            view[:] = random.Random(1).randbytes(4096)
+            data = make(view)
+            expected = contents(data)
+            before = ring.statistics().registered
+            async with zc_anyio.send_group() as group:
+                await group.send(client, data)
+                await group.send(client, [b"|", data])
+            assert receive_exactly(peer, 2 * len(expected) + 1) == expected + b"|" + expected
+            if pool.unregistered is None:
+                assert ring.statistics().registered > before
+            del data, view
+            with anyio.fail_after(20):
+                # Both are free, so what was made of the first has not kept it.
+                first, second = await pool.acquire(), await pool.acquire()
+            pool.release(first)
+            pool.release(second)
+        client.close()
+        assert peer.recv(1) == b""
+
+
+class Named(os.PathLike[str]):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return "/dev/null"
+
+
+class File(io.FileIO):
+    def __index__(self) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Descriptor(int):
+    def __index__(self) -> int:
+        return 0
+
+    def __int__(self) -> int:
+        return 0
+
+
+FILES: dict[str, Callable[[Path], Any]] = {
+    "path": Path,
+    "string": str,
+    "object with a path": Named,
+    "file": File,
+    "buffered file": lambda path: path.open("rb"),
+    "descriptor": lambda path: Descriptor(os.open(path, os.O_RDONLY)),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", FILES.values(), ids=FILES)
+async def test_groups_send_the_file(
+    driver: Any, make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    content = random.Random(1).randbytes(9000)
+    path.write_bytes(content)
+    file = make(path)
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            assert await group.send_file(client, file) == len(content)
+            assert await group.send_file(client, file, offset=3, count=5) == 5
+        assert receive_exactly(peer, len(content) + 5) == content + content[3:8]
+        client.close()
+        assert peer.recv(1) == b""
+    if hasattr(file, "close"):
+        assert not file.closed
+        file.close()
+    elif isinstance(file, Descriptor):
+        os.close(int.__add__(file, 0))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "wrong",
+    [b"path", None, 1.5, io.BytesIO(b"bytes"), object()],
+    ids=lambda wrong: type(wrong).__name__,
+)
+async def test_what_is_no_file_is_refused(driver: Any, wrong: Any) -> None:
+    with tcp_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            with pytest.raises((TypeError, io.UnsupportedOperation)):
+                await group.send_file(client, wrong)
+        client.close()
+        assert peer.recv(1) == b""
 
 
 @pytest.mark.anyio
