@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
-import sniffio
 from anyio.abc import ByteStream, Listener, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSListener
 
+from .._base.loops import TrioLoop, running_loop
 from .._connecting.listen import create_tcp_listener, create_unix_listener
 from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
@@ -281,7 +281,7 @@ class _Server(Site):
 
 def _call_soon() -> Callable[[Callable[[], object]], object]:
     """Return a function that calls another after all tasks that can run now have run."""
-    if sniffio.current_async_library() == "trio":
+    if isinstance(running_loop(), TrioLoop):
         import trio
 
         return trio.lowlevel.current_trio_token().run_sync_soon
