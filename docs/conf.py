@@ -66,7 +66,7 @@ intersphinx_mapping = {
     name: (INVENTORIES[name], str(file)) for name, file in _found.items() if file is not None
 }
 # Errors must not depend on the network, so names of other projects never are errors.
-_others = {"anyio", "httpcore", "httpx", "starlette", "trio"}
+_others = {"anyio", "httpcore", "httpx", "prometheus_client", "starlette", "trio"}
 _others |= sys.stdlib_module_names | set(dir(builtins))
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(map(re.escape, sorted(_others)))})(\..*)?"),
@@ -74,7 +74,10 @@ nitpick_ignore_regex = [
     (r"py:class", r"zc_anyio\._sending\.files\.HasDescriptor"),
 ]
 
-PUBLIC = ("zc_anyio", *(f"zc_anyio.{name}" for name in ("asgi", "httpcore", "lowlevel", "testing")))
+PUBLIC = (
+    "zc_anyio",
+    *(f"zc_anyio.{name}" for name in ("asgi", "httpcore", "lowlevel", "metrics", "testing")),
+)
 
 
 def _public_names() -> dict[str, str]:

@@ -21,7 +21,7 @@ FLOORS = [
     {"_native"},
     {"_ring"},
     {"_sending"},
-    {"_receiving", "_doctor", "lowlevel", "testing"},
+    {"_receiving", "_doctor", "lowlevel", "metrics", "testing"},
     {"_outputs"},
     {"streams", "datagrams"},
     {"_seqpacket"},
@@ -116,6 +116,13 @@ def test_importing_does_not_import_optional_packages() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert not {"trio", "uvloop", "numpy", "rich", "cffi", "httpcore", "httptools"} & set(
-        done.stdout.split()
-    )
+    assert not {
+        "trio",
+        "uvloop",
+        "numpy",
+        "rich",
+        "cffi",
+        "httpcore",
+        "httptools",
+        "prometheus_client",
+    } & set(done.stdout.split())
