@@ -199,11 +199,17 @@ static bool is_cut(const struct request *req, int error)
     return req->segment && (error == EMSGSIZE || error == EINVAL || error == EIO);
 }
 
-/* The kernel reads nothing of a train that it refuses; its request only keeps the first datagram. */
-static void give_up_train(struct request *req)
+/*
+ * The kernel reads nothing of a train that it refuses.  Its request, and those that had to be tried
+ * again before, only keep the first datagram.
+ */
+static void give_up_train(const struct sent *first)
 {
-    while (req->count > 1)
-        req->covers[--req->count].send->covering--;
+    for (int i = 0; i < shadow.n_requests; i++) {
+        struct request *req = &shadow.requests[i];
+        while (!req->ended && req->segment && req->count > 1 && req->covers[0].send == first)
+            req->covers[--req->count].send->covering--;
+    }
 }
 
 static void datagram_result(struct request *req, int error)
@@ -220,7 +226,7 @@ static void datagram_result(struct request *req, int error)
         }
     }
     if (is_cut(req, error) && !req->covers[0].send->failed)
-        give_up_train(req);
+        give_up_train(req->covers[0].send);
 }
 
 /* Notes what a completion means that the accounting has taken. */
