@@ -22,10 +22,11 @@ KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
 	tests/contract/test_data.py tests/contract/test_release.py \
 	tests/contract/test_cancellation.py tests/contract/test_vectors.py \
 	tests/features/test_alone.py tests/features/test_pool.py tests/features/test_closed_or_not.py \
-	tests/features/test_closed_by_program.py \
+	tests/features/test_closed_by_program.py tests/features/test_trains.py \
+	tests/features/test_trains_of_sockets.py \
 	tests/streams/test_content.py tests/streams/test_ring_receiving.py
 KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_groups \
-	and not without_waiting
+	and not without_waiting and not each_arrives_as_it_was_cut and not wrong_segments
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server for comparison, a load generator, a source of videos, and
