@@ -44,12 +44,20 @@ async def file(request: Request) -> Response:
     return FileResponse(Path(__file__))
 
 
+LARGE = bytes(range(256)) * (16 << 10)
+
+
+async def large(request: Request) -> Response:
+    return Response(LARGE)
+
+
 app = Starlette(
     routes=[
         Route("/", about),
         Route("/die", die),
         Route("/slow", slow),
         Route("/file", file),
+        Route("/large", large),
     ]
 )
 number = 7
