@@ -167,7 +167,7 @@ async def test_the_rest_of_a_send_that_is_cut_short_follows(driver: Any) -> None
 async def test_a_send_that_is_cut_short_and_cancelled_breaks_its_stream(driver: Any) -> None:
     with parked_pair() as (client, _):
         # So little more that the rest waits for the event loop's next turn.
-        message = LONG[: client.send(LONG) + 100_000]
+        message = LONG[: client.send(LONG) + 250_000]
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver, threshold=LONG_THRESHOLD):
             with anyio.CancelScope() as scope:
