@@ -129,7 +129,6 @@ static struct zc_send *new_piece(struct zc_core *core, const struct zc_send *tra
     for (size_t i = 0; i < count; i++)
         piece->iov[i] = (struct iovec){.iov_base = (void *)(uintptr_t)data[i], .iov_len = sizes[i]};
     piece->flags = train->flags;
-    piece->ticket = train->ticket;
     piece->registered = train->registered;
     piece->force_copy = train->force_copy;
     piece->region = train->region;

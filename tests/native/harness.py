@@ -103,6 +103,11 @@ class Queue:
         value: int = getattr(stats, name)
         return value
 
+    def ctx_stats(self, *names: str) -> tuple[int, ...]:
+        stats = ffi.new("struct zc_ctx_stats *")
+        assert lib.zc_ctx_get_stats(self.ctx, stats) == 0
+        return tuple(getattr(stats, name) for name in names)
+
     def finish(self) -> None:
         """Everything can be completed and freed: nothing leaked, nothing was counted twice."""
         for ctx in self.ctxs:
