@@ -19,7 +19,7 @@ UDP_SEGMENT, UDP_GRO = 103, 104
 
 @pytest.fixture(scope="module")
 def loopback_keeps_trains() -> None:
-    """Whether a train arrives whole; older kernels (5.10 does) cut it before the loopback device."""
+    """Skip where a train arrives in pieces: Linux 5.10 cuts it before the loopback device."""
     with (
         socket.socket(type=socket.SOCK_DGRAM) as peer,
         socket.socket(type=socket.SOCK_DGRAM) as ours,
