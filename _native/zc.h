@@ -218,6 +218,12 @@ char *zc_map(size_t size, int pages);
 size_t zc_mapped_size(size_t size, int pages);
 void zc_unmap(char *memory, size_t size, int pages);
 
+/* files.c */
+int zc_file_map(int fd, size_t size, char **out);
+void zc_file_unmap(char *memory, size_t size);
+int zc_file_is_resident(char *memory, size_t size);
+int zc_file_populate(char *memory, size_t size);
+
 /* receive.c */
 int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out);
 int zc_rx_free(zc_ring *ring, zc_rx *rx);

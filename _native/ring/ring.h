@@ -77,6 +77,8 @@ static inline ssize_t send_now(int fd, const struct msghdr *msg)
 
 /* memory.c */
 
+/* files.c */
+
 /* receive.c */
 void zc_rx_submit(struct zc_ring *ring);
 void zc_rx_complete(struct zc_ring *ring, uint64_t user_data, int32_t result, uint32_t flags);

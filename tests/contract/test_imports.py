@@ -19,6 +19,7 @@ PACKAGE = Path(zc_anyio.__file__).parent
 FLOORS = [
     {"_base"},
     {"_native"},
+    {"_files"},
     {"_ring"},
     {"_sending"},
     {"_receiving", "_doctor", "lowlevel", "metrics", "testing"},

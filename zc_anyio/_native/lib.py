@@ -7,6 +7,7 @@ Negative errnos become exceptions here and in ``ring.py``, and nowhere else.  Th
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
@@ -44,6 +45,7 @@ __all__ = [
     "SENT_TURN",
     "WINDOW",
     "Datagrams",
+    "FileMemory",
     "SocketInfo",
     "address_of",
     "broadcast",
@@ -293,3 +295,33 @@ def broadcast(
         core, context, sockets, len(sockets), pinned, size, flags, errors
     )
     return result, ffi.unpack(errors, len(sockets))
+
+
+class FileMemory:
+    """A map of a file from its beginning.
+
+    :param fd: its descriptor, which is closed when the file is unmapped, or could not be mapped.
+    :ivar pointer: where it begins; it is unmapped when nobody refers to this pointer.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        out = ffi.new("char **")
+        failed = lib.zc_file_map(fd, size, out)
+        if failed:
+            os.close(fd)
+            check(failed)
+        unmap = lib.zc_file_unmap
+
+        def end(pointer: Any) -> None:
+            unmap(pointer, size)
+            os.close(fd)
+
+        self.pointer: Any = ffi.gc(out[0], end)
+
+    def is_resident(self, offset: int, size: int) -> bool:
+        """Whether a part is in memory; ``True`` for all of a file that this user may not write."""
+        return bool(lib.zc_file_is_resident(self.pointer + offset, size) == 1)
+
+    def populate(self, offset: int, size: int) -> None:
+        """Read a part from the disk; raises ``OSError``, ``EFAULT`` past the end of the file."""
+        check(lib.zc_file_populate(self.pointer + offset, size))

@@ -114,6 +114,7 @@ async def open_ring(
             tasks.start_soon(ring._reaper.run, name="zc_anyio reaper")
             tasks.start_soon(ring._reaper.run_submitter, name="zc_anyio submitter")
             tasks.start_soon(ring._reaper.run_lingering, name="zc_anyio idle sockets")
+            tasks.start_soon(ring._maps.run, name="zc_anyio kept files")
             token = _ambient.set(ring)
             try:
                 yield ring
@@ -129,6 +130,7 @@ async def open_ring(
                         raised = leaving.raised
                 finally:
                     ring._reaper.stop()
+                    ring._maps.stop()
     finally:
         with _open_rings_lock:
             _open_rings.discard(ring)

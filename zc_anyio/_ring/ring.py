@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from .._base.loops import running_loop
 from .._base.reports import RingStatistics
+from .._files.maps import KeptMaps
 from .._native.lib import map_address
 from .._native.ring import NativeRing
 from .capabilities import Capabilities
@@ -83,6 +84,7 @@ class Ring:
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._pools: list[Pool] = []
+        self._maps = KeptMaps()
         # Acquired pool buffers, by the identity of the view that was handed out.
         self._leases_by_view: dict[int, Any] = {}
         # The contexts that zc_anyio.lowlevel has registered.
@@ -243,6 +245,7 @@ class Ring:
         for context in contexts:
             context.disown()
         self._reaper.close()
+        self._maps.close()
         if all_released:
             for context in contexts:
                 context.references.clear()

@@ -1,23 +1,18 @@
-"""Files as buffers: the kernel reads the page cache through a map; Python reads nothing.
-
-A map is never read here: if the file was truncated meanwhile, reading past its end would raise
-SIGBUS.  When the kernel reads there, it answers EFAULT instead.
-"""
+"""What programs call a file, and which part of it they send."""
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeAlias
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from .._base.errors import os_error
-from .._native.lib import from_buffer
 
-__all__ = ["PIECE", "File", "Piece", "map_piece", "open_part", "truncated"]
+__all__ = ["File", "Part", "open_part"]
 
 
 class HasDescriptor(Protocol):
@@ -28,15 +23,24 @@ class HasDescriptor(Protocol):
 
 File: TypeAlias = str | os.PathLike[str] | HasDescriptor | int
 
-# The size of one map, which is one send: small enough that a window takes several.
-PIECE = 4 << 20
-# Linux 5.14; Python's mmap module has no name for it.
-MADV_POPULATE_READ = 22
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an open file.
+
+    :ivar count: bytes of it.
+    :ivar own: whether the descriptor was opened here, and is closed soon.
+    """
+
+    fd: int
+    status: os.stat_result
+    count: int
+    own: bool
 
 
 @contextmanager
-def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int, int]]:
-    """Yield the descriptor of a file, and how many bytes from ``offset`` on have to be sent.
+def open_part(file: File, offset: int, count: int | None) -> Iterator[Part]:
+    """Open a file, if it is not, and yield the part of it that has to be sent.
 
     :raises ValueError: the part is not within the file.
     """
@@ -60,54 +64,7 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[tuple[int,
         left = max(0, status.st_size - offset)
         if count is not None and count > left:
             raise ValueError(f"the file has {left} bytes from offset {offset} on, not {count}")
-        yield fd, left if count is None else count
+        yield Part(fd, status, left if count is None else count, opened is not None)
     finally:
         if opened is not None:
             os.close(opened)
-
-
-class Piece:
-    """A map of a part of a file; it is unmapped when this object and ``reference`` are gone.
-
-    :ivar pointer: where the part begins.
-    :ivar reference: an object that keeps it mapped.
-    """
-
-    def __init__(self, mapped: mmap.mmap, start: int, end: int) -> None:
-        self.reference: Any = from_buffer("char[]", mapped)
-        self.pointer: Any = self.reference + start
-        self._mapped = mapped
-        self._end = end
-
-    def is_cut(self) -> bool:
-        """Whether the file by now ends before the part does."""
-        return self._mapped.size() < self._end
-
-
-def map_piece(fd: int, offset: int, size: int) -> Piece:
-    """Map a part of a file and have it read from the disk.
-
-    Blocks, so it is called in a worker thread.
-
-    :raises OSError: ``EIO``, the file was truncated.
-    """
-    start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    try:
-        mapped = mmap.mmap(
-            fd, offset + size - start, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
-        )
-    except ValueError as exc:
-        raise truncated() from exc
-    try:
-        mapped.madvise(MADV_POPULATE_READ)
-    except OSError as exc:
-        if exc.errno == errno.EFAULT:
-            raise truncated() from exc
-        with suppress(OSError):
-            mapped.madvise(mmap.MADV_WILLNEED)
-    return Piece(mapped, offset - start, offset + size)
-
-
-def truncated() -> OSError:
-    """Return the error for a file that became shorter than what is sent of it."""
-    return os_error(errno.EIO, "the file was truncated while it was sent")

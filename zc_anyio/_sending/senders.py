@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import SupportsIndex
 
 import anyio
-import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .._base.reports import GroupStatistics, Notification, SendFailure
+from .._files.maps import PIECE, FileMap, truncated
 from .._native.lib import NO_ADDRESS, SEND_UNSTAGED, address_of
 from .._ring.contexts import Generation
 from .buffers import Buffer, Data
-from .files import PIECE, File, Piece, map_piece, open_part, truncated
+from .files import File, open_part
 from .trains import Address, Trains
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
@@ -27,13 +27,14 @@ class _FileLease:
     If a file was cut within a page, the kernel sends zeros for the rest of that page, and no error.
     """
 
-    def __init__(self, sender: Sender, stream: object, piece: Piece) -> None:
+    def __init__(self, sender: Sender, stream: object, mapped: FileMap, end: int) -> None:
         self._sender = sender
         self._stream = stream
-        self._piece = piece
+        self._map = mapped
+        self._end = end
 
     def give_back(self) -> None:
-        if self._piece.is_cut():
+        if self._map.is_cut(self._end):
             self._sender._fail(self._stream, truncated())
 
 
@@ -159,7 +160,9 @@ class Sender(Trains):
     ) -> int:
         """Queue a part of a file, which is sent from the page cache without a Python buffer.
 
-        The file is mapped, and the kernel reads the map.  A worker thread reads it from the disk.
+        The file is mapped, and the kernel reads the map.  A worker thread reads from the disk what
+        is not in memory.  The ring keeps the map for ten seconds after its last use, in case that
+        the file is sent again.
         Waits like :meth:`send`.  If cancelled, the call may have queued some of it.
 
         :param stream: as for :meth:`send`.
@@ -175,18 +178,24 @@ class Sender(Trains):
         Raises what :meth:`send` raises.
         """
         self._check()
-        with open_part(file, offset, count) as (fd, total):
-            for done in range(0, total, PIECE):
-                size = min(PIECE, total - done)
-                piece = await anyio.to_thread.run_sync(map_piece, fd, offset + done, size)
+        with open_part(file, offset, count) as part:
+            at, end = offset, offset + part.count
+            if part.count:
+                mapped = self._ring._maps.find(part.fd, part.status, own=part.own)
+            while at < end:
+                size = min(PIECE - at % PIECE, end - at)
+                await mapped.read(at, size)
                 # The memory is not the caller's, so cancelling need not wait for it.
-                lease = _FileLease(self, stream, piece)
+                lease = _FileLease(self, stream, mapped, at + size)
                 while not self._queue_pinned(
-                    stream, piece.pointer, size, SEND_UNSTAGED, piece.reference, lease
+                    stream, mapped.pointer + at, size, SEND_UNSTAGED, mapped, lease
                 ):
                     await self._wait_window()
+                at += size
+                if self._yield_is_due and at < end:
+                    await self._yield()
         await self._yield()
-        return total
+        return part.count
 
     async def broadcast(self, streams: Iterable[object], data: Buffer) -> None:
         """Queue one buffer on many sockets in one batch; the buffer is held once.

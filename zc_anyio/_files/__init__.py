@@ -1,0 +1,1 @@
+"""Maps of files, which are kept while the files are sent again."""
