@@ -1,0 +1,110 @@
+"""Ways to send a file; each call sends the whole file to every connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TypeAlias
+
+import anyio
+import anyio.to_thread
+
+import zc_anyio
+from benchmarks.peers.peer import BACKENDS, Job, Open, Send, peer
+
+# What a program that reads a file and sends it takes at a time.
+CHUNK = 256 << 10
+# Where the files lie: a file system that is on a disk, or "cold" means nothing.
+FOLDER = os.environ.get("ZC_BENCH_FILES")
+
+SendFile: TypeAlias = Callable[[socket.socket, int], Awaitable[None]]
+
+
+@contextmanager
+def _file(job: Job, *, cold: bool) -> Iterator[int]:
+    """Write the payload to a file that has no name, and yield its descriptor."""
+    with tempfile.TemporaryFile(dir=FOLDER) as file:
+        file.write(job.payload)
+        file.flush()
+        os.fsync(file.fileno())
+        if cold:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield file.fileno()
+
+
+async def _to_all(job: Job, fd: int, send_file: SendFile, count: int, cold: bool) -> None:
+    """Send in a task for each connection."""
+    for _ in range(count):
+        if cold:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if len(job.sockets) == 1:
+            await send_file(job.sockets[0], fd)
+            continue
+        async with anyio.create_task_group() as tasks:
+            for sock in job.sockets:
+                tasks.start_soon(send_file, sock, fd)
+
+
+def _way(send_file: SendFile, *, cold: bool) -> Open:
+    @asynccontextmanager
+    async def way(job: Job) -> AsyncIterator[Send]:
+        with _file(job, cold=cold) as fd:
+            yield lambda count: _to_all(job, fd, send_file, count, cold)
+
+    return way
+
+
+async def _sendfile(sock: socket.socket, fd: int) -> None:
+    """Send as a program without an event loop does."""
+    at, size = 0, os.fstat(fd).st_size
+    sock.setblocking(True)
+    while at < size:
+        at += os.sendfile(sock.fileno(), fd, at, size - at)
+
+
+async def _loop_sendfile(sock: socket.socket, fd: int) -> None:
+    sock.setblocking(False)
+    with open(fd, "rb", closefd=False) as file:
+        await asyncio.get_running_loop().sock_sendfile(sock, file)
+
+
+async def _read_and_send(sock: socket.socket, fd: int) -> None:
+    at = 0
+    while chunk := await anyio.to_thread.run_sync(os.pread, fd, CHUNK, at):
+        at += len(chunk)
+        left = memoryview(chunk)
+        while left:
+            try:
+                left = left[sock.send(left) :]
+            except BlockingIOError:
+                await anyio.wait_writable(sock)
+
+
+async def _group(sock: socket.socket, fd: int) -> None:
+    async with zc_anyio.send_group() as group:
+        await group.send_file(sock, fd)
+
+
+@asynccontextmanager
+async def _ours(job: Job, *, cold: bool) -> AsyncIterator[Send]:
+    with _file(job, cold=cold) as fd:
+        async with zc_anyio.open_ring(drain_timeout=0) as ring:
+            yield lambda count: _to_all(job, fd, _group, count, cold)
+        statistics = ring.statistics()
+        for name in ("zero_copied", "copied", "requests"):
+            job.notes[name] = getattr(statistics, name)
+
+
+for _kind, _cold in (("file", False), ("cold file", True)):
+    peer("os.sendfile loop", _kind)(_way(_sendfile, cold=_cold))
+    peer("loop.sock_sendfile on asyncio", _kind)(_way(_loop_sendfile, cold=_cold))
+    for _backend in BACKENDS:
+        peer(f"read and send on {_backend}", _kind, backend=_backend)(
+            _way(_read_and_send, cold=_cold)
+        )
+        peer(f"zc_anyio on {_backend}", _kind, backend=_backend)(partial(_ours, cold=_cold))
