@@ -22,7 +22,8 @@ CHUNK = 256 << 10
 # Where the files lie: a file system that is on a disk, or "cold" means nothing.
 FOLDER = os.environ.get("ZC_BENCH_FILES")
 
-SendFile: TypeAlias = Callable[[socket.socket, int], Awaitable[None]]
+SendOnce: TypeAlias = Callable[[socket.socket, int], Awaitable[None]]
+SendFile: TypeAlias = Callable[[socket.socket, int, int], Awaitable[None]]
 
 
 @contextmanager
@@ -37,24 +38,26 @@ def _file(job: Job, *, cold: bool) -> Iterator[int]:
         yield file.fileno()
 
 
-async def _to_all(job: Job, fd: int, send_file: SendFile, count: int, cold: bool) -> None:
+async def _to_all(job: Job, fd: int, send_file: SendFile, count: int) -> None:
     """Send in a task for each connection."""
-    for _ in range(count):
-        if cold:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        if len(job.sockets) == 1:
-            await send_file(job.sockets[0], fd)
-            continue
-        async with anyio.create_task_group() as tasks:
-            for sock in job.sockets:
-                tasks.start_soon(send_file, sock, fd)
+    async with anyio.create_task_group() as tasks:
+        for sock in job.sockets:
+            tasks.start_soon(send_file, sock, fd, count)
 
 
-def _way(send_file: SendFile, *, cold: bool) -> Open:
+def _each(send_file: SendOnce) -> SendFile:
+    async def each(sock: socket.socket, fd: int, count: int) -> None:
+        for _ in range(count):
+            await send_file(sock, fd)
+
+    return each
+
+
+def _way(send_file: SendOnce, *, cold: bool) -> Open:
     @asynccontextmanager
     async def way(job: Job) -> AsyncIterator[Send]:
         with _file(job, cold=cold) as fd:
-            yield lambda count: _to_all(job, fd, send_file, count, cold)
+            yield lambda count: _to_all(job, fd, _each(send_file), count)
 
     return way
 
@@ -85,16 +88,17 @@ async def _read_and_send(sock: socket.socket, fd: int) -> None:
                 await anyio.wait_writable(sock)
 
 
-async def _group(sock: socket.socket, fd: int) -> None:
+async def _group(sock: socket.socket, fd: int, count: int) -> None:
     async with zc_anyio.send_group() as group:
-        await group.send_file(sock, fd)
+        for _ in range(count):
+            await group.send_file(sock, fd)
 
 
 @asynccontextmanager
 async def _ours(job: Job, *, cold: bool) -> AsyncIterator[Send]:
     with _file(job, cold=cold) as fd:
         async with zc_anyio.open_ring(drain_timeout=0) as ring:
-            yield lambda count: _to_all(job, fd, _group, count, cold)
+            yield lambda count: _to_all(job, fd, _group, count)
         statistics = ring.statistics()
         for name in ("zero_copied", "copied", "requests"):
             job.notes[name] = getattr(statistics, name)

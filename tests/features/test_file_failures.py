@@ -88,19 +88,60 @@ async def send_until_broken(group: zc_anyio.SendGroup, client: socket.socket, fi
     await group.send_file(client, file)
 
 
-async def test_truncated_within_its_only_page(driver: str, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.write_bytes(b"s" * 4000)
+async def test_truncated_within_its_last_page(driver: str, tmp_path: Path) -> None:
+    file, end = tmp_path / "file", 24 * PAGE + 10
+    file.write_bytes(b"s" * (end + 1000))
     with parked_pair() as (client, peer):
         async with zc_anyio.open_ring(driver=driver) as ring:
             with a_failure(errno.EIO):
                 async with zc_anyio.send_group() as group:
                     await group.send(client, bytes(1 << 20))
                     await until_parked(ring)
-                    await group.send_file(client, small)
-                    os.truncate(small, 10)
-                    received = await anyio.to_thread.run_sync(receive_exactly, peer, (1 << 20) + 10)
-    assert received == bytes(1 << 20) + b"s" * 10
+                    await group.send_file(client, file)
+                    os.truncate(file, end)
+                    size = (1 << 20) + end
+                    received = await anyio.to_thread.run_sync(receive_exactly, peer, size)
+    assert received == bytes(1 << 20) + b"s" * end
+
+
+async def test_a_small_file_is_sent_as_it_was_when_the_call_returned(
+    driver: str, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"s" * 4000)
+    with parked_pair() as (client, peer):
+        async with zc_anyio.open_ring(driver=driver) as ring:
+            async with zc_anyio.send_group() as group:
+                await group.send(client, bytes(1 << 20))
+                await until_parked(ring)
+                await group.send_file(client, small)
+                os.truncate(small, 10)
+                size = (1 << 20) + 4000
+                received = await anyio.to_thread.run_sync(receive_exactly, peer, size)
+    assert received == bytes(1 << 20) + b"s" * 4000
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "not-cached"])
+async def test_a_small_file_that_shrinks_while_it_is_read(
+    driver: str, tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"s" * 4000)
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        os.truncate(small, 10)
+        if not cached:
+            raise BlockingIOError(errno.EAGAIN, "not in memory")
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with tcp_pair() as (client, _):
+        async with zc_anyio.open_ring(driver=driver), zc_anyio.send_group() as group:
+            with pytest.raises(OSError) as caught:
+                await group.send_file(client, small)
+            assert caught.value.errno == errno.EIO
+            assert group.statistics().sends == 0
 
 
 # --- refused ---

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from .._base.errors import os_error
+from .._files.maps import truncated
 
-__all__ = ["File", "Part", "open_part"]
+__all__ = ["File", "Part", "open_part", "read_cached", "read_part"]
 
 
 class HasDescriptor(Protocol):
@@ -68,3 +69,28 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[Part]:
     finally:
         if opened is not None:
             os.close(opened)
+
+
+def read_cached(fd: int, offset: int, size: int) -> bytes | None:
+    """Read a part of a file, or return ``None`` if some of it is not in memory."""
+    data = bytearray(size)
+    try:
+        done = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
+    except OSError:
+        # EAGAIN, or EOPNOTSUPP: the file system cannot tell.  Another error comes again.
+        return None
+    return bytes(data) if done == size else None
+
+
+def read_part(fd: int, offset: int, size: int) -> bytes:
+    """Read a part of a file; blocks.
+
+    :raises OSError: ``EIO``, the file was truncated.
+    """
+    data = b""
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            raise truncated()
+        data += more
+    return data

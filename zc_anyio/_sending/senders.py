@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import SupportsIndex
 
 import anyio
+import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .._base.reports import GroupStatistics, Notification, SendFailure
@@ -13,12 +14,14 @@ from .._files.maps import PIECE, FileMap, truncated
 from .._native.lib import NO_ADDRESS, SEND_UNSTAGED, address_of
 from .._ring.contexts import Generation
 from .buffers import Buffer, Data
-from .files import File, open_part
+from .files import File, open_part, read_cached, read_part
 from .trains import Address, Trains
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
+# Up to this size reading a part of a file costs less than mapping and pinning it.
+READ_AT_MOST = 64 << 10
 
 
 class _FileLease:
@@ -180,6 +183,12 @@ class Sender(Trains):
         self._check()
         with open_part(file, offset, count) as part:
             at, end = offset, offset + part.count
+            if 0 < part.count <= READ_AT_MOST:
+                data = read_cached(part.fd, offset, part.count)
+                if data is None:
+                    data = await anyio.to_thread.run_sync(read_part, part.fd, offset, part.count)
+                await self.send(stream, data)
+                return part.count
             if part.count:
                 mapped = self._ring._maps.find(part.fd, part.status, own=part.own)
             while at < end:
