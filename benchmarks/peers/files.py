@@ -6,10 +6,10 @@ import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -22,8 +22,8 @@ CHUNK = 256 << 10
 # Where the files lie: a file system that is on a disk, or "cold" means nothing.
 FOLDER = os.environ.get("ZC_BENCH_FILES")
 
-SendOnce: TypeAlias = Callable[[socket.socket, int], Awaitable[None]]
-SendFile: TypeAlias = Callable[[socket.socket, int, int], Awaitable[None]]
+SendOnce: TypeAlias = Callable[[socket.socket, int], Coroutine[Any, Any, None]]
+SendFile: TypeAlias = Callable[[socket.socket, int, int], Coroutine[Any, Any, None]]
 
 
 @contextmanager
@@ -72,7 +72,7 @@ async def _sendfile(sock: socket.socket, fd: int) -> None:
 
 async def _loop_sendfile(sock: socket.socket, fd: int) -> None:
     sock.setblocking(False)
-    with open(fd, "rb", closefd=False) as file:
+    with os.fdopen(fd, "rb", closefd=False) as file:
         await asyncio.get_running_loop().sock_sendfile(sock, file)
 
 

@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
 # Up to this size reading a part of a file costs less than mapping and pinning it.
-READ_AT_MOST = 64 << 10
+READ_AT_MOST = 16 << 10
 
 
 class _FileLease:
