@@ -29,8 +29,8 @@ __all__ = ["KEPT_BYTES", "KEPT_FILES", "KEPT_SECONDS", "PIECE", "FileMap", "Kept
 
 # One send: small enough that a window takes several.
 PIECE = 4 << 20
-# Bytes of one read whose result is dropped.  Reading has the kernel read ahead as for sendfile, with
-# large folios; advice and faults take pages one by one, which cost twice the time.
+# Bytes of one read whose result is dropped.  Reads have the kernel read ahead as for sendfile;
+# advice and faults took twice the CPU time.
 SCRATCH = 128 << 10
 # A map takes addresses, a descriptor, and a page table of 1/512 of what was sent of the file.
 KEPT_BYTES = 4 << 30
