@@ -19,8 +19,6 @@ from benchmarks.peers.peer import BACKENDS, Job, Open, Send, peer
 
 # What a program that reads a file and sends it takes at a time.
 CHUNK = 256 << 10
-# Where the files lie: a file system that is on a disk, or "cold" means nothing.
-FOLDER = os.environ.get("ZC_BENCH_FILES")
 
 SendOnce: TypeAlias = Callable[[socket.socket, int], Coroutine[Any, Any, None]]
 SendFile: TypeAlias = Callable[[socket.socket, int, int], Coroutine[Any, Any, None]]
@@ -28,8 +26,11 @@ SendFile: TypeAlias = Callable[[socket.socket, int, int], Coroutine[Any, Any, No
 
 @contextmanager
 def _file(job: Job, *, cold: bool) -> Iterator[int]:
-    """Write the payload to a file that has no name, and yield its descriptor."""
-    with tempfile.TemporaryFile(dir=FOLDER) as file:
+    """Write the payload to a file that has no name, and yield its descriptor.
+
+    It lies in TMPDIR, which has to be on a disk, or "cold" means nothing.
+    """
+    with tempfile.TemporaryFile() as file:
         file.write(job.payload)
         file.flush()
         os.fsync(file.fileno())

@@ -146,7 +146,9 @@ class KeptMaps:
                 await self._filled.wait()
                 while self._maps:
                     await anyio.sleep(KEPT_SECONDS / 4)
-                    self._drop_unused(monotonic() - KEPT_SECONDS)
+                    unused = self._take_unused(monotonic() - KEPT_SECONDS)
+                    # Unmapping takes milliseconds for each gibibyte.
+                    await anyio.to_thread.run_sync(unused.clear)
                 self._filled = anyio.Event()
 
     def stop(self) -> None:
@@ -157,9 +159,9 @@ class KeptMaps:
         """Drop all maps."""
         self._maps.clear()
 
-    def _drop_unused(self, since: float) -> None:
-        for key in [key for key, kept in self._maps.items() if kept.used < since]:
-            del self._maps[key]
+    def _take_unused(self, since: float) -> list[FileMap]:
+        unused = [key for key, kept in self._maps.items() if kept.used < since]
+        return [self._maps.pop(key) for key in unused]
 
     def _make_room(self, size: int) -> None:
         total = size + sum(kept.size for kept in self._maps.values())
