@@ -281,6 +281,11 @@ class Output(Trains):
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLOSING_SECONDS * 1000
                 )
 
+    def reset(self) -> None:
+        """Reset the connection: what was accepted and has not arrived fails, and is dropped."""
+        self._native.reset_socket(self._attached.handle, errno.ECONNRESET)
+        self._ring._reaper.turn()
+
     def drop(self, receiver: Receiver) -> None:
         """Close a stream that was dropped without being closed, in whatever thread that happens."""
         self._ring.call_in_own_thread(partial(self._close_dropped, receiver), self._socket.close)

@@ -3,128 +3,81 @@
 from __future__ import annotations
 
 import os
-import secrets
-from urllib.parse import quote
 
 import anyio.to_thread
 from prometheus_client import Counter
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
-from examples.web import Exchange, HTTPError, Metrics, Part, Request
+from zc_anyio.asgi import FileResponse
 
+from ..serving import Metrics
 from .folder import Folder, content_type
-from .ranges import Range, UnsatisfiableError, Version, parse_range
+from .ranges import Version, satisfiable
 
 __all__ = ["Files"]
 
 
 class Files:
-    """A handler that answers a path below ``at`` with a file of the folder."""
+    """Answers with the file of the folder that the route's ``path`` names."""
 
-    def __init__(self, folder: Folder, metrics: Metrics, *, at: str = "/files/") -> None:
+    def __init__(self, folder: Folder, metrics: Metrics) -> None:
         self._folder = folder
-        self._at = at
         self._bytes = Counter("stream_file_bytes", "Bytes of files sent", registry=metrics.registry)
 
-    async def __call__(self, request: Request, exchange: Exchange) -> None:
-        request.allow("GET")
-        path = request.path.removeprefix(self._at)
-        fd, status = await anyio.to_thread.run_sync(self._folder.open, path)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        path = request.path_params["path"]
+
+        async def counted(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.zerocopysend":
+                self._bytes.inc(message["count"])
+
+        place, status = await anyio.to_thread.run_sync(self._folder.open, path)
         try:
-            await self._answer(request, exchange, path.rpartition("/")[2], fd, status)
+            response = self._response(request, path.rpartition("/")[2], place, status)
+            await response(scope, receive, counted)
         finally:
-            # What is being sent is mapped, so the descriptor is not needed any more.
-            os.close(fd)
+            os.close(place)
 
-    async def _answer(
-        self, request: Request, exchange: Exchange, name: str, fd: int, status: os.stat_result
-    ) -> None:
+    def _response(
+        self, request: Request, name: str, place: int, status: os.stat_result
+    ) -> Response:
         version = Version(status)
-        size = status.st_size
-        headers = [
-            ("accept-ranges", "bytes"),
-            ("etag", version.etag),
-            ("last-modified", version.last_modified),
+        headers = {
+            "etag": version.etag,
+            "last-modified": version.last_modified,
             # A page among the files must not act as a page of this server.
-            ("content-security-policy", "sandbox"),
-        ]
-        answer = version.precondition(request.header)
+            "content-security-policy": "sandbox",
+        }
+        answer = version.precondition(request.headers)
+        if answer == 412:
+            return PlainTextResponse("Precondition Failed", 412)
         if answer is not None:
-            if answer == 412:
-                raise HTTPError(412)
-            await exchange.start(304, headers)
-            return
-        kind = content_type(name)
-        described = [
-            *headers,
-            ("content-disposition", f"inline; filename*=UTF-8''{quote(name, safe='')}"),
-        ]
-        ranges = self._ranges(request, version, size)
-        if ranges is None:
-            await self._send(exchange, 200, fd, Range(0, size), kind, described)
-        elif len(ranges) == 1:
-            described.append(("content-range", ranges[0].header(size)))
-            await self._send(exchange, 206, fd, ranges[0], kind, described)
-        else:
-            await self._send_parts(exchange, fd, size, ranges, kind, described)
-
-    @staticmethod
-    def _ranges(request: Request, version: Version, size: int) -> list[Range] | None:
-        """Return the parts to send; ``None``: the whole file."""
-        asked = request.header("range")
-        # RFC 9110 defines ranges only for GET.
-        if asked is None or request.method != "GET":
-            return None
-        if not version.is_still(request.header("if-range")):
-            return None
-        try:
-            return parse_range(asked, size)
-        except UnsatisfiableError:
-            raise HTTPError(416, headers=[("content-range", f"bytes */{size}")]) from None
-
-    async def _send(
-        self,
-        exchange: Exchange,
-        status: int,
-        fd: int,
-        part: Range,
-        kind: str,
-        headers: list[tuple[str, str]],
-    ) -> None:
-        count = part.end - part.start
-        await exchange.respond(
-            status, Part(fd, part.start, count), content_type=kind, headers=headers
+            return Response(status_code=answer, headers=headers)
+        _clean_range(request, version, status.st_size)
+        return FileResponse(
+            # What was opened, whatever has been renamed or linked meanwhile.
+            f"/proc/self/fd/{place}",
+            stat_result=status,
+            headers=headers,
+            media_type=content_type(name),
+            filename=name,
+            content_disposition_type="inline",
         )
-        self._bytes.inc(count)
 
-    async def _send_parts(
-        self,
-        exchange: Exchange,
-        fd: int,
-        size: int,
-        ranges: list[Range],
-        kind: str,
-        headers: list[tuple[str, str]],
-    ) -> None:
-        boundary = secrets.token_hex(16)
-        heads = [
-            f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n"
-            f"Content-Range: {part.header(size)}\r\n\r\n".encode()
-            for part in ranges
-        ]
-        end = f"\r\n--{boundary}--\r\n".encode()
-        count = sum(part.end - part.start for part in ranges)
-        total = sum(map(len, heads)) + count + len(end)
-        await exchange.start(
-            206,
-            [
-                ("content-type", f"multipart/byteranges; boundary={boundary}"),
-                ("content-length", str(total)),
-                *headers,
-            ],
-        )
-        for head, part in zip(heads, ranges, strict=True):
-            await exchange.send(head)
-            await exchange.send(Part(fd, part.start, part.end - part.start))
-        await exchange.send(end)
-        await exchange.finish()
-        self._bytes.inc(count)
+
+def _clean_range(request: Request, version: Version, size: int) -> None:
+    """Leave a ``Range`` only if it can be answered, or has to be refused (RFC 9110, 14.2)."""
+    headers = MutableHeaders(scope=request.scope)
+    asked = headers.get("range")
+    if asked is None:
+        return
+    plain = satisfiable(asked, size) if request.method == "GET" else None
+    if plain is None or not version.is_still(headers.get("if-range")):
+        del headers["range"]
+    else:
+        headers["range"] = plain

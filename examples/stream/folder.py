@@ -5,10 +5,12 @@ from __future__ import annotations
 import mimetypes
 import os
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.web import HTTPError
+from starlette.exceptions import HTTPException
 
 __all__ = ["Entry", "Folder"]
 
@@ -49,7 +51,8 @@ def content_type(name: str) -> str:
 class Folder:
     """Opens and lists files below a folder.
 
-    Symbolic links may lead to another place in the folder.  Hidden files are left out.
+    Symbolic links may lead to another place in the folder.  Hidden files are left out, also those
+    that a link leads to.
 
     :raises OSError: the folder does not exist.
     """
@@ -58,44 +61,49 @@ class Folder:
         self._root = path.resolve(strict=True)
 
     def open(self, path: str) -> tuple[int, os.stat_result]:
-        """Open a regular file and return its descriptor, which the caller has to close.
+        """Find a regular file; return a descriptor of its place, which the caller has to close.
 
-        Blocks, so it is called in a worker thread.
+        ``/proc/self/fd/`` and the descriptor is a path by which the same file is opened, whatever
+        was renamed or linked meanwhile.  Blocks, so it is called in a worker thread.
 
-        :raises HTTPError: 400, the path would leave the folder; 403, it does so by a symbolic link,
-            or may not be read; 404, no such file.
+        :raises HTTPException: 400, the path would leave the folder; 403, it does so by a symbolic
+            link, or may not be read; 404, no such file.
         """
         parts = path.split("/")
-        if ".." in parts:
-            raise HTTPError(400, "The path leaves the folder")
-        if not all(parts) or any(part.startswith(".") for part in parts):
-            raise HTTPError(404)
+        if ".." in parts or "\0" in path:
+            raise HTTPException(400, "The path leaves the folder")
+        if not all(parts) or _is_hidden(parts):
+            raise HTTPException(404)
         try:
             # First opened as a path only: really opening a pipe or a device has effects.
             place = os.open(self._root.joinpath(*parts), os.O_PATH | os.O_CLOEXEC)
         except PermissionError:
-            raise HTTPError(403) from None
+            raise HTTPException(403) from None
         except OSError:
-            raise HTTPError(404) from None
+            raise HTTPException(404) from None
         try:
-            # The path that was really opened, whatever was renamed or linked meanwhile.
             same = Path(f"/proc/self/fd/{place}")
-            if not same.readlink().is_relative_to(self._root):
-                raise HTTPError(403)
+            found = same.readlink()
+            if not found.is_relative_to(self._root):
+                raise HTTPException(403)
             status = os.fstat(place)
-            if not stat.S_ISREG(status.st_mode):
-                raise HTTPError(404)
-            return os.open(same, os.O_RDONLY | os.O_CLOEXEC), status
-        except PermissionError:
-            raise HTTPError(403) from None
-        finally:
+            if not stat.S_ISREG(status.st_mode) or _is_hidden(found.relative_to(self._root).parts):
+                raise HTTPException(404)
+            if not os.access(same, os.R_OK):
+                raise HTTPException(403)
+        except BaseException:
             os.close(place)
+            raise
+        return place, status
 
     def list(self) -> list[Entry]:
         """Return the files, at most ``LISTED_MOST``, by path.
 
         Blocks, so it is called in a worker thread.
+
+        :raises OSError: the folder cannot be read.
         """
+        os.scandir(self._root).close()
         found: list[Entry] = []
         for directory, below, names in os.walk(self._root):
             below[:] = sorted(name for name in below if not name.startswith("."))
@@ -104,8 +112,12 @@ class Folder:
                 relative = str(path.relative_to(self._root))
                 if name.startswith(".") or not path.is_file() or not _is_text(relative):
                     continue
-                if path.resolve().is_relative_to(self._root):
-                    found.append(Entry(relative, path.stat().st_size, content_type(name)))
+                real = path.resolve()
+                if real.is_relative_to(self._root) and not _is_hidden(
+                    real.relative_to(self._root).parts
+                ):
+                    with suppress(FileNotFoundError):  # it was removed meanwhile
+                        found.append(Entry(relative, real.stat().st_size, content_type(name)))
                 if len(found) == LISTED_MOST:
                     return found
         return found
@@ -118,3 +130,7 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith(".") for part in parts)

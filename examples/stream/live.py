@@ -10,22 +10,24 @@ buffers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from datetime import datetime
 from errno import ETIMEDOUT
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 import zc_anyio
-from examples.web import Exchange, HTTPError, Metrics, Request
+from zc_anyio.asgi import ClientDisconnectedError
 
-from .picture import BOUNDARY, FIRST, Picture
+from ..serving import Metrics
+from .picture import BOUNDARY, FIRST, Part, Picture
 from .viewers import FRAMES_AHEAD, Viewer
 
 __all__ = ["Live"]
@@ -33,8 +35,8 @@ __all__ = ["Live"]
 # A viewer is shown as stalled when a frame is outstanding for this long.
 STALLED_SECONDS = 2.0
 HEADERS = [
-    ("content-type", f"multipart/x-mixed-replace; boundary={BOUNDARY}"),
-    ("cache-control", "no-store"),
+    (b"content-type", f"multipart/x-mixed-replace; boundary={BOUNDARY}".encode()),
+    (b"cache-control", b"no-store"),
 ]
 
 
@@ -51,20 +53,18 @@ class Live(Collector):
         picture: Picture,
         metrics: Metrics,
         *,
-        ring: zc_anyio.Ring | None,
         fps: float,
         viewers: int,
         stall_seconds: float,
     ) -> None:
         self._picture = picture
-        self._ring = ring
         self._fps = fps
         self._viewers_most = viewers
         self._stall_seconds = stall_seconds
         self._viewers: dict[object, Viewer] = {}
         self._watched = anyio.Event()
         self._pool: zc_anyio.BufferPool | None = None
-        self._room = 0
+        self._stopping = False
         registry = metrics.registry
         registry.register(self)
         self._rendered = Counter("stream_frames", "Frames rendered", registry=registry)
@@ -81,24 +81,26 @@ class Live(Collector):
 
     # --- viewers ---
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
-        """Answer with the live picture, until the peer or the server ends it."""
-        request.allow("GET")
-        if request.method == "HEAD":
-            await exchange.start(200, HEADERS)
-            return
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the live picture, until the viewer or the server ends it."""
         if len(self._viewers) >= self._viewers_most:
-            raise HTTPError(503, "Too many viewers", [("retry-after", "10")])
-        viewer = Viewer(await exchange.start_endless(HEADERS, FIRST))
-        self._viewers[viewer.stream] = viewer
-        self._watched.set()
-        try:
-            with viewer.scope:
-                await exchange.wait_closed()
-        finally:
-            del self._viewers[viewer.stream]
-        if viewer.dropped:
-            raise TimeoutError("a viewer stalled")
+            raise HTTPException(503, "Too many viewers", {"retry-after": "10"})
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await send({"type": "http.response.body", "body": FIRST, "more_body": True})
+        if scope["method"] != "HEAD" and not self._stopping:
+            stream = scope["extensions"]["zc_anyio"]["stream"]
+            viewer = Viewer(stream, chunked=scope["http_version"] == "1.1")
+            self._viewers[stream] = viewer
+            self._watched.set()
+            try:
+                with viewer.scope:
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+            finally:
+                del self._viewers[stream]
+            if viewer.dropped:
+                raise ClientDisconnectedError("the viewer has stalled")
+        await send({"type": "http.response.body"})
 
     def _drop(self, viewer: Viewer) -> None:
         """Reset a viewer's connection."""
@@ -123,88 +125,66 @@ class Live(Collector):
 
     # --- frames ---
 
-    async def run(self) -> None:
-        """Produce frames until cancelled."""
-        self._room = await anyio.to_thread.run_sync(self._picture.room)
-        async with self._buffers(), anyio.create_task_group() as sending:
-            number = 0
-            at = anyio.current_time()
-            period = 1 / self._fps
-            while True:
-                if not self._viewers:
-                    self._watched = anyio.Event()
-                    await self._watched.wait()
-                number += 1
-                await self._frame(number, sending)
-                # A frame that is a little late does not delay the next ones; frames that could not
-                # be rendered in time are left out.
-                at += period
-                at += max(0, (anyio.current_time() - at) // period) * period
-                await anyio.sleep_until(at)
-
-    @asynccontextmanager
-    async def _buffers(self) -> AsyncIterator[None]:
-        if self._ring is None:
-            yield
-            return
+    async def run(self, ring: zc_anyio.Ring, stop: anyio.Event) -> None:
+        """Produce frames until ``stop`` is set; then end all answers."""
+        room = await anyio.to_thread.run_sync(self._picture.room)
         count = min(int(self._fps * (self._stall_seconds + 1)), self._viewers_most * FRAMES_AHEAD)
-        async with zc_anyio.open_buffer_pool(
-            ring=self._ring, buffer_size=self._room, count=count + 2
-        ) as pool:
-            self._pool = pool
-            yield
+        async with (
+            zc_anyio.open_buffer_pool(ring=ring, buffer_size=room, count=count + 2) as self._pool,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(self._produce, self._pool, tasks)
+            await stop.wait()
+            self._stopping = True
+            for viewer in self._viewers.values():
+                viewer.scope.cancel()
+            # Connections of viewers who do not take their last frames are reset.
+            tasks.cancel_scope.cancel()
 
-    async def _frame(self, number: int, sending: TaskGroup) -> None:
-        """Render a frame and start sending it."""
-        if self._pool is not None:
-            view = await self._pool.acquire()
-        else:
-            view = memoryview(bytearray(self._room))
-        start, end = await anyio.to_thread.run_sync(
-            self._picture.encode, number, datetime.now().astimezone(), view
-        )
-        self._rendered.inc()
-        now = anyio.current_time()
-        viewers = self._ready(now)
-        for viewer in viewers:
-            viewer.sent(end - start, now)
-        self._delivered.inc(len(viewers))
-        self._bytes.inc(len(viewers) * (end - start))
-        frame = view[start:end]
-        if self._ring is not None:
-            await sending.start(self._broadcast, frame, viewers)
-        else:
-            for viewer in viewers:
-                viewer.sending = True
-                sending.start_soon(self._send_plain, viewer, bytes(frame))
+    async def _produce(self, pool: zc_anyio.BufferPool, sending: TaskGroup) -> None:
+        number = 0
+        at = anyio.current_time()
+        period = 1 / self._fps
+        while True:
+            if not self._viewers:
+                self._watched = anyio.Event()
+                await self._watched.wait()
+            number += 1
+            view = await pool.acquire()
+            part = await anyio.to_thread.run_sync(
+                self._picture.encode, number, datetime.now().astimezone(), view
+            )
+            self._rendered.inc()
+            await sending.start(self._broadcast, part)
+            # A frame that is a little late does not delay the next ones; frames that could not be
+            # rendered in time are left out.
+            at += period
+            at += max(0, (anyio.current_time() - at) // period) * period
+            await anyio.sleep_until(at)
 
-    async def _broadcast(
-        self,
-        frame: memoryview,
-        viewers: list[Viewer],
-        *,
-        task_status: anyio.abc.TaskStatus[None],
-    ) -> None:
+    async def _broadcast(self, part: Part, *, task_status: TaskStatus[None]) -> None:
         """Send one buffer to all; ends when the kernel does not read it any more.
 
         A viewer that takes longer than a stalled one may is reset, which frees the buffer.
         """
+        now = anyio.current_time()
+        viewers = self._ready(now)
         async with zc_anyio.send_group(
-            ring=self._ring, on_error="collect", release_timeout=self._stall_seconds
+            on_error="collect", release_timeout=self._stall_seconds
         ) as group:
-            await group.broadcast([viewer.stream for viewer in viewers], frame)
+            for frame, chunked in ((part.chunk, True), (part.bare, False)):
+                some = [viewer for viewer in viewers if viewer.chunked is chunked]
+                for viewer in some:
+                    viewer.sent(len(frame), now)
+                self._bytes.inc(len(some) * len(frame))
+                await group.broadcast([viewer.stream for viewer in some], frame)
+            self._delivered.inc(len(viewers))
             # Queued in the order of the frames, before the next one is rendered.
             task_status.started()
         late = {failure.stream for failure in group.failures if failure.error.errno == ETIMEDOUT}
         for viewer in viewers:
             if viewer.stream in late:
                 self._drop(viewer)
-
-    async def _send_plain(self, viewer: Viewer, frame: bytes) -> None:
-        """Send by copying, for comparison."""
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await viewer.stream.send(frame)
-        viewer.sending = False
 
     # --- metrics ---
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime
 from io import BufferedIOBase
 from typing import IO, Any, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["BOUNDARY", "CODE_BITS", "FIRST", "Picture"]
+__all__ = ["BOUNDARY", "CODE_BITS", "FIRST", "Part", "Picture"]
 
 BARS = ["#c8c8c8", "#c8c800", "#00c8c8", "#00c800", "#c800c8", "#c80000", "#0000c8"]
 QUALITY = 80
@@ -36,6 +37,18 @@ class Writer(BufferedIOBase):
         self._view[self.size : self.size + len(data)] = data
         self.size += len(data)
         return len(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A frame in memory.
+
+    :ivar chunk: as a chunk of HTTP/1.1.
+    :ivar bare: the same without the bytes that make it a chunk.
+    """
+
+    chunk: memoryview
+    bare: memoryview
 
 
 class Picture:
@@ -73,10 +86,9 @@ class Picture:
             )
         return image
 
-    def encode(self, number: int, now: datetime, view: memoryview) -> tuple[int, int]:
+    def encode(self, number: int, now: datetime, view: memoryview) -> Part:
         """Draw a frame and write it into memory as a part of ``multipart/x-mixed-replace``.
 
-        :return: where in ``view`` the part begins and ends.
         :raises ValueError: ``view`` is too small.
         """
         writer = Writer(view[HEAD_MOST:])
@@ -88,12 +100,15 @@ class Picture:
             f"Content-Type: image/jpeg\r\nContent-Length: {size}\r\n"
             f"X-Frame: {number}\r\nX-Time: {now.timestamp():.3f}\r\n\r\n"
         ).encode()
-        start = HEAD_MOST - len(head)
+        start, end = HEAD_MOST - len(head), HEAD_MOST + writer.size
+        # The part as a chunk of HTTP/1.1: its size before it, and a line break after it.
+        size_line = b"%x\r\n" % (end - start)
+        writer.write(b"\r\n")
         view[start:HEAD_MOST] = head
-        return start, HEAD_MOST + writer.size
+        view[start - len(size_line) : start] = size_line
+        return Part(view[start - len(size_line) : end + 2], view[start:end])
 
     def room(self) -> int:
         """Return bytes that are enough for any frame: twice what one takes."""
         view = memoryview(bytearray(3 * self.width * self.height + 2 * HEAD_MOST))
-        start, end = self.encode(0, datetime.now().astimezone(), view)
-        return 2 * (end - start) + HEAD_MOST
+        return 2 * len(self.encode(0, datetime.now().astimezone(), view).chunk) + HEAD_MOST

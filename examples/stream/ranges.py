@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from email.utils import formatdate, parsedate_to_datetime
 
-__all__ = ["RANGES_MOST", "Range", "UnsatisfiableError", "Version", "parse_range"]
+__all__ = ["RANGES_MOST", "Version", "satisfiable"]
 
 # For more ranges than this, the whole file is the cheaper answer.
 RANGES_MOST = 16
@@ -16,30 +15,12 @@ RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
 DIGITS_MOST = 19
 
 
-class UnsatisfiableError(Exception):
-    """No part that was asked for is in the file, or the header is not a range."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bytes of a file from ``start`` up to, not including, ``end``."""
-
-    start: int
-    end: int
-
-    def header(self, size: int) -> str:
-        """Return the value of ``Content-Range``."""
-        return f"bytes {self.start}-{self.end - 1}/{size}"
-
-
-def parse_range(header: str, size: int) -> list[Range] | None:
-    """Return the parts that ``Range`` asks for; ``None``: the whole file.
+def satisfiable(header: str, size: int) -> str | None:
+    """Return what a ``Range`` header asks for, written plainly; ``None``: the whole file.
 
     The whole file is the answer if the unit is not bytes, if there are more than ``RANGES_MOST``
     ranges, if they are together longer than the file, and if the file is empty.  nginx does the
-    same.
-
-    :raises UnsatisfiableError: 416.
+    same.  If nothing in it can be answered, a range is returned that begins after the file.
     """
     unit, _, specs = header.partition("=")
     items = specs.split(",")
@@ -47,24 +28,20 @@ def parse_range(header: str, size: int) -> list[Range] | None:
         return None
     ranges = []
     for item in items:
-        if (match := RANGE.fullmatch(item.strip())) is None:
-            raise UnsatisfiableError
-        first, last = match.groups()
-        if (not first and not last) or len(first) > DIGITS_MOST or len(last) > DIGITS_MOST:
-            raise UnsatisfiableError
-        if not first:
-            start, end = max(0, size - int(last)), size
-        else:
-            start, end = int(first), min(size, int(last) + 1) if last else size
-            if last and int(last) < start:
-                raise UnsatisfiableError
+        match = RANGE.fullmatch(item.strip())
+        first, last = match.groups() if match is not None else ("", "")
+        if not first + last or max(len(first), len(last)) > DIGITS_MOST:
+            return f"bytes={size}-"
+        if first and last and int(last) < int(first):
+            return f"bytes={size}-"
+        start = int(first) if first else max(0, size - int(last))
+        end = min(size, int(last) + 1) if first and last else size
         if start < end:
-            ranges.append(Range(start, end))
-    if not ranges:
-        raise UnsatisfiableError
-    if len(ranges) > 1 and sum(part.end - part.start for part in ranges) > size:
+            ranges.append((start, end))
+    if len(ranges) > 1 and sum(end - start for start, end in ranges) > size:
         return None
-    return ranges
+    plain = ",".join(f"{start}-{end - 1}" for start, end in ranges)
+    return f"bytes={plain or f'{size}-'}"
 
 
 class Version:
@@ -79,14 +56,11 @@ class Version:
         self._seconds = int(status.st_mtime)
         self.last_modified = formatdate(self._seconds, usegmt=True)
 
-    def precondition(self, header: Callable[[str], str | None]) -> int | None:
-        """Return 304 or 412 if that is the answer.
-
-        :param header: returns a header of the request by its name.
-        """
-        match, none_match = header("if-match"), header("if-none-match")
-        unmodified = _seconds(header("if-unmodified-since")) if match is None else None
-        modified = _seconds(header("if-modified-since")) if none_match is None else None
+    def precondition(self, headers: Mapping[str, str]) -> int | None:
+        """Return 304 or 412 if that is the answer."""
+        match, none_match = headers.get("if-match"), headers.get("if-none-match")
+        unmodified = _seconds(headers.get("if-unmodified-since")) if match is None else None
+        modified = _seconds(headers.get("if-modified-since")) if none_match is None else None
         if match is not None and not self._is_in(match, weak=False):
             return 412
         if unmodified is not None and self._seconds > unmodified:
@@ -99,11 +73,7 @@ class Version:
 
     def is_still(self, if_range: str | None) -> bool:
         """Whether ``If-Range`` allows a part to be sent."""
-        if if_range is None:
-            return True
-        if if_range.startswith(('"', "W/")):
-            return if_range == self.etag
-        return if_range == self.last_modified
+        return if_range in (None, self.etag, self.last_modified)
 
     def _is_in(self, tags: str, *, weak: bool) -> bool:
         listed = [tag.strip() for tag in tags.split(",")]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import struct
-import termios
 from collections import deque
 from typing import Any
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from examples.web import acknowledged_on, kernel_memory
+from ..serving import acknowledged, kernel_memory, position
 
 __all__ = ["FRAMES_AHEAD", "Viewer"]
 
@@ -25,25 +22,25 @@ class Viewer:
 
     Only what the peer has acknowledged counts as taken; that the kernel took a frame says nothing.
 
-    :ivar scope: the scope of its handler, cancelled when the viewer is dropped.
+    :ivar chunked: its frames are chunks of HTTP/1.1; HTTP/1.0 has none.
+    :ivar scope: the scope of its handler, cancelled when the viewer is dropped or the server stops.
     :ivar dropped: it was stalled for too long.
     """
 
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: SocketStream, *, chunked: bool) -> None:
         self.stream = stream
+        self.chunked = chunked
         self.scope = anyio.CancelScope()
         self.dropped = False
-        # For anyio's own streams, which allow one send at a time.
-        self.sending = False
         self._raw: Any = stream.extra(SocketAttribute.raw_socket)
-        self._acknowledged, self._sent = _position(self._raw)
+        self._acknowledged, self._sent = position(self._raw)
         # For each outstanding frame: where it ends, and when it was sent.
         self._frames: deque[tuple[int, float]] = deque()
 
     def look(self) -> None:
         """Find out what the peer has acknowledged by now."""
         try:
-            self._acknowledged = acknowledged_on(self._raw)
+            self._acknowledged = acknowledged(self._raw)
         except (OSError, ValueError):
             return  # the viewer is gone, which its handler notices
         while self._frames and self._frames[0][0] <= self._acknowledged:
@@ -52,7 +49,7 @@ class Viewer:
     @property
     def is_ready(self) -> bool:
         """Whether it may be sent another frame."""
-        return len(self._frames) < FRAMES_AHEAD and not self.sending
+        return len(self._frames) < FRAMES_AHEAD
 
     def waits_since(self) -> float | None:
         """Return when the oldest outstanding frame was sent."""
@@ -71,15 +68,6 @@ class Viewer:
     def kernel_memory(self) -> int:
         """Return how much memory its socket is charged for these bytes."""
         try:
-            return kernel_memory(self.stream)
+            return kernel_memory(self._raw)
         except (OSError, ValueError):
             return 0
-
-
-def _position(raw: Any) -> tuple[int, int]:
-    """Return how many bytes were acknowledged, and sent, since the connection was made."""
-    while True:
-        before = acknowledged_on(raw)
-        (outstanding,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, bytes(4)))
-        if acknowledged_on(raw) == before:
-            return before, before + outstanding

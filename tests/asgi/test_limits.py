@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import anyio
@@ -21,7 +22,7 @@ from tests.asgi.rig import (
     status,
 )
 from tests.support.backends import one_backend
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, until
 from zc_anyio.asgi import Limits
 
 pytestmark = pytest.mark.anyio
@@ -151,3 +152,46 @@ async def until_answered(rig: Rig) -> None:
     with anyio.fail_after(LIMIT):
         while status(await rig.get("/hello")) != 200:
             await anyio.sleep(0.01)
+
+
+async def endless(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200})
+    while True:
+        await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+
+
+async def test_who_takes_too_little_is_reset_and_holds_nothing(driver: str) -> None:
+    limits = Limits(stall_seconds=0.3, least_rate=100_000)
+    async with serving(Application(endless=endless), driver=driver, limits=limits) as rig:
+
+        def trickle(sock: socket.socket) -> bool:
+            sock.sendall(GET % (b"/endless", b""))
+            end = time.monotonic() + LIMIT
+            try:
+                while time.monotonic() < end:
+                    assert sock.recv(500)
+                    # A reset that comes while the buffer here is full can be lost; this asks again.
+                    sock.send(b" ")
+                    time.sleep(0.05)
+            except ConnectionError:
+                return True
+            return False
+
+        assert await rig.client(trickle, receive_buffer=4096)
+        await until(lambda: rig.ring.statistics().held == 0)
+
+
+@one_backend
+async def test_a_rate_is_asked_only_of_those_for_whom_something_waits() -> None:
+    limits = Limits(stall_seconds=0.1, least_rate=1e9, keep_alive_seconds=60)
+    async with serving(Application(), limits=limits) as rig:
+
+        def ask_slowly(sock: socket.socket) -> list[bytes]:
+            got = []
+            for _ in range(4):
+                sock.sendall(GET % (b"/hello", b""))
+                got.append(receive_answer(sock, 5))
+                time.sleep(0.3)
+            return got
+
+        assert await rig.client(ask_slowly) == [b"hello"] * 4

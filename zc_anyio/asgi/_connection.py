@@ -6,7 +6,7 @@ import contextvars
 import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from ._websocket import WebSocket
 
 __all__ = ["Application", "Connection", "Scope", "Site", "TrustedProxies"]
 
-Scope: TypeAlias = "dict[str, Any]"
+Scope: TypeAlias = MutableMapping[str, Any]
 Application: TypeAlias = Callable[
     [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
     Awaitable[None],

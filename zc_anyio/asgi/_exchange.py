@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, TypeAlias
 
 import anyio
@@ -25,7 +25,7 @@ from ._peer import ClientDisconnectedError, Peer
 
 __all__ = ["Exchange", "Message"]
 
-Message: TypeAlias = "dict[str, Any]"
+Message: TypeAlias = MutableMapping[str, Any]
 
 DISCONNECT: Message = {"type": "http.disconnect"}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -25,6 +25,7 @@ from .._ring.ring import Ring
 from .._sending.groups import send_group
 from ..streams import ZeroCopySocketStream
 from ._http1 import Address, RequestParser
+from ._pace import Pace
 
 __all__ = [
     "GONE",
@@ -46,6 +47,10 @@ JOINED_AT_MOST = 64 << 10
 READ_AT_MOST = 128 << 10
 # Bytes of a file that may be under way to one peer; they are pages of the page cache.
 FILE_WINDOW = 8 << 20
+# Bytes of a file that are sent first, to see how fast the peer takes them, and the least that is
+# sent at once after that; and how many times as much the next piece may have.
+FILE_PIECE = 512 << 10
+FILE_GROWTH = 64
 # The errors when a file has become shorter meanwhile: here, and in the kernel.
 TRUNCATED = (errno.EIO, errno.EFAULT)
 # TLS encrypts everything that it is given before it sends any of it, so it is given pieces.
@@ -84,6 +89,8 @@ class Limits:
         the connection is closed.
     :ivar stall_seconds: time in which a peer takes nothing of what is sent; then the connection is
         reset.
+    :ivar least_rate: bytes a second that a peer takes of what waits for it; one that takes less,
+        for ``stall_seconds``, is reset.  0 for any rate.
     :ivar stop_seconds: time for what is under way when the server is stopped; then it is cancelled.
     :ivar websocket_bytes: bytes of a message that a WebSocket receives; a larger one closes it with
         1009.
@@ -99,6 +106,7 @@ class Limits:
     body_bytes: int | None = None
     body_seconds: float = 60.0
     stall_seconds: float = 60.0
+    least_rate: float = 0.0
     stop_seconds: float = math.inf
     websocket_bytes: int = 16 << 20
     websocket_ping_seconds: float = 20.0
@@ -122,6 +130,7 @@ class Peer:
         self.late = False
         self._own = stream if isinstance(stream, ZeroCopySocketStream) else None
         self._raw: Any = stream.extra(SocketAttribute.raw_socket)
+        self._pace: Pace | None = None
         if self._raw.family == socket.AF_UNIX:
             self.client: Address | None = None
             self.server: Address | None = (str(self._raw.getsockname()), None)
@@ -131,6 +140,8 @@ class Peer:
             if limits.stall_seconds != math.inf:
                 milliseconds = max(1, int(limits.stall_seconds * 1000))
                 self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            if limits.least_rate:
+                self._pace = Pace(self._raw, limits.least_rate, limits.stall_seconds)
 
     # --- receiving ---
 
@@ -155,6 +166,18 @@ class Peer:
         if now > self.deadline:
             self.late = True
             self.stop_receiving()
+
+    def check_rate(self, now: float) -> None:
+        """Reset the connection if the peer takes too little of what is sent."""
+        if self._pace is not None and self._pace.is_slow(now):
+            log.info(
+                "Dropped a client that takes less than %g bytes a second.", self._pace.least_rate
+            )
+            stream: object = self.stream
+            if isinstance(stream, TLSStream):
+                stream = stream.transport_stream
+            if isinstance(stream, ZeroCopySocketStream):
+                stream._output.reset()
 
     def stop_receiving(self) -> None:
         """End the present or next wait for bytes; what has arrived is received first."""
@@ -227,10 +250,25 @@ class Peer:
         if self._own is None:
             await self._send_read(fd, offset, count)
             return
+        end, size = offset + count, FILE_PIECE
+        while offset < end:
+            size = min(size, end - offset)
+            began = time.monotonic()
+            await self._send_mapped(self._own, fd, offset, size)
+            offset += size
+            # Next comes about what the peer takes in a second: what waits for a slow one stays
+            # mapped, and the wait for the end of a piece is nothing beside a second.
+            rate = size / max(time.monotonic() - began, 1e-3)
+            size = int(min(max(FILE_PIECE, rate), size * FILE_GROWTH))
+
+    async def _send_mapped(
+        self, stream: ZeroCopySocketStream, fd: int, offset: int, count: int
+    ) -> None:
         error: BaseException | None = None
+        window = min(count, FILE_WINDOW)
         try:
-            async with send_group(ring=self.ring, window=FILE_WINDOW, on_error="collect") as group:
-                await group.send_file(self._own, fd, offset=offset, count=count)
+            async with send_group(ring=self.ring, window=window, on_error="collect") as group:
+                await group.send_file(stream, fd, offset=offset, count=count)
             error = group.failures[0].error if group.failures else None
         except (*GONE, OSError, ValueError) as exc:
             error = exc.__cause__ or exc

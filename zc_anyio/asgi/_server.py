@@ -265,6 +265,7 @@ class _Server(Site):
             limits.keep_alive_seconds,
             limits.body_seconds,
             limits.websocket_ping_seconds,
+            limits.stall_seconds,
         )
         interval = max(SWEEP_AT_LEAST, min(SWEEP_SECONDS, shortest / 4))
         while True:
@@ -272,6 +273,7 @@ class _Server(Site):
             now = time.monotonic()
             for number, connection in enumerate(list(self._connections), start=1):
                 connection.peer.check_deadline(now)
+                connection.peer.check_rate(now)
                 websocket = connection.websocket
                 if websocket is not None and websocket.is_due(now):
                     self.start(websocket.ping)

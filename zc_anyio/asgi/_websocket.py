@@ -94,7 +94,7 @@ class WebSocket:
         self._heard = True
         self._pinged = time.monotonic()
 
-    async def run(self, app: Any, scope: dict[str, Any]) -> None:
+    async def run(self, app: Any, scope: Any) -> None:
         """Call the application, and end the WebSocket after it.
 
         :raises ClientDisconnectedError: the peer is gone.

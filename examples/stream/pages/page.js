@@ -8,12 +8,39 @@ const picture = byId("picture");
 const pause = byId("pause");
 const liveNote = byId("live-note");
 const RETRY_MS = 2000;
+// A viewer who takes no frame for this long is dropped by the server, and asks again.
+const FROZEN_MS = 10000;
+const LOOK_MS = 1000;
 let still = null;
+let seen = "";
+let movedAt = 0;
 
 function watch() {
   picture.src = `/live?${Date.now()}`;
+  movedAt = performance.now();
   liveNote.textContent = "One buffer is sent to all viewers.";
 }
+
+// The browser does not tell when a picture that has begun gets no more frames, so the squares at its
+// bottom are looked at, which are the frame's number.
+function look() {
+  const code = document.createElement("canvas");
+  code.width = 48;
+  code.height = 1;
+  const context = code.getContext("2d");
+  if (picture.naturalWidth) {
+    const height = picture.naturalHeight;
+    context.drawImage(picture, 0, height * 0.92, picture.naturalWidth, height * 0.06, 0, 0, 48, 1);
+  }
+  const now = context.getImageData(0, 0, 48, 1).data.join();
+  if (now !== seen || document.hidden || still !== null) movedAt = performance.now();
+  seen = now;
+  if (performance.now() - movedAt > FROZEN_MS) {
+    watch();
+    liveNote.textContent = "No frames come; trying again.";
+  }
+}
+setInterval(look, LOOK_MS);
 
 pause.addEventListener("click", () => {
   if (still === null) {

@@ -52,7 +52,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("combination", [*COMBINATIONS, "--backend=trio --plain"])
 def test_another_websocket_client_talks_to_the_server(combination: str) -> None:
     arguments = combination.split()
     with serve("examples.chat", *arguments) as server, ExitStack() as stack:

@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "secret.txt").write_text("outside")
     (folder / "out.txt").symlink_to(root / "secret.txt")
     (folder / "out").symlink_to(root)
+    (folder / "to_hidden.txt").symlink_to(".hidden")
     (folder / "within.webm").symlink_to("small.webm")
     os.mkfifo(folder / "pipe.mp4")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,3 +181,36 @@ def test_the_picture_comes_back_after_the_server_did(videos: Path, started: Brow
                 until(opened, f"() => ({READ_CODE})() > 0")
         finally:
             context.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_picture_that_has_frozen_is_noticed_and_asked_for_again(
+    videos: Path, started: Browser, how: str
+) -> None:
+    with serve("examples.stream", str(videos)) as first:
+        context = started.new_context()
+        try:
+            opened = context.new_page()
+            opened.goto(first.url, wait_until="domcontentloaded")
+            until(opened, f"() => ({READ_CODE})() > 0")
+            if how == "killed":
+                first.process.kill()
+                first.process.communicate()
+                with serve("examples.stream", str(videos), f"--port={first.port}"):
+                    moves(opened)
+            else:
+                first.process.send_signal(signal.SIGSTOP)
+                note = "document.getElementById('live-note').textContent"
+                until(opened, f"() => {note}.startsWith('No frames come')")
+                first.process.send_signal(signal.SIGCONT)
+                moves(opened)
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+            context.close()
+
+
+def moves(opened: Page) -> None:
+    """Wait until the picture has changed twice."""
+    for _ in range(2):
+        seen = opened.evaluate(READ_CODE)
+        until(opened, f"() => ({READ_CODE})() !== {seen}")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 from PIL import Image
@@ -37,16 +37,16 @@ def read_parts(
     sock: socket.socket, count: int, between: Callable[[], object] = lambda: None
 ) -> list[tuple[int, bytes]]:
     """Read parts of the live picture; return the number and the picture of each."""
-    with sock.makefile("rb") as file:
+    with HTTPResponse(sock) as file:
+        file.begin()
+        assert file.status == 200
+        assert file.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
         return _read_parts(file, count, between)
 
 
 def _read_parts(
-    file: BinaryIO, count: int, between: Callable[[], object]
+    file: HTTPResponse, count: int, between: Callable[[], object]
 ) -> list[tuple[int, bytes]]:
-    head = list(iter(file.readline, b"\r\n"))
-    assert head[0].startswith(b"HTTP/1.1 200"), head
-    assert b"content-type: multipart/x-mixed-replace; boundary=frame\r\n" in head
     assert file.readline() == b"--frame\r\n"
     parts = []
     for _ in range(count):
@@ -91,6 +91,15 @@ def test_frames_are_pictures_in_order_with_their_number_in_them(
         assert server.ask("/live", method="HEAD").status == 200
 
 
+def test_clients_without_chunks_get_the_same_picture(tmp_path: Path) -> None:
+    with serve("examples.stream", str(tmp_path), "--fps=50") as server:
+        with server.connect() as old, watch(server) as new:
+            old.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+            for sock in (old, new):
+                for number, data in read_parts(sock, 3):
+                    assert read_code(Image.open(io.BytesIO(data))) == number
+
+
 def test_a_slow_viewer_skips_frames_and_stays(tmp_path: Path) -> None:
     with serve("examples.stream", str(tmp_path), "--fps=50") as server:
 
@@ -116,10 +125,11 @@ def test_a_frame_that_does_not_fit_its_buffer_is_refused() -> None:
     room = picture.room()
     now = datetime.now().astimezone()
     view = memoryview(bytearray(room))
-    start, end = picture.encode(7, now, view)
-    assert 0 <= start < end <= room
+    part = picture.encode(7, now, view)
+    assert part.chunk.tobytes() == b"%x\r\n%b\r\n" % (len(part.bare), part.bare.tobytes())
+    assert len(part.chunk) <= room
     with pytest.raises(ValueError):
-        picture.encode(7, now, view[: (end - start) // 2])
+        picture.encode(7, now, view[: len(part.chunk) // 2])
 
 
 def test_stalled_viewers_change_nothing_for_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""The command line that the servers share, and what it starts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+from starlette.types import ASGIApp
+
+import zc_anyio
+from zc_anyio import asgi
+
+__all__ = ["BACKENDS", "add_options", "positive", "run", "serve", "stop_on_signal", "whole"]
+
+BACKENDS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+DRIVERS = ("auto", "io_uring", "msg_zerocopy", "copy")
+# A connection needs a descriptor, its duplicate while it is sent to, and an open file.
+DESCRIPTORS_EACH = 3
+DESCRIPTORS_APART = 100
+
+
+# --- options ---
+
+
+def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
+    """Add the options of every server.
+
+    :param port: the default of ``--port``.
+    """
+    group = parser.add_argument_group("serving")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    group.add_argument("--port", type=_port, default=port, help="0 for a free one (%(default)s)")
+    group.add_argument("--backend", choices=BACKENDS, default="asyncio", help="(%(default)s)")
+    group.add_argument("--driver", choices=DRIVERS, default="auto", help="(%(default)s)")
+    group.add_argument(
+        "--connections", type=whole, default=1000, metavar="N", help="at once (%(default)s)"
+    )
+    group.add_argument(
+        "--access-log", action=argparse.BooleanOptionalAction, default=True, help="log each answer"
+    )
+
+
+def whole(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Read a positive number, neither infinite nor NaN."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+# --- running ---
+
+
+def run(main: Callable[[argparse.Namespace], Awaitable[None]], options: argparse.Namespace) -> None:
+    """Run a server's main function on the event loop that was chosen."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if options.access_log:
+        access = logging.getLogger("zc_anyio.asgi.access")
+        access.addHandler(logging.StreamHandler(sys.stdout))
+        access.setLevel(logging.INFO)
+        access.propagate = False
+    needed = DESCRIPTORS_EACH * options.connections + DESCRIPTORS_APART
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise SystemExit(f"--connections {options.connections} needs `ulimit -n {needed}`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    failure = None
+    try:
+        anyio.run(main, options, **BACKENDS[options.backend])
+    except* zc_anyio.DriverUnavailable as exc:
+        failure = f"the driver {options.driver} cannot run: {_first(exc)}"
+    except* OSError as exc:
+        failure = f"{options.host}, port {options.port}: {_first(exc)}"
+    if failure is not None:
+        raise SystemExit(failure)
+
+
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+@asynccontextmanager
+async def stop_on_signal() -> AsyncIterator[anyio.Event]:
+    """Yield an event that SIGTERM and SIGINT set."""
+    stop = anyio.Event()
+
+    async def watch() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                stop.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        yield stop
+        tasks.cancel_scope.cancel()
+
+
+async def serve(
+    app: ASGIApp,
+    options: argparse.Namespace,
+    *,
+    what: str,
+    ring: zc_anyio.Ring,
+    limits: asgi.Limits,
+    stop: anyio.Event,
+) -> None:
+    """Serve an application through the ambient ring until ``stop`` is set.
+
+    :param what: what is served, as it is told on the standard output.
+    """
+    await asgi.serve(
+        app,
+        host=options.host,
+        port=options.port,
+        limits=limits,
+        access_log=options.access_log,
+        lifespan="off",
+        stop=stop,
+        task_status=_Announcement(what, ring),
+    )
+
+
+class _Announcement(TaskStatus[list[str]]):
+    """Tells where the server listens, by which driver it sends, and why by no better one."""
+
+    def __init__(self, what: str, ring: zc_anyio.Ring) -> None:
+        self._what = what
+        self._capabilities = ring.capabilities
+
+    def started(self, value: list[str] | None = None) -> None:
+        found = self._capabilities
+        where = ", ".join(f"{url}/" for url in value or [])
+        print(f"serving {self._what} at {where} by {found.driver}", flush=True)
+        for name, why in found.unavailable.items():
+            print(f"{name} cannot run here: {why}", flush=True)
+        if found.zero_copy_limited is not None and found.driver != "copy":
+            print(f"much will be copied: {found.zero_copy_limited}", flush=True)
