@@ -283,6 +283,8 @@ class Output(Trains):
 
     def reset(self) -> None:
         """Reset the connection: what was accepted and has not arrived fails, and is dropped."""
+        if self.closed or self._ring._closed or self._ring.is_foreign():
+            return
         self._native.reset_socket(self._attached.handle, errno.ECONNRESET)
         self._ring._reaper.turn()
 

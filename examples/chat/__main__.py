@@ -5,35 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
-from anyio.abc import Listener, SocketStream
+from anyio.abc import TaskStatus
 
-import zc_anyio
+try:
+    import zc_anyio
+    from zc_anyio.asgi import Limits
 
-from ..web import (
-    Asset,
-    Limits,
-    Metrics,
-    Routes,
-    Server,
-    add_options,
-    address,
-    assets,
-    listen,
-    open_ring,
-    run,
-    stop_on_signal,
-)
-from .chat import Chat
-from .limits import ChatLimits
-from .log import MemoryLog
-from .metrics import ChatMetrics
-from .redis_log import RedisLog
-from .workers import run_workers
+    from ..serving import Metrics, add_options, positive, run, serve, stop_on_signal, whole
+    from .app import application
+    from .chat import Chat
+    from .limits import ChatLimits
+    from .log import MemoryLog
+    from .messages import TEXT_FRAME_BYTES
+    from .metrics import ChatMetrics
+    from .redis_log import RedisLog
+    from .workers import run_workers
+except ImportError as exc:  # pragma: no cover - they are optional dependencies
+    raise SystemExit(f"the chat server needs zc_anyio[examples]: {exc}") from exc
 
-PAGE = Path(__file__).parent / "page"
 MIB = 1 << 20
 
 
@@ -44,11 +36,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_options(parser, port=8001)
     group = parser.add_argument_group("chat")
     group.add_argument(
-        "--redis", metavar="URL", help="share rooms with other servers, redis://host:port/db"
+        "--redis",
+        type=_redis,
+        metavar="URL",
+        help="share rooms with other servers, redis://host:port/db",
     )
     group.add_argument(
         "--workers",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="processes that accept on the same port; they share rooms through --redis",
@@ -63,31 +58,40 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--message-rate",
-        type=float,
+        type=positive,
         default=defaults.message_rate,
         metavar="N",
         help="messages a second that a member may send (%(default)s)",
     )
     group.add_argument(
         "--queue",
-        type=float,
+        type=positive,
         default=defaults.queue_bytes / MIB,
         metavar="MIB",
         help="what may wait for a member before it is dropped as slow (%(default)s)",
     )
     group.add_argument(
         "--lag",
-        type=float,
+        type=positive,
         default=defaults.lag_seconds,
         metavar="SECONDS",
         help="how long it may wait (%(default)s)",
     )
     options = parser.parse_args(arguments)
-    if options.workers < 1:
-        parser.error("--workers must be 1 or more")
     if options.workers > 1 and options.redis is None:
         parser.error("--workers needs --redis: through it the processes share rooms")
     return options
+
+
+def _redis(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        wrong = parts.hostname is None or parts.port == 0
+    except ValueError:
+        wrong = True
+    if wrong or parts.scheme not in ("redis", "rediss") or parts.path[1:].strip("0123456789"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form redis://host:port/db")
+    return text
 
 
 def limits_of(options: argparse.Namespace) -> ChatLimits:
@@ -101,57 +105,59 @@ def limits_of(options: argparse.Namespace) -> ChatLimits:
 
 async def main(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
-    async with (
-        open_ring(options) as ring,
-        await listen(options, reuse_port=options.worker) as listener,
-        stop_on_signal() as stop,
-    ):
-        print("serving", address(options, listener), flush=True)
-        await serve(options, limits_of(options), ring=ring, listener=listener, stop=stop)
+    async with zc_anyio.open_ring(driver=options.driver, drain_timeout=1.0) as ring:
+        async with stop_on_signal() as stop:
+            await serve_chat(options, limits_of(options), ring=ring, stop=stop)
 
 
-async def serve(
+async def serve_chat(
     options: argparse.Namespace,
     limits: ChatLimits,
     *,
-    ring: zc_anyio.Ring | None,
-    listener: Listener[SocketStream],
+    ring: zc_anyio.Ring,
     stop: anyio.Event,
+    task_status: TaskStatus[list[str]] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the page, the chat and the metrics until ``stop`` is set."""
-    metrics = Metrics()
-    metrics.tell_serving(backend=options.backend, ring=ring)
+    metrics = Metrics(ring, options.backend)
     chat_metrics = ChatMetrics(metrics.registry)
     log: MemoryLog | RedisLog
     log = MemoryLog() if options.redis is None else RedisLog(options.redis, chat_metrics)
     chat = Chat(
         log,
-        ring=ring,
         metrics=chat_metrics,
         limits=limits,
-        server={
-            "backend": options.backend,
-            "driver": "plain" if ring is None else ring.capabilities.driver,
-        },
+        server={"backend": options.backend, "driver": ring.capabilities.driver},
         origins=frozenset(options.origin),
     )
     if isinstance(log, RedisLog):
         log.attach(chat)
-    routes = Routes(
-        {
-            "/": Asset((PAGE / "index.html").read_bytes(), "index.html"),
-            **assets(PAGE),
-            "/metrics": metrics.handle,
-            "/chat": chat.handle,
-        }
+    web_limits = Limits(
+        concurrency=options.connections,
+        websocket_bytes=TEXT_FRAME_BYTES,
+        websocket_ping_seconds=limits.ping_seconds,
+        stop_seconds=limits.close_seconds,
     )
-    # Long enough to flush the log, and then for members to take their close frames.
-    web_limits = Limits(connections=options.connections, stop_seconds=3 * limits.close_seconds)
-    server = Server(routes, ring=ring, metrics=metrics, limits=web_limits)
+    ended = anyio.Event()
+
+    async def run_chat(*, task_status: TaskStatus[None]) -> None:
+        # Members are told before the server closes what is left.
+        await chat.run(stop, task_status=task_status)
+        ended.set()
+
     async with anyio.create_task_group() as tasks:
         await tasks.start(log.run)
-        await tasks.start(chat.run, server.stopping)
-        await server.serve(listener, stop)
+        await tasks.start(run_chat)
+        await serve(
+            application(chat, metrics),
+            options,
+            what="the chat",
+            ring=ring,
+            limits=web_limits,
+            stop=ended,
+            reuse_port=options.worker,
+            task_status=task_status,
+        )
         tasks.cancel_scope.cancel()
 
 

@@ -2,75 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from typing import Literal
+from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import Connection
-from wsproto.events import AcceptConnection, Ping, Pong, RejectConnection
-from wsproto.utilities import RemoteProtocolError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-import zc_anyio
+from zc_anyio.asgi import ClientDisconnectedError
 
-from ..web import Exchange, HTTPError, Request, abort
+from .flood import Allowance
 from .limits import ChatLimits
 from .log import FullError, Log
 from .members import DroppedError, Member
 from .messages import (
+    BEAT,
     IMAGE_BYTES,
-    PICTURE_FRAME_BYTES,
     TEXT_CHARACTERS,
-    TEXT_FRAME_BYTES,
-    Fetch,
     MalformedError,
     Picture,
     RefusedError,
     Say,
+    check_picture,
     clean_name,
     clean_room,
     encode,
-    join_picture,
-    parse_picture,
-    parse_text,
+    parse,
     post_picture,
     post_text,
 )
 from .metrics import ChatMetrics
-from .queues import GONE, open_queue
-from .rooms import Pictures, Room
-from .websocket import (
-    PING,
-    ClosedError,
-    Incoming,
-    Message,
-    TooBigError,
-    binary_frame,
-    close_frame,
-    pong_frame,
-    text_frame,
-)
+from .queues import open_queue
+from .rooms import Pictures, Room, text_frame
 
-__all__ = ["Chat"]
+__all__ = ["LOBBY", "Chat"]
 
-# Little, since parsing a flood of empty frames in it holds everybody up.
-RECEIVE = 16 << 10
-RECEIVE_UPLOAD = 256 << 10
-# An incomplete message of which more than this has come is an upload; only a few may go on at once.
-UPLOAD = 2 * TEXT_FRAME_BYTES
+log = logging.getLogger("examples.chat")
+
+LOBBY = "lobby"
 SWEEP_SECONDS = 1.0
 STOP_POLL_SECONDS = 0.02
-POLICY_VIOLATION, TOO_BIG, GOING_AWAY = 1008, 1009, 1001
+# Addresses whose opening of rooms is remembered.
+ADDRESSES = 10_000
+POLICY_VIOLATION, GOING_AWAY = 1008, 1001
 
 
 class Chat:
     """The chat of one process.
 
-    :param ring: the ring that sends; ``None`` for anyio's own streams.
     :param server: what members are told about the server.
     :param origins: origins of pages that may connect, besides the server's own.
     """
@@ -79,7 +66,6 @@ class Chat:
         self,
         log: Log,
         *,
-        ring: zc_anyio.Ring | None,
         metrics: ChatMetrics,
         limits: ChatLimits,
         server: dict[str, str],
@@ -87,27 +73,33 @@ class Chat:
     ) -> None:
         self.rooms: dict[str, Room] = {}
         self._log = log
-        self._ring = ring
         self._metrics = metrics
         self._limits = limits
         self._server = server
         self._origins = origins
         self._pictures = Pictures(limits.picture_memory)
-        self._uploads = anyio.Semaphore(limits.uploads)
         self._opening = anyio.Lock()
         self._tasks: TaskGroup | None = None
+        self._stopping = False
+        # By token: who may post pictures, and where.
+        self._posting: dict[str, tuple[Room, Member]] = {}
+        # By address: members, uploads, and how many rooms it may open.
+        self._members: Counter[str] = Counter()
+        self._uploads: Counter[str] = Counter()
+        self._openings: dict[str, Allowance] = {}
 
     async def run(
-        self, stopping: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+        self, stop: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Run until ``stopping`` is set, then drop all members and return.
+        """Run until ``stop`` is set, then drop all members and return.
 
         If cancelled, it returns at once.
         """
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._sweep)
             task_status.started()
-            await stopping.wait()
+            await stop.wait()
+            self._stopping = True
             await self._log.flush(self._limits.close_seconds)
             while members := [m for room in self.rooms.values() for m in room.members.values()]:
                 for member in members:
@@ -115,19 +107,15 @@ class Chat:
                 await anyio.sleep(STOP_POLL_SECONDS)
             self._tasks.cancel_scope.cancel()
 
-    async def tell_all(self, frame: bytes) -> None:
-        """Send a frame to every member of every room."""
-        for room in list(self.rooms.values()):
-            await room.broadcast(frame)
-
     async def tell_shared(self, shared: bool) -> None:
         """Tell every member whether other servers can be reached."""
         self._metrics.shared.set(shared)
-        await self.tell_all(text_frame(encode(type="status", shared=shared)))
+        frame = text_frame(encode(type="status", shared=shared))
+        for room in list(self.rooms.values()):
+            await room.broadcast(frame)
 
     async def _sweep(self) -> None:
-        """Drop members that are too slow or silent, and ping all of them now and then."""
-        pinged = time.monotonic()
+        """Drop members that are too slow."""
         while True:
             await anyio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
@@ -136,209 +124,252 @@ class Chat:
             self._metrics.members.set(len(members))
             self._metrics.waiting.set(sum(waiting))
             self._metrics.most_waiting.set(max(waiting, default=0))
-            if now - pinged >= self._limits.ping_seconds:
-                pinged = now
-                await self.tell_all(PING)
 
     # --- connections ---
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
-        """Answer ``/chat?room=…&name=…``, which has to be a WebSocket handshake."""
-        request.allow("GET")
-        self._check_origin(request)
-        connection, accepted = _accept(request)
-        query = parse_qs(request.query, errors="replace")
-        name = clean_name(query.get("name", [""])[0]) or "guest"
-        room = await self._room(clean_room(query.get("room", [""])[0]) or "lobby")
-        stream, received = await exchange.take_over()
-        async with open_queue(stream, ring=self._ring, limit=self._limits.queue_bytes) as queue:
-            queue.send(accepted)
-            member = Member(name, queue, self._limits)
-            await room.join(member, self._about())
-            try:
-                ending = await self._serve(room, member, connection, received)
-            finally:
-                room.leave(member)
-            if ending is not None:
-                await self._close(member, ending)
+    async def talk(self, websocket: WebSocket) -> None:
+        """Serve the WebSocket ``/chat?room=…&name=…``."""
+        address = _address(websocket)
+        try:
+            self._check_origin(websocket)
+            if self._members[address] >= self._limits.address_members:
+                raise HTTPException(429, "There are too many members from your address")
+            room = await self._room(websocket.query_params.get("room", ""), address)
+        except HTTPException as refused:
+            log.warning("refused %s: %s", address, refused.detail)
+            answer = PlainTextResponse(refused.detail, refused.status_code)
+            await websocket.send_denial_response(answer)
+            return
+        self._members[address] += 1
+        try:
+            await websocket.accept()
+            stream = websocket.scope["extensions"]["zc_anyio"]["stream"]
+            async with open_queue(stream, limit=self._limits.queue_bytes) as queue:
+                name = clean_name(websocket.query_params.get("name", "")) or "guest"
+                await self._serve(websocket, room, Member(name, queue, self._limits))
+        finally:
+            self._members[address] -= 1
+            self._members += Counter()  # those with none are forgotten
 
-    def _check_origin(self, request: Request) -> None:
+    def _check_origin(self, connection: HTTPConnection) -> None:
         """Refuse pages of other sites, which would act in the name of their visitors."""
-        origin = request.header("origin")
+        origin = connection.headers.get("origin")
         if origin is None or origin in self._origins:
             return
-        if urlsplit(origin).netloc != request.header("host"):
-            raise HTTPError(403, "Pages of other sites may not connect")
+        if urlsplit(origin).netloc != connection.headers.get("host"):
+            raise HTTPException(403, f"pages of {origin} may not connect, see --origin")
 
     def _about(self) -> dict[str, object]:
         limits = {"text": TEXT_CHARACTERS, "image": IMAGE_BYTES}
         return {"limits": limits, "server": self._server, "shared": self._log.shared}
 
-    async def _room(self, name: str) -> Room:
-        """Return a room, opening it if needed; the room that is empty longest makes place."""
+    async def _room(self, asked: str, address: str) -> Room:
+        """Return a room, opening it if needed; the room that is empty longest makes place.
+
+        :raises HTTPException: 400, this is not the name of a room; 429 or 503, it cannot be opened.
+        """
+        name = clean_room(asked) or LOBBY
+        if asked.strip() and name != asked.strip().lower():
+            raise HTTPException(400, "The names of rooms have letters, digits and hyphens only")
+        if self._stopping:
+            raise HTTPException(503, "the server is going away")
         async with self._opening:
             room = self.rooms.get(name)
             if room is None:
-                if len(self.rooms) >= self._limits.rooms:
-                    empty = next((r for r in self.rooms.values() if not r.members), None)
-                    if empty is None:
-                        raise HTTPError(503, "There are too many rooms")
-                    empty.close()
-                    del self.rooms[empty.name]
+                if name != LOBBY:
+                    self._make_place(address)
                 room = Room(
                     name, limits=self._limits, pictures=self._pictures, metrics=self._metrics
                 )
                 assert self._tasks is not None
-                await self._tasks.start(room.run, self._ring)
+                await self._tasks.start(room.run)
                 self.rooms[name] = room
                 await self._log.open(room)
                 self._metrics.rooms.set(len(self.rooms))
             return room
 
-    async def _serve(
-        self, room: Room, member: Member, connection: Connection, received: bytes
-    ) -> DroppedError | None:
-        """Take what a member sends until its connection has to end; ``None`` if it is gone."""
-        incoming = Incoming(
-            connection, text_bytes=TEXT_FRAME_BYTES, binary_bytes=PICTURE_FRAME_BYTES
-        )
+    def _make_place(self, address: str) -> None:
+        """Close an empty room if there are too many."""
+        allowed = self._openings.pop(address, None)
+        if allowed is None:
+            allowed = Allowance(self._limits.address_rooms_rate, self._limits.address_rooms)
+        # Those that have opened none for longest are forgotten first.
+        self._openings[address] = allowed
+        if len(self._openings) > ADDRESSES:
+            del self._openings[next(iter(self._openings))]
+        if not allowed.take():
+            raise HTTPException(429, "You are opening too many rooms")
+        others = [room for room in self.rooms.values() if room.name != LOBBY]
+        if len(others) >= self._limits.rooms:
+            empty = next((room for room in others if not room.members), None)
+            if empty is None:
+                raise HTTPException(503, "There are too many rooms")
+            empty.close()
+            del self.rooms[empty.name]
+
+    async def _serve(self, websocket: WebSocket, room: Room, member: Member) -> None:
+        await room.join(member, self._about())
+        self._posting[member.token] = room, member
+        ending = None
         try:
             with member.scope:
-                while True:
-                    await self._take(room, member, incoming, received)
-                    if incoming.partial > UPLOAD:
-                        await self._receive_upload(room, member, incoming)
-                    received = await member.queue.stream.receive(RECEIVE)
-        except (*GONE, anyio.EndOfStream):
-            return None
-        except DroppedError as ending:
-            return ending
-        return member.ending
+                ending = await self._listen(websocket, room, member)
+        finally:
+            del self._posting[member.token]
+            room.leave(member)
+        if (ending := ending or member.ending) is not None:
+            await self._close(websocket, ending)
+        with anyio.move_on_after(self._limits.close_seconds):
+            await member.queue.finish()
 
-    async def _receive_upload(self, room: Room, member: Member, incoming: Incoming) -> None:
-        """Receive the rest of a large message, when it is its turn."""
-        async with self._uploads:
+    async def _listen(
+        self, websocket: WebSocket, room: Room, member: Member
+    ) -> DroppedError | None:
+        """Take what a member sends until its connection has to end; ``None`` if it is gone."""
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return None
             try:
-                with anyio.fail_after(self._limits.upload_seconds):
-                    while incoming.partial > UPLOAD:
-                        received = await member.queue.stream.receive(RECEIVE_UPLOAD)
-                        await self._take(room, member, incoming, received)
-            except TimeoutError:
-                raise DroppedError(POLICY_VIOLATION, "the message took too long") from None
+                await self._take(room, member, message.get("text"))
+            except MalformedError as exc:
+                return DroppedError(POLICY_VIOLATION, f"not a message of this chat: {exc}")
+            except DroppedError as ending:
+                return ending
 
-    async def _close(self, member: Member, ending: DroppedError) -> None:
+    async def _close(self, websocket: WebSocket, ending: DroppedError) -> None:
         """Send a close frame after all that waits, and wait until the peer has closed as well.
 
         A member that does not take the frame in time is reset, so that nothing is kept for it.
+
+        :raises ClientDisconnectedError: the connection has to be reset.
         """
-        if not ending.by_peer:
-            self._metrics.dropped.labels(str(ending.code)).inc()
-        stream = member.queue.stream
-        member.queue.send(close_frame(ending.code, ending.reason))
-        with anyio.move_on_after(self._limits.close_seconds) as limit:
-            await member.queue.finish()
-            if ending.by_peer:
-                return
-            with suppress(*GONE, anyio.EndOfStream, OSError):
-                await stream.send_eof()
-                while True:
-                    await stream.receive(RECEIVE)
-        if limit.cancelled_caught:
-            self._metrics.reset.inc()
-            await abort(stream)
+        self._metrics.dropped.labels(str(ending.code)).inc()
+        with anyio.move_on_after(self._limits.close_seconds), suppress(WebSocketDisconnect):
+            await websocket.close(ending.code, ending.reason)
+            while (await websocket.receive())["type"] != "websocket.disconnect":
+                pass
+            return
+        self._metrics.reset.inc()
+        raise ClientDisconnectedError("the member has not closed in time")
 
     # --- messages ---
 
-    async def _take(self, room: Room, member: Member, incoming: Incoming, received: bytes) -> None:
-        """Take in what was received.
+    async def _take(self, room: Room, member: Member, text: str | None) -> None:
+        """Take a message.
 
-        :raises DroppedError: the member has to be dropped because of it.
+        :raises MalformedError: it is none of this chat.
+        :raises DroppedError: the member is flooding.
         """
-        member.heard = time.monotonic()
-        before = incoming.frames
+        if text is None:
+            raise MalformedError("it is not text")
         try:
-            for message in incoming.feed(received):
-                await self._handle(room, member, message)
-        except TooBigError:
-            raise DroppedError(TOO_BIG, "the message is too large") from None
-        except MalformedError as exc:
-            raise DroppedError(POLICY_VIOLATION, f"not a message of this chat: {exc}") from None
-        except ClosedError as closed:
-            raise DroppedError(closed.code, closed.reason, by_peer=not closed.violation) from None
-        if not member.frames.take(incoming.frames - before):
-            raise DroppedError(POLICY_VIOLATION, "flooding")
-
-    async def _handle(self, room: Room, member: Member, message: Message) -> None:
-        match message:
-            case Ping():
-                member.tell(pong_frame(bytes(message.payload)))
-                return
-            case Pong():
-                return
-        try:
-            request = parse_text(message) if isinstance(message, str) else parse_picture(message)
-            if isinstance(request, Fetch):
-                await self._fetch(room, member, request)
+            said = parse(text)
+            if said is not None:
+                await self._post(room, member, said)
+            elif member.messages.take():
+                member.tell(text_frame(BEAT))
             else:
-                await self._post(room, member, request)
+                raise RefusedError("", "you are asking too often")
             member.strikes = 0
         except RefusedError as refused:
             member.strikes += 1
             if member.strikes > self._limits.strikes:
                 raise DroppedError(POLICY_VIOLATION, "flooding") from None
-            self._metrics.refused.inc()
-            refusal = encode(type="refused", nonce=refused.nonce, reason=refused.reason)
-            member.tell(text_frame(refusal))
+            self._refuse(member, refused)
 
-    async def _post(self, room: Room, member: Member, request: Say | Picture) -> None:
+    def _refuse(self, member: Member, refused: RefusedError) -> None:
+        self._metrics.refused.inc()
+        refusal = encode(type="refused", nonce=refused.nonce, reason=refused.reason)
+        member.tell(text_frame(refusal))
+
+    async def _post(self, room: Room, member: Member, said: Say | Picture) -> None:
         if not member.messages.take():
-            raise RefusedError(request.nonce, "you are sending too fast")
-        if isinstance(request, Picture) and not member.pictures.take(len(request.content)):
-            raise RefusedError(request.nonce, "you are sending too many pictures")
+            raise RefusedError(said.nonce, "you are sending too fast")
+        if isinstance(said, Picture) and not member.pictures.take(len(said.content)):
+            raise RefusedError(said.nonce, "you are sending too many pictures")
         ident = self._log.new_id()
         at = time.time_ns() // 1_000_000
-        if isinstance(request, Say):
-            post = post_text(ident, at, member.name, request)
+        if isinstance(said, Say):
+            post = post_text(ident, at, member.id, member.name, said)
         else:
-            post = post_picture(ident, at, member.name, request)
+            post = post_picture(ident, at, member.id, member.name, said)
         try:
-            await self._log.post(room, post, partial(_answer, member, request.nonce, ident))
+            await self._log.post(room, post, partial(_answer, member, said.nonce, ident))
         except FullError:
             raise RefusedError(
-                request.nonce, "too many messages wait for the connection to other servers"
+                said.nonce, "too many messages wait for the connection to other servers"
             ) from None
 
-    async def _fetch(self, room: Room, member: Member, request: Fetch) -> None:
-        if not member.messages.take():
-            raise RefusedError(request.id, "you are asking too fast")
-        frame = None
+    # --- pictures ---
+
+    async def upload(self, request: Request) -> Response:
+        """Answer ``POST /pictures?token=…&nonce=…&name=…``, whose body is a picture."""
+        self._check_origin(request)
+        query = request.query_params
+        room, member = self._posting.get(query.get("token", ""), (None, None))
+        if room is None or member is None:
+            raise HTTPException(403, "only members post pictures")
+        address = _address(request)
+        limits = self._limits
+        if (
+            self._uploads.total() >= limits.uploads
+            or self._uploads[address] >= limits.address_uploads
+        ):
+            raise HTTPException(503, "too many pictures are on their way", {"retry-after": "2"})
+        self._uploads[address] += 1
+        try:
+            with anyio.fail_after(limits.upload_seconds):
+                content = await _body(request)
+            picture = check_picture(query.get("nonce", ""), query.get("name", ""), content)
+            await self._post(room, member, picture)
+        except TimeoutError:
+            raise HTTPException(408, "the picture took too long") from None
+        except RefusedError as refused:
+            self._refuse(member, refused)
+            return PlainTextResponse(refused.reason, 422)
+        finally:
+            self._uploads[address] -= 1
+            self._uploads += Counter()
+        return Response(status_code=204)
+
+    async def picture(self, request: Request) -> Response:
+        """Answer ``/pictures/ROOM/ID``."""
+        room = self.rooms.get(request.path_params["room"])
+        ident = request.path_params["ident"]
         # Only pictures that this room has seen: a known id must not open other rooms.
-        if any(kept.id == request.id for kept in room.history):
-            frame = self._pictures.get(request.id)
-            if frame is None and (post := await self._log.fetch(room, request.id)) is not None:
-                frame = binary_frame(join_picture(post.header, post.content or b""))
-                self._pictures.put(post.id, frame)
-        member.tell(frame or text_frame(encode(type="gone", id=request.id)))
+        kept = None
+        if room is not None:
+            kept = next((kept for kept in room.history if kept.id == ident), None)
+        if room is None or kept is None:
+            raise HTTPException(404, "This picture is not kept any more")
+        content = self._pictures.get(ident)
+        if content is None and (content := await self._log.picture(ident)) is not None:
+            self._pictures.put(ident, content)
+        if content is None:
+            raise HTTPException(404, "This picture is not kept any more")
+        return Response(
+            content,
+            media_type=kept.media_type,
+            headers={"cache-control": "private, max-age=31536000, immutable"},
+        )
 
 
 def _answer(member: Member, nonce: str, ident: str, kind: Literal["pending", "ack"]) -> None:
     member.tell(text_frame(encode(type=kind, nonce=nonce, id=ident)))
 
 
-def _accept(request: Request) -> tuple[Connection, bytes]:
-    """Accept a WebSocket handshake, without extensions.
+def _address(connection: HTTPConnection) -> str:
+    return connection.client.host if connection.client is not None else ""
 
-    :return: the connection, and the answer to the handshake.
-    :raises HTTPError: it is not a handshake.
-    """
-    handshake = WSConnection(ConnectionType.SERVER)
-    headers: Any = list(request.event.headers)
-    try:
-        handshake.initiate_upgrade_connection(headers, request.event.target)
-    except RemoteProtocolError as exc:
-        hint = exc.event_hint
-        status = hint.status_code if isinstance(hint, RejectConnection) else 400
-        raise HTTPError(status, str(exc), [("sec-websocket-version", "13")]) from None
-    accepted = handshake.send(AcceptConnection())
-    assert handshake.connection is not None
-    return handshake.connection, accepted
+
+async def _body(request: Request) -> bytes:
+    """Receive a body that is not much larger than a picture may be."""
+    received = bytearray()
+    with suppress(ClientDisconnect):  # what has come is refused, if anybody is there
+        async with aclosing(request.stream()) as parts:
+            async for part in parts:
+                received += part
+                if len(received) > IMAGE_BYTES:
+                    break
+    return bytes(received)

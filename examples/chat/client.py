@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 from rich.console import Console
 from rich.text import Text
 
-from ..web.options import BACKENDS
-from .connection import ChatConnection, ChatError, Received, connect
+from ..serving import BACKENDS
+from .connection import ChatConnection, ChatError, connect
 from .messages import clean_name
 
 HELP = """\
@@ -45,17 +46,14 @@ class Terminal:
         self._console = console
         self._people: set[str] = set()
         self._nonces = map(str, itertools.count(1))
-        # Where to save the pictures that were asked for.
-        self._saving: dict[str, Path] = {}
 
     async def show(self) -> None:
         """Show messages until the connection ends."""
         async for message in self._connection.messages():
             await self._show(message)
 
-    async def _show(self, message: Received) -> None:
-        fields = message.fields
-        match message.type:
+    async def _show(self, fields: dict[str, Any]) -> None:
+        match fields["type"]:
             case "welcome":
                 self._people = set(fields["members"])
                 others = len(self._people) - 1
@@ -65,33 +63,18 @@ class Terminal:
             case "message":
                 self._print_from(fields, fields["text"])
             case "image":
-                await self._show_picture(message)
+                size = f"{fields['size'] / 1024:.0f} KiB"
+                name = fields["name"] or "picture"
+                self._print_from(fields, f"[{name}, {size}] /save {fields['id']} …")
             case "presence":
                 self._people |= set(fields["joined"])
                 self._people -= set(fields["left"])
             case "refused":
                 self._print(f"not sent: {fields['reason']}", "red")
-            case "gone":
-                self._saving.pop(fields["id"], None)
-                self._print("this picture is not kept any more", "red")
             case "status" if fields["shared"] is False:
                 self._print("other servers cannot be reached; members on this one go on", "yellow")
 
-    async def _show_picture(self, message: Received) -> None:
-        fields = message.fields
-        path = self._saving.pop(fields["id"], None)
-        if path is not None and message.content is not None:
-            try:
-                await anyio.Path(path).write_bytes(message.content)
-            except OSError as exc:
-                self._print(f"cannot save it: {exc}", "red")
-            else:
-                self._print(f"saved {path}", "dim")
-            return
-        size = f"{fields['size'] / 1024:.0f} KiB"
-        self._print_from(fields, f"[{fields['name'] or 'picture'}, {size}] /save {fields['id']} …")
-
-    def _print_from(self, fields: dict[str, str], text: str) -> None:
+    def _print_from(self, fields: dict[str, Any], text: str) -> None:
         at = time.strftime("%H:%M", time.localtime(int(fields["at"]) / 1000))
         # As text, not markup, and without characters that control the terminal.
         self._console.print(
@@ -115,8 +98,7 @@ class Terminal:
                 case "/image" if rest:
                     await self._send_picture(_path(" ".join(rest)))
                 case "/save" if len(rest) == 2:
-                    self._saving[rest[0]] = _path(rest[1])
-                    await self._connection.fetch(rest[0])
+                    await self._save(rest[0], _path(rest[1]))
                 case _ if command.startswith("/"):
                     self._print(HELP, "dim")
                 case _:
@@ -128,7 +110,19 @@ class Terminal:
         except OSError as exc:
             self._print(f"cannot read it: {exc}", "red")
             return
-        await self._connection.drop_picture(next(self._nonces), path.name, content)
+        await self._connection.post_picture(next(self._nonces), path.name, content)
+
+    async def _save(self, ident: str, path: Path) -> None:
+        content = await self._connection.picture(ident)
+        if content is None:
+            self._print("this picture is not kept any more", "red")
+            return
+        try:
+            await anyio.Path(path).write_bytes(content)
+        except OSError as exc:
+            self._print(f"cannot save it: {exc}", "red")
+        else:
+            self._print(f"saved {path}", "dim")
 
 
 def _path(typed: str) -> Path:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import urlopen
 
 import anyio
+import anyio.to_thread
 from anyio.abc import SocketStream
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
-    BytesMessage,
     CloseConnection,
     Ping,
-    Pong,
     RejectConnection,
     Request,
     TextMessage,
@@ -25,14 +25,12 @@ from wsproto.events import (
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from .messages import PICTURE_FRAME_BYTES, encode, join_picture, split_picture
-from .websocket import ClosedError, Incoming
+from .messages import encode
 
-__all__ = ["GONE", "ChatConnection", "ChatError", "Received", "connect", "open_connection"]
+__all__ = ["GONE", "ChatConnection", "ChatError", "connect", "open_connection"]
 
 RECEIVE = 64 << 10
-# A welcome names everybody in the room.
-TEXT_BYTES = 4 << 20
+REQUEST_SECONDS = 60.0
 GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
@@ -47,36 +45,18 @@ class ChatError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message to a member.
-
-    :ivar fields: as in ``messages``.
-    :ivar content: the content of a picture.
-    """
-
-    fields: dict[str, Any]
-    content: bytes | None = None
-
-    @property
-    def type(self) -> str:
-        return str(self.fields["type"])
-
-
 class ChatConnection:
     """A member's end of the connection.
 
     :ivar receive_bytes: the most that is received at a time.
     """
 
-    def __init__(self, stream: SocketStream, websocket: WSConnection) -> None:
-        assert websocket.connection is not None
+    def __init__(self, stream: SocketStream, websocket: WSConnection, url: str) -> None:
         self.stream = stream
         self.receive_bytes = RECEIVE
-        self._websocket = websocket.connection
-        self._incoming = Incoming(
-            self._websocket, text_bytes=TEXT_BYTES, binary_bytes=PICTURE_FRAME_BYTES
-        )
+        self.room = self.token = ""
+        self._websocket = websocket
+        self._url = url
         self._sending = anyio.Lock()
 
     async def say(self, nonce: str, text: str) -> None:
@@ -84,41 +64,64 @@ class ChatConnection:
         data = encode(type="say", nonce=nonce, text=text).decode()
         await self._send(TextMessage(data=data))
 
-    async def fetch(self, ident: str) -> None:
-        """Ask for a picture of the history."""
-        await self._send(TextMessage(data=encode(type="fetch", id=ident).decode()))
+    async def post_picture(self, nonce: str, name: str, content: bytes) -> None:
+        """Post a picture; what becomes of it is told by a message.
 
-    async def drop_picture(self, nonce: str, name: str, content: bytes) -> None:
-        """Send a picture."""
-        header = encode(nonce=nonce, name=name)
-        await self._send(BytesMessage(data=join_picture(header, content)))
+        :raises OSError: the server cannot be reached.
+        """
+        query = urlencode({"token": self.token, "nonce": nonce, "name": name})
+        await self._request(f"pictures?{query}", content)
+
+    async def picture(self, ident: str) -> bytes | None:
+        """Fetch a picture; ``None`` if it is not kept any more.
+
+        :raises OSError: the server cannot be reached.
+        """
+        return await self._request(f"pictures/{quote(self.room)}/{quote(ident)}", None)
+
+    async def _request(self, target: str, content: bytes | None) -> bytes | None:
+        def ask() -> bytes | None:
+            try:
+                with urlopen(f"{self._url}{target}", content, timeout=REQUEST_SECONDS) as answer:
+                    return bytes(answer.read())
+            except HTTPError as exc:
+                exc.close()
+                return None
+
+        return await anyio.to_thread.run_sync(ask)
 
     async def close(self) -> None:
         """Send a close frame."""
         await self._send(CloseConnection(code=CloseReason.NORMAL_CLOSURE))
 
-    async def messages(self) -> AsyncGenerator[Received, None]:
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """Receive until the server ends the connection.
 
         :raises ChatError: it has ended for another reason than :meth:`close`.
         """
-        # Bytes that came with the answer to the handshake are in the parser already.
-        received = b""
+        text = ""
         try:
             while True:
-                for message in self._incoming.feed(received):
-                    match message:
-                        case str():
-                            yield Received(json.loads(message))
-                        case bytes():
-                            yield Received(*split_picture(message))
+                # Bytes that came with the answer to the handshake are in the parser already.
+                for event in self._websocket.events():
+                    match event:
+                        case TextMessage():
+                            text += event.data
+                            if event.message_finished:
+                                fields: dict[str, Any] = json.loads(text)
+                                text = ""
+                                if fields["type"] == "welcome":
+                                    self.room, self.token = fields["room"], fields["token"]
+                                yield fields
                         case Ping():
-                            await self._send(Pong(payload=bytes(message.payload)))
-                received = await self.stream.receive(self.receive_bytes)
-        except ClosedError as closed:
-            if closed.code != CloseReason.NORMAL_CLOSURE:
-                raise ChatError(closed.reason or "closed by the server", closed.code) from None
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
+                            await self._send(event.response())
+                        case CloseConnection():
+                            if event.code != CloseReason.NORMAL_CLOSURE:
+                                reason = event.reason or "closed by the server"
+                                raise ChatError(reason, event.code)
+                            return
+                self._websocket.receive_data(await self.stream.receive(self.receive_bytes))
+        except (anyio.EndOfStream, anyio.BrokenResourceError, RemoteProtocolError):
             raise ChatError("the connection was lost") from None
 
     async def _send(self, event: Any) -> None:
@@ -128,13 +131,14 @@ class ChatConnection:
 
 
 async def open_connection(
-    stream: SocketStream, *, host: str, room: str, name: str
+    stream: SocketStream, *, url: str, room: str, name: str
 ) -> ChatConnection:
     """Enter a room over an open connection.
 
-    :param host: as in the URL.
+    :param url: the server's, with a slash at its end.
     :raises ChatError: the server refuses it.
     """
+    host = urlsplit(url).netloc
     websocket = WSConnection(ConnectionType.CLIENT)
     target = f"/chat?{urlencode({'room': room, 'name': name})}"
     await stream.send(websocket.send(Request(host=host, target=target)))
@@ -150,7 +154,7 @@ async def open_connection(
                 raise ChatError(f"the server answers {event.status_code}")
             if isinstance(event, AcceptConnection):
                 break
-    return ChatConnection(stream, websocket)
+    return ChatConnection(stream, websocket, url)
 
 
 @asynccontextmanager
@@ -164,7 +168,7 @@ async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnec
     if parts.hostname is None:
         raise ChatError(f"{url} names no host")
     async with await anyio.connect_tcp(parts.hostname, parts.port or 80) as stream:
-        connection = await open_connection(stream, host=parts.netloc, room=room, name=name)
+        connection = await open_connection(stream, url=url, room=room, name=name)
         yield connection
         # The connection may be closed by the server, or lost.
         with suppress(*GONE, LocalProtocolError):

@@ -51,7 +51,7 @@ class Log(Protocol):
         :raises FullError: it is not taken.
         """
 
-    async def fetch(self, room: Room, ident: str) -> Post | None:
+    async def picture(self, ident: str) -> bytes | None:
         """Return a picture that this server does not have, if the shared log has it."""
 
     async def flush(self, seconds: float) -> None:
@@ -80,7 +80,7 @@ class MemoryLog:
         await room.deliver(post)
         answer("ack")
 
-    async def fetch(self, room: Room, ident: str) -> Post | None:  # noqa: ARG002
+    async def picture(self, ident: str) -> bytes | None:  # noqa: ARG002
         return None
 
     async def flush(self, seconds: float) -> None:

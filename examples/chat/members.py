@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 
 from anyio import CancelScope
@@ -17,41 +18,38 @@ SLOW = 1013
 
 
 class DroppedError(Exception):
-    """A member's connection has to end, with this code and reason.
+    """A member's connection has to end, with this code and reason."""
 
-    :ivar by_peer: the member has sent a close frame, and waits for the server's.
-    """
-
-    def __init__(self, code: int, reason: str, *, by_peer: bool = False) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
-        self.by_peer = by_peer
 
 
 class Member:
     """A connection in a room.
 
-    :ivar name: unlike any other's in the room on this server.
+    :ivar id: unlike any other's, on whichever server.
+    :ivar name: unlike any other's in the room, as far as servers know of each other.
+    :ivar token: known to this member alone.
     :ivar queue: frames on their way to it.
     :ivar ending: why it is being dropped, if it is.
-    :ivar heard: when it last sent something, by ``time.monotonic``.
     """
 
     def __init__(self, name: str, queue: MemberQueue, limits: ChatLimits) -> None:
+        self.id = secrets.token_hex(8)
+        self.token = secrets.token_urlsafe(16)
         self.name = name
         self.queue = queue
         self.ending: DroppedError | None = None
-        self.heard = time.monotonic()
         self.scope = CancelScope()
         self.messages = Allowance(limits.message_rate, limits.message_burst)
         self.pictures = Allowance(limits.picture_rate, limits.picture_burst)
-        self.frames = Allowance(limits.frame_rate, limits.frame_burst)
         self.strikes = 0
         self._limits = limits
         # How much was queued at a point in time; when all of that is taken, the mark is set anew.
         self._mark = 0
-        self._marked = self.heard
+        self._marked = time.monotonic()
 
     def drop(self, code: int, reason: str) -> None:
         """End its connection, by a close frame after what is queued for it."""
@@ -71,7 +69,7 @@ class Member:
         return self.ending is not None
 
     def drop_if_late(self, now: float) -> int:
-        """Drop the member if it is silent, or something waits for too long.
+        """Drop the member if something waits for too long.
 
         :return: bytes that wait for it.
         """
@@ -81,6 +79,4 @@ class Member:
             self._marked = now
         elif now - self._marked > self._limits.lag_seconds:
             self.drop(SLOW, "too slow: messages have waited too long for you")
-        if now - self.heard > self._limits.silence_seconds:
-            self.drop(1011, "no answer to pings")
         return waiting

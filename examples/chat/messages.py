@@ -1,67 +1,63 @@
 """The messages of the chat: what members send, what they get, and what is refused.
 
-Text frames hold a JSON object with a ``type``.  A picture is one binary frame: the length of a JSON
-header in two bytes, most significant first, then the header, then the picture.
+Each is a text message of the WebSocket, which holds a JSON object with a ``type``.  Pictures are
+posted and fetched over HTTP; messages only tell of them.
 
 From a member:
 
 * ``{"type": "say", "nonce", "text"}``: the member chooses the nonce, to recognise the answer;
-* ``{"type": "fetch", "id"}``: asks for a picture of the history;
-* a picture, its header ``{"nonce", "name"}``.
+* ``{"type": "beat"}``: asks whether the server is there.
 
 To a member:
 
-* ``welcome``: ``name`` (the one it got), ``room``, ``members``, ``limits``, ``server``;
-* ``message``: ``id``, ``from``, ``at`` (milliseconds since 1970), ``text``;
-* ``image``: ``id``, ``from``, ``at``, ``name``, ``media_type``, ``size``: the header of a picture
-  that is dropped or fetched; in the history it comes without the picture;
+* ``welcome``: ``id``, ``name`` (the one it got), ``token`` (with which it posts pictures),
+  ``room``, ``members``, ``limits``, ``server``;
+* ``message``: ``id``, ``by`` (the sender's id), ``from`` (its name), ``at`` (milliseconds since
+  1970), ``text``;
+* ``image``: ``id``, ``by``, ``from``, ``at``, ``name``, ``media_type``, ``size``: a picture, which
+  is at ``/pictures/ROOM/ID``;
 * ``presence``: ``joined``, ``left``;
 * ``ack``: ``nonce``, ``id``: the message is in the history, and will not be lost;
 * ``pending``: ``nonce``, ``id``: it was delivered here, and an ``ack`` will come;
 * ``refused``: ``nonce``, ``reason``: it was refused;
-* ``gone``: ``id`` of a picture that is not kept any more;
+* ``beat``: the server is there;
 * ``status``: ``shared``: whether other servers can be reached.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 import unicodedata
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 __all__ = [
+    "BEAT",
     "IMAGE_BYTES",
-    "PICTURE_FRAME_BYTES",
     "TEXT_CHARACTERS",
     "TEXT_FRAME_BYTES",
-    "Fetch",
     "MalformedError",
     "Picture",
     "Post",
     "RefusedError",
     "Request",
     "Say",
+    "check_picture",
     "clean_name",
     "clean_room",
     "encode",
-    "join_picture",
-    "parse_picture",
-    "parse_text",
+    "parse",
     "post_picture",
     "post_text",
-    "split_picture",
 ]
 
 TEXT_CHARACTERS = 4000
 IMAGE_BYTES = 8 << 20
 NAME_CHARACTERS = 32
+OVERRIDES = "\u202d\u202e"
 NONCE_CHARACTERS = 64
-HEADER_BYTES = 2048
 # Room for every character escaped, and for the rest of the object.
 TEXT_FRAME_BYTES = 64 << 10
-PICTURE_FRAME_BYTES = IMAGE_BYTES + HEADER_BYTES + 2
 # Formats that browsers show and that cannot contain scripts, by their first bytes.
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -69,7 +65,6 @@ SIGNATURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
-LENGTH = struct.Struct("!H")
 
 
 class MalformedError(Exception):
@@ -97,13 +92,6 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
-    """A member asks for a picture of the history."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Picture:
     """A member drops a picture into the room."""
 
@@ -113,7 +101,7 @@ class Picture:
     content: bytes
 
 
-Request: TypeAlias = Say | Fetch | Picture
+Request: TypeAlias = Say | Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +123,19 @@ def encode(**fields: object) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+BEAT = encode(type="beat")
+
+
 def clean_text(text: str) -> str:
-    """Return a text without control characters and lone surrogates, and without blank ends."""
-    kept = (c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    """Return a text without blank ends, and without what would spoil others.
+
+    These are control characters, lone surrogates, and overrides of the direction of writing.
+    """
+    kept = (
+        c
+        for c in text
+        if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in OVERRIDES)
+    )
     return "".join(kept).strip()
 
 
@@ -155,8 +153,8 @@ def clean_room(name: str) -> str:
 # --- from members ---
 
 
-def parse_text(data: str) -> Say | Fetch:
-    """Read a text frame.
+def parse(data: str) -> Say | None:
+    """Read a message; ``None``: it asks whether the server is there.
 
     :raises MalformedError: it is not a message.
     :raises RefusedError: the text is empty or too long.
@@ -171,26 +169,23 @@ def parse_text(data: str) -> Say | Fetch:
             if len(text) > TEXT_CHARACTERS:
                 raise RefusedError(nonce, f"the message has more than {TEXT_CHARACTERS} characters")
             return Say(nonce, text)
-        case "fetch":
-            return Fetch(_string(fields, "id", NONCE_CHARACTERS))
+        case "beat":
+            return None
     raise MalformedError("unknown type")
 
 
-def parse_picture(data: bytes) -> Picture:
-    """Read a binary frame.
+def check_picture(nonce: str, name: str, content: bytes) -> Picture:
+    """Read a picture that was posted.
 
-    :raises MalformedError: it is not a message.
     :raises RefusedError: it is not a picture of an accepted format, or too large.
     """
-    fields, content = split_picture(data)
-    nonce = _string(fields, "nonce", NONCE_CHARACTERS)
-    name = clean_name(_string(fields, "name", HEADER_BYTES))
+    nonce = clean_text(nonce)[:NONCE_CHARACTERS]
     media_type = _media_type(content)
     if media_type is None:
         raise RefusedError(nonce, "only PNG, JPEG, GIF and WebP pictures are taken")
     if len(content) > IMAGE_BYTES:
         raise RefusedError(nonce, f"the picture is larger than {IMAGE_BYTES >> 20} MiB")
-    return Picture(nonce, name, media_type, content)
+    return Picture(nonce, clean_name(name), media_type, content)
 
 
 def _media_type(content: bytes) -> str | None:
@@ -217,43 +212,20 @@ def _string(fields: dict[str, Any], name: str, most: int) -> str:
     return clean_text(value) if most == NONCE_CHARACTERS else value
 
 
-# --- pictures, both ways ---
-
-
-def join_picture(header: bytes, content: bytes) -> bytes:
-    """Return the payload of a picture's frame."""
-    return b"".join((LENGTH.pack(len(header)), header, content))
-
-
-def split_picture(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the header of a picture, and the picture.
-
-    :raises MalformedError: there is no header.
-    """
-    if len(data) < LENGTH.size:
-        raise MalformedError("a picture begins with a header")
-    (size,) = LENGTH.unpack_from(data)
-    end = LENGTH.size + size
-    if size > HEADER_BYTES or end > len(data):
-        raise MalformedError("the header of a picture is cut short, or too long")
-    return _parse_object(data[LENGTH.size : end]), data[end:]
-
-
 # --- to members ---
 
 
-def post_text(ident: str, at: int, sender: str, say: Say) -> Post:
+def post_text(ident: str, at: int, by: str, sender: str, say: Say) -> Post:
     """Return a text as the room gets it."""
-    return Post(ident, encode(type="message", id=ident, **{"from": sender}, at=at, text=say.text))
+    sent = {"id": ident, "by": by, "from": sender, "at": at}
+    return Post(ident, encode(type="message", **sent, text=say.text))
 
 
-def post_picture(ident: str, at: int, sender: str, picture: Picture) -> Post:
+def post_picture(ident: str, at: int, by: str, sender: str, picture: Picture) -> Post:
     """Return a picture as the room gets it."""
     header = encode(
         type="image",
-        id=ident,
-        **{"from": sender},
-        at=at,
+        **{"id": ident, "by": by, "from": sender, "at": at},
         name=picture.name,
         media_type=picture.media_type,
         size=len(picture.content),

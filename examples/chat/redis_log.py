@@ -33,8 +33,7 @@ from .messages import Post
 from .metrics import ChatMetrics
 from .presence import Presence
 from .redis_streams import CHANNEL, RoomStreams, is_later
-from .rooms import Kept, Room
-from .websocket import text_frame
+from .rooms import Kept, Room, text_frame
 
 __all__ = ["RedisLog"]
 
@@ -145,22 +144,20 @@ class RedisLog:
                 self._note_seen(ident)
                 self._positions[room.name] = position
             while arrived:
-                await self._arrive(streams, room, *arrived.pop(0))
+                await self._arrive(room, *arrived.pop(0))
         except RedisError:
             # The connection is lost; when it is back, the room is filled.
             log.warning("the history of %s cannot be read", room.name)
         finally:
             del self._arrived[room.name]
 
-    async def fetch(self, room: Room, ident: str) -> Post | None:
+    async def picture(self, ident: str) -> bytes | None:
         if self._streams is None:
             return None
         try:
-            content = await self._streams.picture(ident)
+            return await self._streams.picture(ident)
         except RedisError:
             return None
-        header = next((kept.header for kept in room.history if kept.id == ident), None)
-        return None if content is None or header is None else Post(ident, header, content)
 
     async def flush(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
@@ -269,7 +266,7 @@ class RedisLog:
         else:
             missed = await streams.after(room.name, latest)
         for position, header in missed:
-            await self._arrive(streams, room, position, header)
+            await self._arrive(room, position, header)
 
     # --- messages of this server ---
 
@@ -320,9 +317,9 @@ class RedisLog:
         if name in self._arrived:
             self._arrived[name].append((position.decode(), header))
         elif (room := self._host.rooms.get(name)) is not None and self._streams is not None:
-            await self._arrive(self._streams, room, position.decode(), header)
+            await self._arrive(room, position.decode(), header)
 
-    async def _arrive(self, streams: RoomStreams, room: Room, position: str, header: bytes) -> None:
+    async def _arrive(self, room: Room, position: str, header: bytes) -> None:
         """Deliver a message of the stream, unless it was delivered already."""
         latest = self._positions.get(room.name)
         later = latest is None or is_later(position, latest)
@@ -334,14 +331,11 @@ class RedisLog:
         waiting = None
         if ident.startswith(f"{self._origin}-"):
             waiting = self._waiting.pop(_number(ident), None)
-        content = None
-        if waiting is None and fields["type"] == "image":
-            content = await streams.picture(ident)
         if later:
             self._positions[room.name] = position
         self._note_seen(ident)
         if waiting is None:
-            await room.deliver(Post(ident, header, content), position)
+            await room.deliver(Post(ident, header), position)
             return
         self._waiting_bytes -= len(header) + len(waiting.post.content or b"")
         self._metrics.backlog.set(len(self._waiting))

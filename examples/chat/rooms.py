@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,23 +11,22 @@ import anyio
 from anyio import CancelScope
 from anyio.abc import TaskStatus
 
-import zc_anyio
+from zc_anyio.asgi import websocket_frame
 
 from .limits import ChatLimits
 from .members import Member
-from .messages import Post, encode, join_picture
+from .messages import Post, encode
 from .metrics import ChatMetrics
 from .queues import Broadcaster, open_broadcaster
-from .websocket import binary_frame, text_frame
 
-__all__ = ["Kept", "Pictures", "Room"]
+__all__ = ["Kept", "Pictures", "Room", "text_frame"]
 
 # Members who come and go within this time are announced together.
 PRESENCE_SECONDS = 0.3
 
 
 class Pictures:
-    """The pictures that are kept, framed; those unused for longest are dropped first.
+    """The pictures that are kept; those unused for longest are dropped first.
 
     :param limit: bytes of all of them.
     """
@@ -34,22 +34,27 @@ class Pictures:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._frames: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
 
-    def put(self, ident: str, frame: bytes) -> None:
+    def put(self, ident: str, content: bytes) -> None:
         """Keep a picture."""
-        self._frames[ident] = frame
-        self._size += len(frame)
+        self._size += len(content) - len(self._kept.get(ident, b""))
+        self._kept[ident] = content
         while self._size > self._limit:
-            _, dropped = self._frames.popitem(last=False)
+            _, dropped = self._kept.popitem(last=False)
             self._size -= len(dropped)
 
     def get(self, ident: str) -> bytes | None:
-        """Return the frame of a picture, if it is still there."""
-        frame = self._frames.get(ident)
-        if frame is not None:
-            self._frames.move_to_end(ident)
-        return frame
+        """Return a picture, if it is still there."""
+        content = self._kept.get(ident)
+        if content is not None:
+            self._kept.move_to_end(ident)
+        return content
+
+
+def text_frame(data: bytes) -> bytes:
+    """Return a JSON object as a frame, the same for all members."""
+    return websocket_frame(data.decode())
 
 
 @dataclass(slots=True)
@@ -57,13 +62,19 @@ class Kept:
     """A message of the history.
 
     :ivar position: its position in the log that servers share, once that is known.
-    :ivar frame: the frame that members get when they join.
+    :ivar frame: the frame that members get.
     """
 
     id: str
     position: str | None
     header: bytes
     frame: bytes
+
+    @property
+    def media_type(self) -> str | None:
+        """The type of a picture; ``None`` for a text."""
+        kind: str | None = json.loads(self.header).get("media_type")
+        return kind
 
 
 class Room:
@@ -96,15 +107,10 @@ class Room:
         self._changed = anyio.Event()
         self._scope = CancelScope()
 
-    async def run(
-        self,
-        ring: zc_anyio.Ring | None,
-        *,
-        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep the room open, and tell who comes and goes."""
         with self._scope:
-            async with open_broadcaster(ring, limit=self._limits.queue_bytes) as self._broadcaster:
+            async with open_broadcaster(limit=self._limits.queue_bytes) as self._broadcaster:
                 task_status.started()
                 while True:
                     await self._changed.wait()
@@ -121,16 +127,14 @@ class Room:
     async def deliver(self, post: Post, position: str | None = None) -> None:
         """Send a message to all members, and keep it."""
         kept = Kept(post.id, position, post.header, text_frame(post.header))
-        frame = kept.frame
         if post.content is not None:
-            frame = binary_frame(join_picture(post.header, post.content))
-            self._pictures.put(post.id, frame)
-        self._metrics.messages.labels("text" if post.content is None else "picture").inc()
+            self._pictures.put(post.id, post.content)
+        self._metrics.messages.labels("text" if kept.media_type is None else "picture").inc()
         # Shielded, since a message in the history has to reach the members.
         with CancelScope(shield=True):
             async with self._lock:
                 self.keep([kept])
-                await self._broadcast(frame)
+                await self._broadcast(kept.frame)
 
     def keep(self, messages: Iterable[Kept]) -> None:
         """Put messages at the end of the history, without telling anybody."""
@@ -167,7 +171,9 @@ class Room:
             welcome = encode(
                 type="welcome",
                 room=self.name,
+                id=member.id,
                 name=member.name,
+                token=member.token,
                 members=sorted(names),
                 **server,
             )
@@ -181,8 +187,9 @@ class Room:
             self._changed.set()
 
     def _free_name(self, wanted: str) -> str:
+        taken = self.names()
         name, number = wanted, 1
-        while name in self.members:
+        while name in taken:
             number += 1
             name = f"{wanted}-{number}"
         return name

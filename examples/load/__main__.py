@@ -16,7 +16,7 @@ import anyio
 from rich.console import Console
 from rich.live import Live
 
-from ..web.options import BACKENDS
+from ..serving import BACKENDS
 from .chat import ChatLoad
 from .figures import Figures, scrape
 from .live import LiveLoad

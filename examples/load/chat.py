@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -78,7 +79,7 @@ class ChatLoad:
         picture_size: int = 0,
     ) -> None:
         self.figures = Figures(kind="chat", clients=members, slow=slow, stalled=stalled)
-        self._url = url
+        self._url = f"{url.rstrip('/')}/"
         self._rate = rate
         self._filler = "x" * max(size - 60, 0)
         self._seconds = seconds
@@ -144,7 +145,7 @@ class ChatLoad:
             await anyio.sleep(self._picture_seconds)
             name = json.dumps({"at": time.monotonic()})
             if (member := self._next_sender(number)) is not None:
-                await self._sent(member.connection.drop_picture(f"p{number}", name, content))
+                await self._sent(member.connection.post_picture(f"p{number}", name, content))
 
     def _next_sender(self, number: int) -> Quick | None:
         members = [member for member in self._members if not member.is_gone]
@@ -170,12 +171,13 @@ class ChatLoad:
                 member = Quick(connection, number)
                 last: dict[str, int] = {}
                 async for received in connection.messages():
-                    if received.type == "welcome":
+                    kind = received["type"]
+                    if kind == "welcome":
                         figures.connected += 1
                         self._members.append(member)
-                    elif received.type in ("message", "image"):
-                        self._received(member, received.fields, received.content, last)
-                    elif received.type == "refused":
+                    elif kind in ("message", "image"):
+                        self._received(member, received, last)
+                    elif kind == "refused":
                         figures.lost += 1
         except (ChatError, OSError, *GONE):
             figures.failed += 1
@@ -183,18 +185,14 @@ class ChatLoad:
             if member is not None:
                 member.is_gone = True
 
-    def _received(
-        self,
-        member: Quick,
-        fields: dict[str, str],
-        content: bytes | None,
-        last: dict[str, int],
-    ) -> None:
+    def _received(self, member: Quick, fields: dict[str, Any], last: dict[str, int]) -> None:
         figures = self.figures
-        carried = json.loads(fields["text"] if content is None else fields["name"])
+        # What is told of a picture is as large as a message; who looks at it fetches it.
+        is_text = fields["type"] == "message"
+        carried = json.loads(fields["text"] if is_text else fields["name"])
         member.received += 1
         member.digest = zlib.crc32(fields["id"].encode(), member.digest)
-        if content is None:
+        if is_text:
             # Senders take turns, so the numbers of each sender grow.
             number = carried["number"]
             if number <= last.get(fields["from"], -1):
@@ -202,14 +200,12 @@ class ChatLoad:
             last[fields["from"]] = number
         now = time.monotonic()
         figures.deliveries += 1
-        figures.delivered_bytes += len(fields.get("text", "")) + len(content or b"")
+        figures.delivered_bytes += len(fields.get("text", ""))
         if now - self._began > self._warm_up:
             figures.latencies.append(now - carried["at"])
 
     async def _open(self, stream: SocketStream, name: str) -> ChatConnection:
-        return await open_connection(
-            stream, host=urlsplit(self._url).netloc, room=self._room, name=name
-        )
+        return await open_connection(stream, url=self._url, room=self._room, name=name)
 
     async def _slow(self, number: int, reads: bool) -> None:
         """Be a member that reads a little now and then, or nothing."""

@@ -134,10 +134,13 @@ async def serve(
     ring: zc_anyio.Ring,
     limits: asgi.Limits,
     stop: anyio.Event,
+    reuse_port: bool = False,
+    task_status: TaskStatus[list[str]] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve an application through the ambient ring until ``stop`` is set.
 
     :param what: what is served, as it is told on the standard output.
+    :param reuse_port: let other processes listen on the same port.
     """
     await asgi.serve(
         app,
@@ -146,16 +149,18 @@ async def serve(
         limits=limits,
         access_log=options.access_log,
         lifespan="off",
+        reuse_port=reuse_port,
         stop=stop,
-        task_status=_Announcement(what, ring),
+        task_status=_Announcement(what, ring, task_status),
     )
 
 
 class _Announcement(TaskStatus[list[str]]):
     """Tells where the server listens, by which driver it sends, and why by no better one."""
 
-    def __init__(self, what: str, ring: zc_anyio.Ring) -> None:
+    def __init__(self, what: str, ring: zc_anyio.Ring, then: TaskStatus[list[str]]) -> None:
         self._what = what
+        self._then = then
         self._capabilities = ring.capabilities
 
     def started(self, value: list[str] | None = None) -> None:
@@ -166,3 +171,4 @@ class _Announcement(TaskStatus[list[str]]):
             print(f"{name} cannot run here: {why}", flush=True)
         if found.zero_copy_limited is not None and found.driver != "copy":
             print(f"much will be copied: {found.zero_copy_limited}", flush=True)
+        self._then.started(value or [])

@@ -39,13 +39,14 @@ class Served:
     :ivar port: on 127.0.0.1.
     :ivar told: the first line of its standard output.
     :ivar output: what it wrote there after that, once it was stopped.
+    :ivar errors: what it wrote to its error output, warnings as well.
     """
 
     def __init__(self, process: subprocess.Popen[str], url: str, told: str) -> None:
         self.process = process
         self.url = url
         self.told = told
-        self.output = ""
+        self.output = self.errors = ""
         self.port = int(url.rstrip("/").rpartition(":")[2])
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
@@ -86,8 +87,8 @@ class Served:
         assert self.process.stdout is not None
         # Some of it may have been read with the first line.
         self.output = self.process.stdout.read()
-        _, errors = self.process.communicate(timeout=LIMIT)
-        lines = errors.splitlines(keepends=True)
+        _, self.errors = self.process.communicate(timeout=LIMIT)
+        lines = self.errors.splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("WARNING "))
 
 
@@ -118,8 +119,7 @@ def serve(module: str, *arguments: str, under: Sequence[str] = ()) -> Iterator[S
     The caller may have stopped it already.  Skips where its driver cannot run.  Answers are logged
     only if an argument asks for that, since nobody reads the log while it runs.
     """
-    if module == "examples.stream":
-        arguments = ("--no-access-log", *arguments)
+    arguments = ("--no-access-log", *arguments)
     for argument in arguments:
         if argument.startswith("--driver=") and (reason := why_not(argument[9:])) is not None:
             missing(f"{argument} cannot run: {reason}")

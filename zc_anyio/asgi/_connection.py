@@ -158,6 +158,8 @@ class Connection:
             while await self._serve_next():
                 pass
         except ClientDisconnectedError:
+            # Nothing is kept for a client that is gone, or that the application has given up.
+            self.peer.reset()
             await self._abort()
         except Exception:
             log.exception("a connection failed")

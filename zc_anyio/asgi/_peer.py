@@ -173,11 +173,7 @@ class Peer:
             log.info(
                 "Dropped a client that takes less than %g bytes a second.", self._pace.least_rate
             )
-            stream: object = self.stream
-            if isinstance(stream, TLSStream):
-                stream = stream.transport_stream
-            if isinstance(stream, ZeroCopySocketStream):
-                stream._output.reset()
+            self.reset()
 
     def stop_receiving(self) -> None:
         """End the present or next wait for bytes; what has arrived is received first."""
@@ -305,6 +301,14 @@ class Peer:
         """Close; what was accepted still goes out."""
         with suppress(*GONE):
             await self.stream.aclose()
+
+    def reset(self) -> None:
+        """Reset the connection at once; what was accepted is dropped."""
+        stream: object = self.stream
+        if isinstance(stream, TLSStream):
+            stream = stream.transport_stream
+        if isinstance(stream, ZeroCopySocketStream):
+            stream._output.reset()
 
     async def abort(self) -> None:
         """Close by a reset, so that the peer does not take what it has received for the whole."""

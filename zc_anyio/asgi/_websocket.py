@@ -32,6 +32,10 @@ log = logging.getLogger("zc_anyio.asgi")
 # When the application has this much to take, nothing more is received.
 PENDING_BYTES = 64 << 10
 PENDING_MESSAGES = 32
+# Frames that bring the application nothing, such as pings and empty fragments: so many may come at
+# once, and so many a second in the long run.
+IDLE_FRAMES = 1000
+IDLE_FRAMES_RATE = 100
 # A piece may become a thousand times as large when inflated, before its size is seen.
 COMPRESSED_PIECE = 4 << 10
 
@@ -93,6 +97,8 @@ class WebSocket:
         self._answered = False
         self._heard = True
         self._pinged = time.monotonic()
+        self._idle_frames = 0.0
+        self._idle_since = self._pinged
 
     async def run(self, app: Any, scope: Any) -> None:
         """Call the application, and end the WebSocket after it.
@@ -105,13 +111,17 @@ class WebSocket:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._receive_all)
             code = CloseReason.NORMAL_CLOSURE
+            given_up = False
             try:
                 await app(scope, self.receive, self.send)
             except Exception as exc:
+                given_up = is_disconnect(exc) and self._disconnected is None
                 if not is_disconnect(exc):
                     log.exception("Exception in ASGI application")
                 code = CloseReason.INTERNAL_ERROR
             tasks.cancel_scope.cancel()
+        if given_up:
+            raise ClientDisconnectedError("the application has given the client up")
         if self._connection is None:
             if not self._answered:
                 log.error("ASGI callable returned without accepting or closing the WebSocket.")
@@ -179,6 +189,9 @@ class WebSocket:
         assert connection is not None
         connection.receive_data(data)
         for event in connection.events():
+            if not getattr(event, "data", b"") and self._is_flooding():
+                await self._fail(CloseReason.POLICY_VIOLATION, "flooding")
+                return False
             if isinstance(event, TextMessage | BytesMessage):
                 self._size += len(event.data)
                 if self._size > self._peer.limits.websocket_bytes:
@@ -201,6 +214,13 @@ class WebSocket:
                     self._disconnect(event.code, event.reason or "")
                 return False
         return True
+
+    def _is_flooding(self) -> bool:
+        """Count a frame that brings nothing; whether there have been too many."""
+        now = time.monotonic()
+        left = self._idle_frames - (now - self._idle_since) * IDLE_FRAMES_RATE
+        self._idle_frames, self._idle_since = max(left, 0.0) + 1, now
+        return self._idle_frames > IDLE_FRAMES
 
     def _take_message(self, *, text: bool) -> None:
         parts, size, self._parts, self._size = self._parts, self._size, [], 0

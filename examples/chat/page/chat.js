@@ -4,9 +4,20 @@ const $ = (id) => document.getElementById(id);
 const RETRY_MS = [500, 1000, 2000, 5000, 10000];
 const NAMES_SHOWN = 200;
 const MESSAGES_SHOWN = 500;
+// A room's name, as the server takes it.
+const ROOM = /^[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?$/u;
+// The page asks this often whether the server is there, and expects an answer within the other time.
+const BEAT_MS = 5000;
+const SILENCE_MS = 12000;
+// Longer texts are folded.
+const FOLDED = { characters: 700, lines: 12 };
 
 let socket = null;
 let me = { name: "", room: "" };
+let token = ""; // with it, pictures are posted
+let heard = 0; // when the server has last sent something
+let day = ""; // of the message shown last
+const mine = new Set(); // the ids that this user has had
 let wanted = false; // whether to be connected
 let tries = 0;
 let limits = { text: 4000, image: 8 << 20 };
@@ -14,7 +25,6 @@ const people = new Set();
 const shown = new Map(); // id -> element of a message
 const sending = new Map(); // nonce -> { element, again }
 const answers = new Map(); // id of one of the user's messages -> { nonce, kind }
-const pictures = new Map(); // id -> blob URL
 
 // --- elements ---
 
@@ -38,6 +48,8 @@ function colored(element, name) {
 
 function withLinks(text) {
   const paragraph = make("p", "text");
+  // A right-to-left text keeps its direction, and leaves everything around it in place.
+  paragraph.dir = "auto";
   for (const part of text.split(/(https?:\/\/[^\s<>"]+)/)) {
     if (/^https?:\/\//.test(part) && URL.canParse(part)) {
       const link = make("a", "", part);
@@ -49,7 +61,22 @@ function withLinks(text) {
       paragraph.append(part);
     }
   }
-  return paragraph;
+  return text.length > FOLDED.characters || text.split("\n").length > FOLDED.lines ? folded(paragraph) : paragraph;
+}
+
+function folded(paragraph) {
+  const whole = make("div");
+  paragraph.classList.add("folded");
+  const button = make("button", "unfold", "Show all");
+  button.type = "button";
+  button.setAttribute("aria-expanded", "false");
+  button.addEventListener("click", () => {
+    const open = !paragraph.classList.toggle("folded");
+    button.textContent = open ? "Show less" : "Show all";
+    button.setAttribute("aria-expanded", String(open));
+  });
+  whole.append(paragraph, button);
+  return whole;
 }
 
 function size(bytes) {
@@ -81,8 +108,6 @@ function forget(element) {
   if (id) {
     shown.delete(id);
     answers.delete(id);
-    if (pictures.has(id)) URL.revokeObjectURL(pictures.get(id));
-    pictures.delete(id);
   }
   element.remove();
 }
@@ -91,12 +116,14 @@ function forget(element) {
 
 function showMessage(message, body) {
   if (shown.has(message.id)) return;
-  const own = message.from === me.name;
+  const own = mine.has(message.by);
   const item = make("li", own ? "own" : "");
   item.dataset.id = message.id;
   const line = make("div");
-  line.append(colored(make("span", "who", message.from), message.from));
+  // Isolated, so that a right-to-left name does not move the time.
+  line.append(colored(make("bdi", "who", message.from), message.from));
   const when = new Date(message.at);
+  showDay(when);
   const time = make("time", "when", when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
   time.dateTime = when.toISOString();
   line.append(time, make("span", "mark"));
@@ -107,46 +134,32 @@ function showMessage(message, body) {
   if (document.hidden && !own) document.title = `• #${me.room}`;
 }
 
-function showPicture(message, content) {
-  if (content && !pictures.has(message.id)) {
-    const blob = new Blob([content], { type: message.media_type });
-    pictures.set(message.id, URL.createObjectURL(blob));
-  }
-  if (!shown.has(message.id)) {
-    const button = make("button", "picture", `${message.name || "picture"}, ${size(message.size)}`);
-    button.type = "button";
-    button.addEventListener("click", () => (pictures.has(message.id) ? view(message.id) : fetchPicture(message.id)));
-    showMessage(message, button);
-    if (!content) seen.observe(shown.get(message.id));
-  }
-  const url = pictures.get(message.id);
-  const button = shown.get(message.id)?.querySelector(".picture");
-  if (url && button && !button.querySelector("img")) {
-    const follow = atBottom();
-    const image = make("img");
-    image.alt = message.name || "picture";
-    image.addEventListener("load", () => follow && toBottom());
-    image.src = url;
-    button.replaceChildren(image);
-  }
+function showDay(when) {
+  const name = when.toLocaleDateString([], { weekday: "long", year: "numeric", month: "long", day: "numeric" });
+  if (name !== day) add(make("li", "day", name));
+  day = name;
 }
 
-// Pictures of the history are fetched when they are scrolled to.
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting) {
-      seen.unobserve(entry.target);
-      fetchPicture(entry.target.dataset.id);
-    }
-  }
-});
-
-function fetchPicture(id) {
-  if (!pictures.has(id)) transmit(JSON.stringify({ type: "fetch", id }));
+// A picture is fetched when it is scrolled to.
+function showPicture(message) {
+  const name = message.name || "picture";
+  const button = make("button", "picture");
+  button.type = "button";
+  button.setAttribute("aria-label", `Show ${name}, ${size(message.size)}, from ${message.from}`);
+  const image = make("img");
+  image.alt = name;
+  image.loading = "lazy";
+  image.addEventListener("load", () => atBottom() && toBottom());
+  image.addEventListener("error", () => button.replaceChildren("This picture is not kept any more"));
+  image.src = `/pictures/${encodeURIComponent(me.room)}/${encodeURIComponent(message.id)}`;
+  button.append(image);
+  button.addEventListener("click", () => image.isConnected && view(image));
+  showMessage(message, button);
 }
 
-function view(id) {
-  $("viewed").src = pictures.get(id);
+function view(image) {
+  $("viewed").src = image.src;
+  $("viewed").alt = image.alt;
   $("viewer").showModal();
 }
 
@@ -156,43 +169,52 @@ function note(text) {
 
 // --- sending ---
 
+// What is given to a connection that has become silent would go out much later, without being asked for.
+function isHeard() {
+  return socket?.readyState === WebSocket.OPEN && performance.now() - heard < SILENCE_MS;
+}
+
 function transmit(data) {
-  if (socket?.readyState !== WebSocket.OPEN) return false;
+  if (!isHeard()) return false;
   socket.send(data);
   return true;
 }
 
-function send(text, build) {
+function send(text, give) {
   const nonce = crypto.getRandomValues(new Uint32Array(4)).join("-");
   const element = make("li", "sending");
   element.append(make("p", "text", text));
   const again = () => {
     element.remove();
     sending.delete(nonce);
-    send(text, build);
+    send(text, give);
   };
   sending.set(nonce, { element, again });
   add(element);
   toBottom();
-  if (!transmit(build(nonce))) fail(nonce, "not connected");
+  if (!isHeard() || give(nonce) === false) fail(nonce, "not connected");
 }
 
 function sendText(text) {
-  send(text, (nonce) => JSON.stringify({ type: "say", nonce, text }));
+  send(text, (nonce) => transmit(JSON.stringify({ type: "say", nonce, text })));
 }
 
-async function sendPicture(file) {
+function sendPicture(file) {
   if (file.size > limits.image) {
     note(`${file.name} is larger than ${size(limits.image)}`);
     return;
   }
-  const content = await file.arrayBuffer();
-  send(`${file.name}, ${size(file.size)}`, (nonce) => {
-    const header = new TextEncoder().encode(JSON.stringify({ nonce, name: file.name.slice(0, 100) }));
-    const length = new DataView(new ArrayBuffer(2));
-    length.setUint16(0, header.length);
-    return new Blob([length.buffer, header, content]);
-  });
+  send(`${file.name}, ${size(file.size)}`, (nonce) => postPicture(nonce, file));
+}
+
+async function postPicture(nonce, file) {
+  const query = new URLSearchParams({ token, nonce, name: file.name.slice(0, 100) });
+  try {
+    const answer = await fetch(`/pictures?${query}`, { method: "POST", body: file });
+    if (!answer.ok) fail(nonce, await answer.text());
+  } catch {
+    fail(nonce, "the picture could not be sent");
+  }
 }
 
 function fail(nonce, reason) {
@@ -223,6 +245,8 @@ const handlers = {
   welcome(message) {
     tries = 0;
     me.name = message.name;
+    token = message.token;
+    mine.add(message.id);
     limits = message.limits;
     $("text").maxLength = limits.text;
     people.clear();
@@ -236,7 +260,7 @@ const handlers = {
     showMessage(message, withLinks(message.text));
   },
   image(message) {
-    showPicture(message, null);
+    if (!shown.has(message.id)) showPicture(message);
   },
   presence(message) {
     message.joined.forEach((name) => people.add(name));
@@ -247,10 +271,6 @@ const handlers = {
   pending: answered,
   refused(message) {
     fail(message.nonce, message.reason);
-  },
-  gone(message) {
-    const button = shown.get(message.id)?.querySelector(".picture");
-    if (button) button.textContent = "This picture is not kept any more";
   },
   status(message) {
     $("banner").hidden = message.shared !== false;
@@ -265,20 +285,21 @@ function answered(message) {
 }
 
 function received(event) {
-  if (typeof event.data === "string") {
-    const message = JSON.parse(event.data);
-    handlers[message.type]?.(message);
-    return;
-  }
-  const length = new DataView(event.data).getUint16(0);
-  const header = new TextDecoder().decode(new Uint8Array(event.data, 2, length));
-  showPicture(JSON.parse(header), new Uint8Array(event.data, 2 + length));
+  heard = performance.now();
+  const message = JSON.parse(event.data);
+  handlers[message.type]?.(message);
+}
+
+function item(name) {
+  const element = make("li");
+  element.append(make("bdi", "", name));
+  return element;
 }
 
 function showPeople() {
   $("count").textContent = people.size;
   const names = [...people].sort((a, b) => a.localeCompare(b));
-  const items = names.slice(0, NAMES_SHOWN).map((name) => colored(make("li", "", name), name));
+  const items = names.slice(0, NAMES_SHOWN).map((name) => colored(item(name), name));
   if (names.length > NAMES_SHOWN) items.push(make("li", "", `and ${names.length - NAMES_SHOWN} more`));
   $("names").replaceChildren(...items);
 }
@@ -292,21 +313,36 @@ function setState(className, text) {
 
 function connect() {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  const query = new URLSearchParams({ room: me.room, name: me.name });
+  const query = new URLSearchParams({ room: me.room, name: me.wantedName });
   const current = new WebSocket(`${scheme}//${location.host}/chat?${query}`);
   socket = current;
-  current.binaryType = "arraybuffer";
-  current.addEventListener("message", received);
-  current.addEventListener("close", (event) => {
-    if (socket !== current) return;
-    for (const nonce of sending.keys()) fail(nonce, "the connection was lost");
-    if (!wanted) return;
-    const wait = RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)];
-    setState("", "reconnecting");
-    if (event.reason) note(event.reason);
-    setTimeout(() => wanted && socket === current && connect(), wait);
-  });
+  heard = performance.now();
+  current.addEventListener("message", (event) => socket === current && received(event));
+  current.addEventListener("close", (event) => socket === current && lost(event.reason));
 }
+
+function lost(reason) {
+  const last = socket;
+  for (const nonce of sending.keys()) fail(nonce, "the connection was lost");
+  if (!wanted) return;
+  const wait = RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)];
+  setState("", "reconnecting");
+  if (reason) note(reason);
+  setTimeout(() => wanted && socket === last && connect(), wait);
+}
+
+// Notices a server, or a network, that has become silent: the browser would not for a long time.
+setInterval(() => {
+  if (!wanted || socket?.readyState !== WebSocket.OPEN) return;
+  if (isHeard()) {
+    transmit('{"type":"beat"}');
+  } else {
+    const silent = socket;
+    socket = null;
+    silent.close();
+    lost("The server does not answer.");
+  }
+}, BEAT_MS);
 
 function join() {
   wanted = true;
@@ -327,6 +363,7 @@ function leave() {
   for (const element of [...$("messages").children]) forget(element);
   sending.clear();
   people.clear();
+  day = "";
   $("chat").hidden = true;
   $("join").hidden = false;
   $("join-name").value = me.wantedName;
@@ -339,11 +376,15 @@ $("join").addEventListener("submit", (event) => {
   event.preventDefault();
   me = { name: $("join-name").value.trim(), room: $("join-room").value.trim().toLowerCase() || "lobby" };
   if (!me.name) return;
+  const wrong = ROOM.test(me.room) ? "" : "The names of rooms have letters, digits and hyphens.";
+  $("join-room").setCustomValidity(wrong);
+  if (!$("join").reportValidity()) return;
   localStorage.setItem("name", me.name);
   history.replaceState(null, "", `#${encodeURIComponent(me.room)}`);
   join();
 });
 
+$("join-room").addEventListener("input", () => $("join-room").setCustomValidity(""));
 $("leave").addEventListener("click", leave);
 
 $("composer").addEventListener("submit", (event) => {
@@ -407,6 +448,7 @@ $("people-button").addEventListener("click", () => {
   $("people-button").setAttribute("aria-expanded", String(open));
 });
 $("viewer").addEventListener("click", () => $("viewer").close());
+$("viewer").addEventListener("close", () => $("viewed").removeAttribute("src"));
 
 addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea");

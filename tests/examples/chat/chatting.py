@@ -11,13 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-from anyio.abc import SocketStream
+from anyio.abc import SocketStream, TaskStatus
 
 import zc_anyio
-from examples.chat.__main__ import parse, serve
-from examples.chat.connection import ChatConnection, ChatError, Received, open_connection
+from examples.chat.__main__ import parse, serve_chat
+from examples.chat.connection import ChatConnection, ChatError, open_connection
 from examples.chat.limits import ChatLimits
-from examples.web import address, listen, open_ring
 from tests.support.waiting import LIMIT
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,8 +25,7 @@ LIMITS = ChatLimits(
     message_rate=1000,
     message_burst=10_000,
     picture_burst=1 << 30,
-    frame_rate=10_000,
-    frame_burst=100_000,
+    address_rooms=1000,
     lag_seconds=LIMIT,
     ping_seconds=LIMIT,
     close_seconds=LIMIT,
@@ -37,14 +35,14 @@ LIMITS = ChatLimits(
 class Running:
     """A server in this event loop.
 
-    :ivar ring: what it sends with; ``None`` for plain streams.
+    :ivar ring: what it sends with.
     """
 
-    def __init__(self, url: str, ring: zc_anyio.Ring | None) -> None:
-        self.url = url
+    def __init__(self, url: str, ring: zc_anyio.Ring) -> None:
+        self.url = f"{url}/"
         self.host = urlsplit(url).netloc
         self.ring = ring
-        self.port = int(url.rstrip("/").rpartition(":")[2])
+        self.port = int(url.rpartition(":")[2])
 
 
 @asynccontextmanager
@@ -56,21 +54,19 @@ async def chat_server(
     :param arguments: arguments of the command line.
     :param changed: limits that differ from those of the other tests.
     """
-    options = parse(["--port=0", *arguments])
+    options = parse(["--port=0", "--no-access-log", *arguments])
     stop = anyio.Event()
     async with (
-        open_ring(options) as ring,
-        await listen(options) as listener,
+        zc_anyio.open_ring(driver=options.driver) as ring,
         anyio.create_task_group() as tasks,
     ):
-        url = address(options, listener)
 
-        async def run() -> None:
-            await serve(
-                options, replace(limits, **changed), ring=ring, listener=listener, stop=stop
+        async def run(*, task_status: TaskStatus[list[str]]) -> None:
+            await serve_chat(
+                options, replace(limits, **changed), ring=ring, stop=stop, task_status=task_status
             )
 
-        tasks.start_soon(run)
+        (url,) = await tasks.start(run)
         yield Running(url, ring)
         stop.set()
 
@@ -84,17 +80,17 @@ class Member:
         self.messages = connection.messages()
         self._nonces = map(str, itertools.count(1))
 
-    async def receive(self, *types: str) -> Received:
+    async def receive(self, *types: str) -> dict[str, Any]:
         """Receive the next message of these types; others are passed over."""
         with anyio.fail_after(LIMIT):
             async for message in self.messages:
-                if message.type in types:
+                if message["type"] in types:
                     return message
         raise AssertionError("the connection was closed")
 
     async def receive_texts(self, count: int) -> list[str]:
         """Receive ``count`` messages, and return their texts."""
-        return [(await self.receive("message")).fields["text"] for _ in range(count)]
+        return [(await self.receive("message"))["text"] for _ in range(count)]
 
     async def say(self, text: str) -> str:
         """Say something, and return its nonce."""
@@ -106,13 +102,18 @@ class Member:
         """Say something, and return the acknowledgement."""
         nonce = await self.say(text)
         answer = await self.receive("ack", "refused")
-        assert answer.fields["nonce"] == nonce
-        return answer.fields
+        assert answer["nonce"] == nonce
+        return answer
 
-    async def drop_picture(self, content: bytes, name: str = "a picture.png") -> str:
+    async def post_picture(self, content: bytes, name: str = "a picture.png") -> str:
+        """Post a picture, and return its nonce."""
         nonce = next(self._nonces)
-        await self.connection.drop_picture(nonce, name, content)
+        await self.connection.post_picture(nonce, name, content)
         return nonce
+
+    async def see_picture(self) -> bytes | None:
+        """Receive what is told of the next picture, and fetch it."""
+        return await self.connection.picture((await self.receive("image"))["id"])
 
     async def closed(self) -> ChatError:
         """Receive until the server ends the connection, and return how."""
@@ -135,10 +136,10 @@ async def member(
 ) -> AsyncIterator[Member]:
     """Be a member of a room for the length of a scope."""
     async with await stream_to(server, receive_buffer=receive_buffer) as stream:
-        connection = await open_connection(stream, host=server.host, room=room, name=name)
+        connection = await open_connection(stream, url=server.url, room=room, name=name)
         joined = Member(connection)
         async with aclosing(joined.messages):
-            joined.welcome = (await joined.receive("welcome")).fields
+            joined.welcome = await joined.receive("welcome")
             yield joined
 
 

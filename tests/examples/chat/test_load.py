@@ -43,7 +43,7 @@ def load(server: Served, folder: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("way", ["--backend=uvloop", "--backend=trio"])
 def test_slow_members_delay_nobody_and_nothing_is_lost(way: str, tmp_path: Path) -> None:
     connections = f"--connections={MEMBERS + SLOW + 10}"
-    with serve("examples.chat", way, connections, "--queue=0.5") as server:
+    with serve("examples.chat", way, connections, "--lag=1") as server:
         figures = load(
             server,
             tmp_path,
@@ -51,8 +51,9 @@ def test_slow_members_delay_nobody_and_nothing_is_lost(way: str, tmp_path: Path)
             f"--slow={SLOW // 2}",
             f"--stalled={SLOW - SLOW // 2}",
             "--rate=10",
-            # More than the kernel takes for those that read nothing, within the time.
-            "--picture-every=0.1",
+            # More than the kernel takes at once for those that read nothing.
+            "--size=2000",
+            "--picture-every=0.5",
             f"--picture-size={64 * KIB}",
         )
         assert figures["clients"] == MEMBERS

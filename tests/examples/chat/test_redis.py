@@ -37,7 +37,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 async def shared(one: Member, expected: bool) -> None:
     """Wait until the member is told that other servers are, or are not, reached."""
     with anyio.fail_after(LIMIT):
-        while (await one.receive("status")).fields["shared"] is not expected:
+        while (await one.receive("status"))["shared"] is not expected:
             pass
 
 
@@ -55,7 +55,7 @@ async def present(server: Running, names: set[str]) -> None:
 async def test_members_of_two_servers_see_the_same_in_the_same_order(redis: RedisServer) -> None:
     async with (
         chat_server("--redis", redis.url) as first,
-        chat_server("--redis", redis.url, "--plain") as second,
+        chat_server("--redis", redis.url, "--driver=copy") as second,
         member(first, "ada") as ada,
         member(second, "bob") as bob,
     ):
@@ -74,11 +74,29 @@ async def test_members_of_two_servers_see_the_same_in_the_same_order(redis: Redi
             said = [text for text in seen if text.startswith(name)]
             assert said == [f"{name} {number}" for number in range(50)]
         # A picture takes the same way.
-        await ada.drop_picture(PNG + bytes(MIB))
-        assert (await bob.receive("image")).content == PNG + bytes(MIB)
+        await ada.post_picture(PNG + bytes(MIB))
+        assert await bob.see_picture() == PNG + bytes(MIB)
         # And both know of each other.
         for server in (first, second):
             await present(server, {"ada", "bob"})
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_names_are_unlike_each_other_on_all_servers(redis: RedisServer) -> None:
+    async with (
+        chat_server("--redis", redis.url) as first,
+        chat_server("--redis", redis.url) as second,
+        member(first, "alice") as one,
+        member(first, "alice") as two,
+    ):
+        await present(second, {"alice", "alice-2"})
+        async with member(second, "alice") as three, member(second, "alice-2") as four:
+            names = [each.welcome["name"] for each in (one, two, three, four)]
+            assert names == ["alice", "alice-2", "alice-3", "alice-2-2"]
+            await three.say("who am I?")
+            heard = await one.receive("message")
+            assert (heard["from"], heard["by"]) == ("alice-3", three.welcome["id"])
 
 
 @pytest.mark.anyio
@@ -88,13 +106,11 @@ async def test_a_server_that_comes_later_has_the_history_and_the_pictures(
     async with chat_server("--redis", redis.url) as first, member(first, "ada") as ada:
         for number in range(120):
             await ada.say(str(number))
-        await ada.drop_picture(PNG + bytes(1000))
+        await ada.post_picture(PNG + bytes(1000))
         await ada.receive("image")
         async with chat_server("--redis", redis.url) as second, member(second, "bob") as bob:
             assert await bob.receive_texts(99) == [str(number) for number in range(21, 120)]
-            told = (await bob.receive("image")).fields
-            await bob.connection.fetch(told["id"])
-            assert (await bob.receive("image", "gone")).content == PNG + bytes(1000)
+            assert await bob.see_picture() == PNG + bytes(1000)
             await ada.say("and on")
             assert await bob.receive_texts(1) == ["and on"]
 
@@ -120,14 +136,14 @@ async def test_rooms_go_on_without_redis_and_nothing_acknowledged_is_lost(
         for number in range(5):
             nonces.append(await ada.say(f"ada {number}"))
             pending = await ada.receive("pending", "ack")
-            assert (pending.type, pending.fields["nonce"]) == ("pending", nonces[-1])
+            assert (pending["type"], pending["nonce"]) == ("pending", nonces[-1])
         assert await eve.receive_texts(6) == ["before", *(f"ada {n}" for n in range(5))]
         await bob.say("bob 0")
         assert await bob.receive_texts(1) == ["bob 0"]
-        assert (await bob.receive("pending", "ack")).type == "pending"
+        assert (await bob.receive("pending", "ack"))["type"] == "pending"
         # It comes back without its data: what it had is put back, what waits is appended.
         redis.start()
-        acknowledged = [(await ada.receive("ack")).fields["nonce"] for _ in nonces]
+        acknowledged = [(await ada.receive("ack"))["nonce"] for _ in nonces]
         assert acknowledged == nonces
         assert await bob.receive_texts(5) == [f"ada {n}" for n in range(5)]
         # Nobody sees anything twice, and what is said now follows.
@@ -171,11 +187,11 @@ async def test_redis_restarts_while_members_talk(redis: RedisServer) -> None:
             texts: list[str] = seen.setdefault(number, [])
             while len(texts) < len(expected) or len(acknowledged[number]) < lines:
                 message = await members[number].receive("message", "ack", "refused")
-                assert message.type != "refused", message
-                if message.type == "message":
-                    texts.append(message.fields["text"])
+                assert message["type"] != "refused", message
+                if message["type"] == "message":
+                    texts.append(message["text"])
                 else:
-                    acknowledged[number].add(message.fields["nonce"])
+                    acknowledged[number].add(message["nonce"])
 
         async with anyio.create_task_group() as tasks:
             for number in range(4):
@@ -209,7 +225,7 @@ async def test_what_is_under_way_when_redis_goes_is_delivered_here(redis: RedisS
         await ada.say("into the void")
         redis.kill()
         assert await bob.receive_texts(1) == ["into the void"]
-        assert (await ada.receive("pending", "ack")).type == "pending"
+        assert (await ada.receive("pending", "ack"))["type"] == "pending"
         redis.start()
         await ada.receive("ack")
         # It is not delivered again.
@@ -317,7 +333,7 @@ async def test_too_much_in_the_backlog_is_refused(
         kinds = []
         for _ in range(5):
             await ada.say("hello")
-            kinds.append((await ada.receive("pending", "refused")).type)
+            kinds.append((await ada.receive("pending", "refused"))["type"])
         assert kinds == ["pending"] * 3 + ["refused"] * 2
         # What was not refused is appended when Redis is there.
         redis.start()

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 
 import anyio
 import pytest
+from wsproto.events import TextMessage
 
 from examples.chat.connection import ChatError
 from tests.examples.chat.chatting import PNG, Member, chat_server, member
@@ -15,15 +16,10 @@ from tests.support.waiting import until
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["--driver=io_uring", "--driver=msg_zerocopy", "--driver=copy", "--plain"])
-def way(request: pytest.FixtureRequest) -> str:
-    """Every way to send."""
-    if request.param.startswith("--driver="):
-        # Skips where it cannot run.
-        from tests.conftest import usable
-
-        usable(request.param.removeprefix("--driver="))
-    return request.param
+@pytest.fixture
+def way(driver: str) -> str:
+    """Every driver."""
+    return f"--driver={driver}"
 
 
 @pytest.mark.anyio
@@ -49,11 +45,10 @@ async def test_everybody_sees_the_same_in_the_same_order(way: str) -> None:
         for number in range(10):
             own = [text for text in orders[0] if text.startswith(f"{number}:")]
             assert own == [f"{number}: {line}" for line in range(5)]
-        if server.ring is not None:
-            ring = server.ring
-            await until(lambda: ring.statistics().held + ring.statistics().in_flight == 0)
-            assert ring.statistics().failed == 0
-            assert ring.statistics().sends >= 10 * 50
+        ring = server.ring
+        await until(lambda: ring.statistics().held + ring.statistics().in_flight == 0)
+        assert ring.statistics().failed == 0
+        assert ring.statistics().sends >= 10 * 50
 
 
 @pytest.mark.anyio
@@ -64,27 +59,26 @@ async def test_a_picture_reaches_everybody_as_it_was(way: str) -> None:
         member(server, "ada") as ada,
         member(server, "bob") as bob,
     ):
-        nonce = await ada.drop_picture(content, "a <b> picture.png")
+        nonce = await ada.post_picture(content, "a <b> picture.png")
         for one in (ada, bob):
-            picture = await one.receive("image")
-            assert picture.content == content
-            assert picture.fields["name"] == "a <b> picture.png"
-            assert picture.fields["media_type"] == "image/png"
-            assert picture.fields["from"] == "ada"
-        assert (await ada.receive("ack")).fields["nonce"] == nonce
-        # Whoever comes later is told of it, and gets it when it asks.
+            told = await one.receive("image")
+            assert told["name"] == "a <b> picture.png"
+            assert told["media_type"] == "image/png"
+            assert told["size"] == len(content)
+            assert (told["from"], told["by"]) == ("ada", ada.welcome["id"])
+            assert await one.connection.picture(told["id"]) == content
+        assert (await ada.receive("ack"))["nonce"] == nonce
+        # Whoever comes later is told of it as well.
         async with member(server, "eve") as eve:
-            told = await eve.receive("image")
-            assert told.content is None
-            assert told.fields["size"] == len(content)
-            await eve.connection.fetch(told.fields["id"])
-            fetched = await eve.receive("image")
-            assert fetched.content == content
-            assert fetched.fields == told.fields
+            assert await eve.see_picture() == content
         # A room has only what it has seen.
         async with member(server, "eve", room="elsewhere") as eve:
-            await eve.connection.fetch(told.fields["id"])
-            assert (await eve.receive("gone", "image")).type == "gone"
+            assert await eve.connection.picture(told["id"]) is None
+        # Only members post.
+        ada.connection.token = "guessed"
+        await ada.post_picture(content)
+        await bob.say_and_wait("a member")
+        assert (await ada.receive("image", "message"))["type"] == "message"
 
 
 @pytest.mark.anyio
@@ -130,29 +124,30 @@ async def test_members_are_told_who_is_here() -> None:
             assert third.welcome["members"] == ["ada", "ada-2", "guest"]
             joined: set[str] = set()
             while joined != {"ada", "ada-2", "guest"}:
-                joined |= set((await ada.receive("presence")).fields["joined"])
+                joined |= set((await ada.receive("presence"))["joined"])
         left: set[str] = set()
         while left != {"ada-2", "guest"}:
-            left |= set((await ada.receive("presence")).fields["left"])
+            left |= set((await ada.receive("presence"))["left"])
 
 
 @pytest.mark.anyio
 async def test_a_member_that_leaves_at_once_does_not_stay_in_the_list() -> None:
     async with chat_server() as server, member(server, "ada") as ada:
-        while "ada" not in (await ada.receive("presence")).fields["joined"]:
+        while "ada" not in (await ada.receive("presence"))["joined"]:
             pass
         async with AsyncExitStack() as stack:
             async with member(server, "brief"):
                 bob = await stack.enter_async_context(member(server, "bob"))
                 assert bob.welcome["members"] == ["ada", "bob", "brief"]
             # It is gone before its arrival was told, but a member welcomed meanwhile knows of it.
-            while "brief" not in (await bob.receive("presence")).fields["left"]:
+            while "brief" not in (await bob.receive("presence"))["left"]:
                 pass
 
 
 @pytest.mark.anyio
 async def test_text_is_cleaned_and_kept_as_it_is() -> None:
-    said = "  <script>alert('x')</script> \x1b[31m\u0000 ünï \U0001f600\n\tnext line  "
+    # U+202E would turn round what follows it.
+    said = "  <script>alert('x')</script> \x1b[31m\u0000 \u202eünï \U0001f600\n\tnext line  "
     async with chat_server() as server, member(server, "ada") as ada:
         await ada.say(said)
         expected = "<script>alert('x')</script> [31m ünï \U0001f600\n\tnext line"
@@ -165,12 +160,10 @@ async def test_pictures_are_kept_within_a_limit_and_the_others_are_gone() -> Non
     async with chat_server(picture_memory=3 * MIB) as server, member(server, "ada") as ada:
         ids = []
         for number in range(4):
-            await ada.drop_picture(PNG + bytes([number]) * MIB)
-            ids.append((await ada.receive("image")).fields["id"])
-        for ident in ids:
-            await ada.connection.fetch(ident)
-        answers = [(await ada.receive("gone", "image")).type for _ in ids]
-        assert answers == ["gone", "gone", "image", "image"]
+            await ada.post_picture(PNG + bytes([number]) * MIB)
+            ids.append((await ada.receive("image"))["id"])
+        found = [await ada.connection.picture(ident) for ident in ids]
+        assert [content and content[-1] for content in found] == [None, None, 2, 3]
 
 
 @pytest.mark.anyio
@@ -191,3 +184,54 @@ async def test_an_empty_room_makes_place_for_another() -> None:
                     async with member(server, "eve", room="three") as eve:
                         await eve.say_and_wait("in three")
                         entered = True
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_the_lobby_is_always_open_and_one_address_opens_few_rooms() -> None:
+    async with chat_server(rooms=1, address_rooms=2, address_rooms_rate=0.001) as server:
+        async with member(server, "ada", room="one"):
+            # No place is left, but for the lobby.
+            with pytest.raises(ChatError, match="503"):
+                async with member(server, "bob", room="two"):
+                    pass
+            async with member(server, "bob") as bob:
+                await bob.say_and_wait("here")
+        with pytest.raises(ChatError, match="429"):
+            async with member(server, "bob", room="three"):
+                pass
+
+
+@pytest.mark.anyio
+@one_backend
+@pytest.mark.parametrize("room", ["\U0001f389", "Team A!", "a/b", "-", "x" * 33])
+async def test_the_name_of_a_room_is_not_silently_another(room: str) -> None:
+    async with chat_server() as server:
+        with pytest.raises(ChatError, match="400"):
+            async with member(server, "ada", room=room):
+                pass
+        async with member(server, "ada", room=" TEAM-\xdc ") as ada:
+            assert ada.welcome["room"] == "team-\xfc"
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_members_of_one_address_are_limited() -> None:
+    async with chat_server(address_members=1) as server:
+        async with member(server, "ada"):
+            with pytest.raises(ChatError, match="429"):
+                async with member(server, "bob"):
+                    pass
+        entered = False
+        while not entered:
+            with suppress(ChatError):
+                async with member(server, "bob"):
+                    entered = True
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_the_server_answers_who_asks_whether_it_is_there() -> None:
+    async with chat_server() as server, member(server, "ada") as ada:
+        await ada.connection._send(TextMessage(data='{"type": "beat"}'))
+        await ada.receive("beat")
