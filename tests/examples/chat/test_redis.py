@@ -106,6 +106,8 @@ async def test_a_server_that_comes_later_has_the_history_and_the_pictures(
     async with chat_server("--redis", redis.url) as first, member(first, "ada") as ada:
         for number in range(120):
             await ada.say(str(number))
+        # Pictures do not come by the same connection.
+        await ada.receive_texts(120)
         await ada.post_picture(PNG + bytes(1000))
         await ada.receive("image")
         async with chat_server("--redis", redis.url) as second, member(second, "bob") as bob:
