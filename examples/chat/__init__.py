@@ -2,8 +2,8 @@
 
 * ``python -m examples.chat`` serves it (``__main__``), ``python -m examples.chat.client`` talks to
   it;
-* ``messages``: the format of messages; ``websocket``: frames, by wsproto;
-* ``chat``: connections; ``members``, ``rooms``: who is where, and what members get;
+* ``app``: the Starlette application; ``messages``: the format of messages;
+* ``chat``: connections and pictures; ``members``, ``rooms``: who is where, and what members get;
 * ``queues``: how one buffer goes to all members, and how slow members are recognised;
 * ``log``, ``redis_log``: the order of messages, within this process or among several;
 * ``limits``, ``flood``: what members may do.
@@ -20,4 +20,7 @@ message is acknowledged: it is delivered on this server, and waits in a bounded 
 bytes wait until the peer has acknowledged them.  A slow member gets no more messages.  It gets a
 close frame (1013) after those already queued, and some seconds to take them; then it is reset,
 which frees what is kept for it.
+
+**Pictures** are posted and fetched over HTTP.  Members are only told of them, so a large one does
+not make anybody slow.
 """

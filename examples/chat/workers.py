@@ -21,7 +21,10 @@ def run_workers(options: argparse.Namespace) -> int:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        place.bind((options.host, options.port))
+        try:
+            place.bind((options.host, options.port))
+        except OSError as exc:
+            raise SystemExit(f"{options.host}, port {options.port}: {exc}") from None
         port = place.getsockname()[1]
         command = [sys.executable, "-m", "examples.chat", *sys.argv[1:], "--port", str(port)]
         workers = [subprocess.Popen([*command, "--worker"]) for _ in range(options.workers)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,3 +158,84 @@ def test_the_page_connects_again(started: Browser) -> None:
             view.get_by_role("button", name="Send again").click()
             expect(view.locator(".messages .own .text")).to_have_text(["is anybody there?"])
         view.locator("#leave").click()
+
+
+def test_what_people_write_stays_in_its_place(started: Browser, served: Served) -> None:
+    hebrew = "\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}\N{HEBREW LETTER GIMEL}"
+    with page(started, served.url) as view:
+        join(view, hebrew)
+        view.locator("#text").fill("\u202eturned")
+        view.keyboard.press("Enter")
+        expect(view.locator(".own .text")).to_have_text(["turned"])
+        # The name is on the left of the time, and a day is marked once.
+        who, when = view.locator(".own .who"), view.locator(".own .when")
+        expect(who).to_have_text(hebrew)
+        assert who.evaluate("e => e.tagName") == "BDI"
+        left, right = who.bounding_box(), when.bounding_box()
+        assert left is not None
+        assert right is not None
+        assert left["x"] + left["width"] <= right["x"]
+        view.locator("#text").fill("line\n" * 100)
+        view.keyboard.press("Enter")
+        long = view.locator(".own .text").last
+        expect(long).to_have_class("text folded")
+        folded = long.bounding_box()
+        unfold = view.get_by_role("button", name="Show all")
+        unfold.press("Enter")
+        expect(view.get_by_role("button", name="Show less")).to_have_attribute(
+            "aria-expanded", "true"
+        )
+        whole = long.bounding_box()
+        assert folded is not None
+        assert whole is not None
+        assert whole["height"] > 3 * folded["height"]
+        expect(view.locator(".day")).to_have_count(1)
+
+
+def test_the_page_refuses_a_room_that_cannot_have_that_name(
+    started: Browser, served: Served
+) -> None:
+    with page(started, f"{served.url}#%F0%9F%8E%89") as view:
+        view.locator("#join-name").fill("ada")
+        view.keyboard.press("Enter")
+        room = view.locator("#join-room")
+        assert "letters, digits" in room.evaluate("e => e.validationMessage")
+        expect(view.locator("#chat")).to_be_hidden()
+        room.fill("Team-\xdc")
+        view.keyboard.press("Enter")
+        expect(view.locator("#room")).to_have_text("team-\xfc")
+        expect(view.locator("#state")).to_have_text("connected")
+
+
+def test_a_server_that_has_frozen_is_noticed_and_nothing_goes_out_later(
+    started: Browser, served: Served
+) -> None:
+    # What the server sends when it goes on comes after the page has closed.
+    with page(started, served.url, expected="after close") as ada:
+        join(ada, "ada")
+        served.process.send_signal(signal.SIGSTOP)
+        try:
+            expect(ada.locator("#state")).to_have_text("reconnecting")
+            ada.locator("#text").fill("too late")
+            ada.keyboard.press("Enter")
+            expect(ada.locator(".sending.failed")).to_contain_text("not connected")
+        finally:
+            served.process.send_signal(signal.SIGCONT)
+        expect(ada.locator("#state")).to_have_text("connected")
+        with page(started, served.url) as bob:
+            join(bob, "bob")
+            bob.locator("#text").fill("hello")
+            bob.keyboard.press("Enter")
+            expect(bob.locator(".messages .text")).to_have_text(["hello"])
+
+
+def test_two_people_of_one_name_are_told_apart(started: Browser, served: Served) -> None:
+    with page(started, served.url) as one, page(started, served.url) as other:
+        join(one, "alice")
+        join(other, "alice")
+        one.locator("#text").fill("it is me")
+        one.keyboard.press("Enter")
+        expect(one.locator(".own .text")).to_have_text(["it is me"])
+        expect(other.locator(".messages .text")).to_have_text(["it is me"])
+        expect(other.locator(".own")).to_have_count(0)
+        expect(other.locator("#names li")).to_have_text(["alice", "alice-2"])

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, run
 from tests.support.redis import redis_server
 from tests.support.served import COMBINATIONS, LIMIT, Served, serve
 
@@ -136,17 +136,48 @@ def _children(pid: int) -> list[int]:
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def test_workers_without_redis_are_refused() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.chat", "--workers=2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "--redis" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--workers=2"], "--redis"),
+        (["--workers=0"], "--workers: "),
+        (["--queue=nan"], "--queue: "),
+        (["--lag=-1"], "--lag"),
+        (["--message-rate=inf"], "--message-rate: "),
+        (["--port=99999"], "--port: "),
+        (["--connections=0"], "--connections: "),
+        (["--redis=nonsense"], "is not of the form redis://"),
+        (["--redis=redis://127.0.0.1:port/0"], "is not of the form redis://"),
+        (["--redis=http://127.0.0.1/"], "is not of the form redis://"),
+    ],
+)
+def test_nonsense_is_refused(arguments: list[str], told: str) -> None:
+    done = run(sys.executable, "-m", "examples.chat", *arguments)
+    assert done.status == 2
+    assert told in done.errors
+    assert "Traceback" not in done.errors
+
+
+@pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
+def test_a_port_that_is_taken(workers: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        redis = "--redis=redis://127.0.0.1:1/0"
+        done = run(sys.executable, "-m", "examples.chat", f"--port={port}", redis, workers)
+    assert done.status == 1
+    assert f"127.0.0.1, port {port}: " in done.errors
+    assert "Traceback" not in done.errors
+
+
+def test_a_redis_that_is_not_there_is_told_in_a_line() -> None:
+    with serve("examples.chat", "--redis=redis://127.0.0.1:1/0") as server, ExitStack() as stack:
+        assert receive(join(stack, server, "ada"), "welcome")["shared"] is False
+        server.stop()
+    # There may also be warnings about memory streams that coredis does not close.
+    assert server.errors.count("Redis cannot be reached") == 1
+    assert "ERROR" not in server.errors
 
 
 @pytest.fixture
