@@ -22,7 +22,7 @@ try:
     from .messages import TEXT_FRAME_BYTES
     from .metrics import ChatMetrics
     from .redis_log import RedisLog
-    from .workers import run_workers
+    from .workers import end_with_parent, run_workers
 except ImportError as exc:  # pragma: no cover - they are optional dependencies
     raise SystemExit(f"the chat server needs zc_anyio[examples]: {exc}") from exc
 
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="processes that accept on the same port; they share rooms through --redis",
     )
-    group.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    group.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     group.add_argument(
         "--origin",
         action="append",
@@ -155,7 +155,7 @@ async def serve_chat(
             ring=ring,
             limits=web_limits,
             stop=ended,
-            reuse_port=options.worker,
+            reuse_port=options.worker is not None,
             task_status=task_status,
         )
         tasks.cancel_scope.cancel()
@@ -163,6 +163,8 @@ async def serve_chat(
 
 if __name__ == "__main__":
     chosen = parse()
-    if chosen.workers > 1 and not chosen.worker:
+    if chosen.worker is not None:
+        end_with_parent(chosen.worker)
+    elif chosen.workers > 1:
         sys.exit(run_workers(chosen))
     run(main, chosen)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from types import FrameType
 
-__all__ = ["run_workers"]
+__all__ = ["end_with_parent", "run_workers"]
+
+log = logging.getLogger("examples.chat")
+
+TICK_SECONDS = 0.1
+# A worker that ends sooner would do so again.
+SHORT_LIFE_SECONDS = 5.0
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process stopped when its parent ends, in whatever way that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit("the parent has ended already")
 
 
 def run_workers(options: argparse.Namespace) -> int:
-    """Run the workers until SIGTERM or SIGINT, or until one of them ends; then end them all.
+    """Run the workers until SIGTERM or SIGINT; start those again that end.
 
-    :return: the exit status: 0 if all of them ended well.
+    :return: the exit status: 1 if a worker has ended as soon as it was started.
     """
     # This socket keeps the port; as it does not listen, it takes no connections.
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
@@ -26,34 +45,31 @@ def run_workers(options: argparse.Namespace) -> int:
         except OSError as exc:
             raise SystemExit(f"{options.host}, port {options.port}: {exc}") from None
         port = place.getsockname()[1]
-        command = [sys.executable, "-m", "examples.chat", *sys.argv[1:], "--port", str(port)]
-        workers = [subprocess.Popen([*command, "--worker"]) for _ in range(options.workers)]
-
+        command = [sys.executable, "-m", "examples.chat", *sys.argv[1:], f"--port={port}"]
+        command.append(f"--worker={os.getpid()}")
         stopping = False
 
-        def stop(_signal: int = 0, _frame: FrameType | None = None) -> None:
-            # Only once: a second signal would kill a worker that is about to end.
+        def stop(_signal: int, _frame: FrameType | None) -> None:
             nonlocal stopping
-            if not stopping:
-                stopping = True
-                for worker in workers:
-                    worker.terminate()
+            stopping = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        waiting = list(workers)
-        while waiting:
-            waiting.remove(_wait_any(waiting))
-            stop()
-        # A worker that was still starting is ended by the signal itself.
-        return int(any(worker.returncode not in (0, -signal.SIGTERM) for worker in workers))
-
-
-def _wait_any(workers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    while True:
+        workers = {subprocess.Popen(command): time.monotonic() for _ in range(options.workers)}
+        status = 0
+        while not stopping:
+            time.sleep(TICK_SECONDS)
+            for worker, began in list(workers.items()):
+                if worker.poll() is None or stopping:
+                    continue
+                log.error("worker %d has ended with status %d", worker.pid, worker.returncode)
+                del workers[worker]
+                if time.monotonic() - began < SHORT_LIFE_SECONDS:
+                    status, stopping = 1, True
+                else:
+                    workers[subprocess.Popen(command)] = time.monotonic()
         for worker in workers:
-            try:
-                worker.wait(timeout=0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            return worker
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+        return status

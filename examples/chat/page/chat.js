@@ -248,7 +248,6 @@ const handlers = {
     token = message.token;
     mine.add(message.id);
     limits = message.limits;
-    $("text").maxLength = limits.text;
     people.clear();
     message.members.forEach((name) => people.add(name));
     showPeople();
@@ -390,6 +389,11 @@ $("leave").addEventListener("click", leave);
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
+  const count = [...text].length;
+  if (count > limits.text) {
+    note(`This message has ${count} characters; ${limits.text} are the most.`);
+    return;
+  }
   if (text) sendText(text);
   $("text").value = "";
   fit();

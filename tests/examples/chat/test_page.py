@@ -192,6 +192,18 @@ def test_what_people_write_stays_in_its_place(started: Browser, served: Served) 
         expect(view.locator(".day")).to_have_count(1)
 
 
+def test_a_text_that_is_too_long_is_told_of_and_not_cut(started: Browser, served: Served) -> None:
+    with page(started, served.url) as view:
+        join(view, "ada")
+        view.locator("#text").fill("x" * 4001)
+        view.keyboard.press("Enter")
+        expect(view.locator(".note")).to_have_text(
+            "This message has 4001 characters; 4000 are the most."
+        )
+        expect(view.locator("#text")).to_have_value("x" * 4001)
+        expect(view.locator(".sending")).to_have_count(0)
+
+
 def test_the_page_refuses_a_room_that_cannot_have_that_name(
     started: Browser, served: Served
 ) -> None:

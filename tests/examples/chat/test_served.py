@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.support.commands import ROOT, run
 from tests.support.redis import redis_server
 from tests.support.served import COMBINATIONS, LIMIT, Served, serve
+from tests.support.waiting import until_blocking
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MIB = 1 << 20
@@ -130,6 +132,27 @@ def test_workers_share_the_port_and_the_rooms(tmp_path: Path) -> None:
             _, errors = server.process.communicate(timeout=LIMIT)
             assert server.process.returncode == 0, errors
             assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["SIGKILL", "SIGHUP"])
+def test_workers_end_with_their_parent(number: signal.Signals) -> None:
+    with serve("examples.chat", "--workers=2", "--redis=redis://127.0.0.1:1/0") as server:
+        workers = _children(server.process.pid)
+        assert len(workers) == 2
+        server.process.send_signal(number)
+        until_blocking(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+        server.process.communicate(timeout=LIMIT)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_a_worker_that_ends_at_once_ends_the_service_and_is_told_of() -> None:
+    with serve("examples.chat", "--workers=2", "--redis=redis://127.0.0.1:1/0") as server:
+        worker = _children(server.process.pid)[0]
+        os.kill(worker, signal.SIGKILL)
+        _, errors = server.process.communicate(timeout=LIMIT)
+    assert server.process.returncode == 1
+    assert f"worker {worker} has ended with status -9" in errors
 
 
 def _children(pid: int) -> list[int]:
