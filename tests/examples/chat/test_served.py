@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,14 @@ def test_workers_end_with_their_parent(number: signal.Signals) -> None:
     with serve("examples.chat", "--workers=2", "--redis=redis://127.0.0.1:1/0") as server:
         workers = _children(server.process.pid)
         assert len(workers) == 2
-        server.process.send_signal(number)
-        until_blocking(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-        server.process.communicate(timeout=LIMIT)
+        try:
+            server.process.send_signal(number)
+            until_blocking(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+        finally:
+            for pid in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            server.process.communicate(timeout=LIMIT)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))
 
