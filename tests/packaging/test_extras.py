@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT
 __all__ = ["pytestmark", "wheel"]
 
 # Those are for working on the project: they contain what users install, and more.
-OWN = {"examples", "test", "test-anyio", "lint", "bench", "docs", "mutants", "dist"}
+OWN = {"examples", "quic", "test", "test-anyio", "lint", "bench", "docs", "mutants", "dist"}
 EXTRAS = sorted(
     set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     - OWN

@@ -1,0 +1,173 @@
+"""What a server and a client have in common: QUIC connections that share a UDP socket."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import anyio
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import H3Event
+from aioquic.quic.connection import NetworkAddress, QuicConnection
+from aioquic.quic.events import ConnectionTerminated, ProtocolNegotiated, QuicEvent
+from anyio.lowlevel import checkpoint_if_cancelled
+
+__all__ = ["Endpoint", "Figures", "Link"]
+
+# Bytes of a stream that may wait to be sent or acknowledged.
+STREAM_BUFFER = 1 << 20
+ANSWERS_MOST = 1000
+
+
+@dataclass
+class Figures:
+    """What an endpoint has received and sent.
+
+    :ivar pieces: what came in one call each.
+    :ivar calls: how often datagrams were handed to the socket.
+    """
+
+    pieces: int = 0
+    received: int = 0
+    calls: int = 0
+    sent: int = 0
+
+
+class Link:
+    """A QUIC connection, and HTTP/3 on it as soon as that is agreed.
+
+    :ivar closed: why the connection has ended.
+    """
+
+    def __init__(self, quic: QuicConnection) -> None:
+        self.quic = quic
+        self._h3: H3Connection | None = None
+        self.closed: ConnectionTerminated | None = None
+        self._progress = anyio.Event()
+
+    @property
+    def h3(self) -> H3Connection:
+        """HTTP/3; there is none before the handshake has agreed on it."""
+        assert self._h3 is not None
+        return self._h3
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the handshake has come so far that HTTP/3 can be spoken."""
+        return self._h3 is not None
+
+    def h3_events(self, event: QuicEvent) -> list[H3Event]:
+        """Return what an event of QUIC means to HTTP/3."""
+        if isinstance(event, ProtocolNegotiated):
+            self._h3 = H3Connection(self.quic)
+        return [] if self._h3 is None else self._h3.handle_event(event)
+
+    def progressed(self) -> None:
+        """Let those who wait look again."""
+        self._progress.set()
+        self._progress = anyio.Event()
+
+    async def wait_progress(self) -> None:
+        """Wait until something was received or sent.
+
+        :raises ConnectionError: the connection has ended.
+        """
+        await self._progress.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise :exc:`ConnectionError` if the connection has ended."""
+        if self.closed is not None:
+            raise ConnectionError(self.closed.reason_phrase or f"code {self.closed.error_code}")
+
+    async def wait_room(self, stream_id: int) -> None:
+        """Wait until a stream's buffer is not full: aioquic itself takes any amount.
+
+        :raises ConnectionError: the connection has ended.
+        """
+        while self._buffered(stream_id) >= STREAM_BUFFER:
+            await self.wait_progress()
+        await checkpoint_if_cancelled()
+
+    def _buffered(self, stream_id: int) -> int:
+        # aioquic has no public way to ask.
+        stream = self.quic._streams.get(stream_id)
+        return 0 if stream is None else len(stream.sender._buffer)
+
+
+class Endpoint(ABC):
+    """Links, their timers, and what they have to send.
+
+    :ivar links: those that have not ended.
+    """
+
+    def __init__(self) -> None:
+        self.links: set[Link] = set()
+        self.figures = Figures()
+        self._due: set[Link] = set()
+        self._answers: list[tuple[bytes, NetworkAddress]] = []
+        self._wake = anyio.Event()
+
+    @abstractmethod
+    async def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None: ...
+
+    @abstractmethod
+    def _on_quic_event(self, link: Link, event: QuicEvent) -> None: ...
+
+    @abstractmethod
+    def _on_h3_event(self, link: Link, event: H3Event) -> None: ...
+
+    def count_received(self, data: bytes, segment_size: int) -> list[bytes]:
+        """Cut what came in one piece into its datagrams."""
+        step = max(segment_size, 1)
+        datagrams = [data[start : start + step] for start in range(0, len(data), step)]
+        self.figures.pieces += 1
+        self.figures.received += len(datagrams)
+        return datagrams
+
+    def changed(self, link: Link) -> None:
+        """Handle a link's events, and send soon what it has to send."""
+        while (event := link.quic.next_event()) is not None:
+            if isinstance(event, ConnectionTerminated):
+                link.closed = event
+                self.links.discard(link)
+            self._on_quic_event(link, event)
+            for h3_event in link.h3_events(event):
+                self._on_h3_event(link, h3_event)
+        link.progressed()
+        self._due.add(link)
+        self._wake.set()
+
+    def answer(self, datagram: bytes, address: NetworkAddress) -> None:
+        """Send soon a datagram that belongs to no link; if many wait already, it is dropped."""
+        if len(self._answers) < ANSWERS_MOST:
+            self._answers.append((datagram, address))
+            self._wake.set()
+
+    async def run_sending(self) -> None:
+        """Send what links have to send, and run their timers, until cancelled."""
+        while True:
+            now = anyio.current_time()
+            for link in list(self.links):
+                if _deadline(link) <= now:
+                    link.quic.handle_timer(now=now)
+                    self.changed(link)
+            self._wake = anyio.Event()
+            due, self._due = self._due, set()
+            datagrams, self._answers = self._answers, []
+            for link in due:
+                datagrams += link.quic.datagrams_to_send(now=now)
+            if datagrams:
+                self.figures.calls += 1
+                self.figures.sent += len(datagrams)
+                await self._send(datagrams)
+                continue
+            deadline = min(map(_deadline, self.links), default=math.inf)
+            with anyio.move_on_after(max(0, deadline - anyio.current_time())):
+                await self._wake.wait()
+
+
+def _deadline(link: Link) -> float:
+    timer = link.quic.get_timer()
+    return math.inf if timer is None else timer
