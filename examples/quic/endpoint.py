@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -13,11 +16,14 @@ from aioquic.quic.connection import NetworkAddress, QuicConnection
 from aioquic.quic.events import ConnectionTerminated, ProtocolNegotiated, QuicEvent
 from anyio.lowlevel import checkpoint_if_cancelled
 
-__all__ = ["Endpoint", "Figures", "Link"]
+__all__ = ["INTERNAL_ERROR", "Endpoint", "Figures", "Link"]
 
 # Bytes of a stream that may wait to be sent or acknowledged.
 STREAM_BUFFER = 1 << 20
 ANSWERS_MOST = 1000
+# H3_INTERNAL_ERROR, RFC 9114, section 8.1.
+INTERNAL_ERROR = 0x102
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -128,16 +134,33 @@ class Endpoint(ABC):
 
     def changed(self, link: Link) -> None:
         """Handle a link's events, and send soon what it has to send."""
+        if link.closed is not None:
+            return
         while (event := link.quic.next_event()) is not None:
             if isinstance(event, ConnectionTerminated):
-                link.closed = event
-                self.links.discard(link)
+                self._ended(link, event)
             self._on_quic_event(link, event)
             for h3_event in link.h3_events(event):
                 self._on_h3_event(link, h3_event)
         link.progressed()
         self._due.add(link)
         self._wake.set()
+
+    @contextmanager
+    def guarded(self, link: Link) -> Iterator[None]:
+        """Drop a link when something fails that has to do with it: others go on."""
+        try:
+            yield
+        except Exception as exc:
+            logger.warning("a connection is dropped: %r", exc)
+            failure = ConnectionTerminated(INTERNAL_ERROR, None, "it has failed")
+            self._ended(link, failure)
+            self._on_quic_event(link, failure)
+            link.progressed()
+
+    def _ended(self, link: Link, event: ConnectionTerminated) -> None:
+        link.closed = event
+        self.links.discard(link)
 
     def answer(self, datagram: bytes, address: NetworkAddress) -> None:
         """Send soon a datagram that belongs to no link; if many wait already, it is dropped."""
@@ -151,13 +174,15 @@ class Endpoint(ABC):
             now = anyio.current_time()
             for link in list(self.links):
                 if _deadline(link) <= now:
-                    link.quic.handle_timer(now=now)
-                    self.changed(link)
+                    with self.guarded(link):
+                        link.quic.handle_timer(now=now)
+                        self.changed(link)
             self._wake = anyio.Event()
             due, self._due = self._due, set()
             datagrams, self._answers = self._answers, []
             for link in due:
-                datagrams += link.quic.datagrams_to_send(now=now)
+                with self.guarded(link):
+                    datagrams += link.quic.datagrams_to_send(now=now)
             if datagrams:
                 self.figures.calls += 1
                 self.figures.sent += len(datagrams)

@@ -11,13 +11,11 @@ from aioquic.h3.events import HeadersReceived
 from examples.stream.folder import Folder, content_type
 from examples.web import HTTPError
 
-from .endpoint import Endpoint, Link
+from .endpoint import INTERNAL_ERROR, Endpoint, Link
 
 __all__ = ["Files"]
 
 CHUNK = 256 << 10
-# H3_INTERNAL_ERROR, RFC 9114, section 8.1.
-INTERNAL_ERROR = 0x102
 
 
 class Files:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import anyio
 from aioquic.buffer import Buffer
-from aioquic.h3.events import H3Event, HeadersReceived
+from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import NetworkAddress, QuicConnection
 from aioquic.quic.events import (
@@ -57,11 +57,12 @@ class Limits:
 
 
 class Served(Link):
-    """A connection with its requests under way, by stream."""
+    """A connection with its requests by stream: not complete, and under way."""
 
     def __init__(self, quic: QuicConnection) -> None:
         super().__init__(quic)
         self.ids: set[bytes] = set()
+        self.asked: dict[int, HeadersReceived] = {}
         self.requests: dict[int, anyio.CancelScope] = {}
         self.received: dict[int, int] = {}
 
@@ -103,10 +104,12 @@ class Server(Endpoint):
         for datagram in datagrams:
             link = self._link_of(datagram, address, now)
             if link is not None:
-                link.quic.receive_datagram(datagram, address, now=now)
                 touched[link] = None
+                with self.guarded(link):
+                    link.quic.receive_datagram(datagram, address, now=now)
         for link in touched:
-            self.changed(link)
+            with self.guarded(link):
+                self.changed(link)
 
     def _link_of(self, datagram: bytes, address: NetworkAddress, now: float) -> Served | None:
         try:
@@ -197,6 +200,7 @@ class Server(Endpoint):
                 link.quic.close(error_code=EXCESSIVE_LOAD, reason_phrase="a stream is too long")
         elif isinstance(event, StreamReset | StopSendingReceived):
             link.received.pop(event.stream_id, None)
+            link.asked.pop(event.stream_id, None)
             if (scope := link.requests.get(event.stream_id)) is not None:
                 scope.cancel()
         elif isinstance(event, ConnectionTerminated):
@@ -207,17 +211,22 @@ class Server(Endpoint):
 
     def _on_h3_event(self, link: Link, event: H3Event) -> None:
         assert isinstance(link, Served)
-        if not isinstance(event, HeadersReceived) or event.stream_id in link.requests:
+        if not isinstance(event, HeadersReceived | DataReceived):
+            return
+        if isinstance(event, HeadersReceived):
+            # A second header would be the trailer.
+            link.asked.setdefault(event.stream_id, event)
+        if not event.stream_ended or (request := link.asked.pop(event.stream_id, None)) is None:
             return
         if len(link.requests) >= self._limits.requests:
-            self._files.refuse(link, event.stream_id, 503)
+            self._files.refuse(link, request.stream_id, 503)
             return
-        link.requests[event.stream_id] = anyio.CancelScope()
-        self._tasks.start_soon(self._answer, link, event)
+        link.requests[request.stream_id] = anyio.CancelScope()
+        self._tasks.start_soon(self._answer, link, request)
 
     async def _answer(self, link: Served, event: HeadersReceived) -> None:
         try:
-            with link.requests[event.stream_id], suppress(ConnectionError):
+            with link.requests[event.stream_id], self.guarded(link), suppress(ConnectionError):
                 await self._files.answer(self, link, event)
         finally:
             del link.requests[event.stream_id]

@@ -221,6 +221,61 @@ async def test_their_client_understands_our_server(
         assert server.figures.sent >= 4 * server.figures.calls
 
 
+@only_asyncio
+async def test_what_one_peer_breaks_is_its_own_connection(
+    authority: trustme.CA, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        zc_anyio.open_ring(driver="copy"),
+        served(authority, folder) as (server, port),
+        connect("127.0.0.1", port, for_client(authority)) as other,
+    ):
+        async with their_connect(
+            "127.0.0.1", port, configuration=for_client(authority), create_protocol=TheirClient
+        ) as protocol:
+            client = cast(TheirClient, protocol)
+            quic = client._quic
+            # A trailer does not ask again.
+            first = quic.get_next_available_stream_id()
+            fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost")]
+            client.http.send_headers(first, [*fields, (b":path", b"/empty.txt")])
+            client.http.send_headers(first, [(b"trailer", b"1")], end_stream=True)
+            client.transmit()
+            await client.ended.wait()
+            assert client.status == b"200"
+            assert len(server.links) == 2
+            # Nobody may write to a stream that the peer has stopped.
+            second = quic.get_next_available_stream_id()
+            quic.send_stream_data(second, b"")
+            quic.stop_stream(second, 0)
+            client.http.send_headers(second, [*fields, (b":path", b"/large.bin")], end_stream=True)
+            client.transmit()
+            while not caplog.records and len(server.links) == 2:
+                await anyio.sleep(0.01)
+                if (await other.get("/empty.txt", bytes)).status != 200:
+                    break
+            quic.close()
+        assert (await other.get("/empty.txt", bytes)).status == 200
+
+
+@only_asyncio
+async def test_a_stream_that_is_too_long_ends_the_connection(
+    authority: trustme.CA, folder: Path
+) -> None:
+    async with (
+        zc_anyio.open_ring(driver="copy"),
+        served(authority, folder, stream_bytes=1000) as (server, port),
+        their_connect(
+            "127.0.0.1", port, configuration=for_client(authority), create_protocol=TheirClient
+        ) as protocol,
+    ):
+        protocol._quic.send_stream_data(0, bytes(5000))
+        protocol.transmit()
+        await protocol.wait_closed()
+        while server.links:
+            await anyio.sleep(0.01)
+
+
 class TheirServer(QuicConnectionProtocol):
     content = b""
     http: H3Connection
