@@ -36,7 +36,7 @@ async def test_each_arrives_as_it_was_cut(namespaces: Rig, driver: str, gso: boo
     ip = need_command("ip", "iproute2")
     namespaces.shape("1gbit")
     if not gso:
-        namespaces.sender.command(ip, *"link set dev out gso_max_segs 1".split())
+        namespaces.sender.command(ip, *["link", "set", "dev", "out", "gso_max_segs", "1"])
     numbers = random.Random(7)
     expected: Counter[bytes] = Counter()
     with namespaces.datagrams() as (sender, receiver), Collector(receiver) as collector:
