@@ -12,9 +12,9 @@ from aioquic.quic.configuration import QuicConfiguration
 from anyio.abc import SocketAttribute
 
 import zc_anyio
-from examples.stream.folder import Folder
-from examples.web.options import BACKENDS, DRIVERS, run, stop_on_signal
 
+from ..serving.command import BACKENDS, DRIVERS, port_number, run, stop_on_signal, whole
+from ..stream.folder import Folder
 from .files import Files
 from .server import Limits, Server
 
@@ -27,11 +27,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.quic", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=4433, help="0 for a free one (%(default)s)")
+    parser.add_argument(
+        "--port", type=port_number, default=4433, help="0 for a free one (%(default)s)"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="asyncio", help="(%(default)s)")
     parser.add_argument("--driver", choices=DRIVERS, default="auto", help="(%(default)s)")
     parser.add_argument(
-        "--connections", type=int, default=100, metavar="N", help="at once (%(default)s)"
+        "--connections", type=whole, default=100, metavar="N", help="at once (%(default)s)"
     )
     parser.add_argument(
         "--certificate", type=Path, metavar="PEM", help="without it, one is made (see --authority)"
@@ -44,11 +46,10 @@ def parse() -> argparse.Namespace:
         metavar="PEM",
         help="where to write what clients need to trust a certificate that is made (%(default)s)",
     )
+    parser.set_defaults(access_log=False)
     options = parser.parse_args()
     if not options.folder.is_dir():
         parser.error(f"{options.folder} is not a folder")
-    if options.connections < 1:
-        parser.error("--connections must be positive")
     return options
 
 

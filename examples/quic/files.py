@@ -7,10 +7,9 @@ from urllib.parse import unquote
 
 import anyio.to_thread
 from aioquic.h3.events import HeadersReceived
+from starlette.exceptions import HTTPException
 
-from examples.stream.folder import Folder, content_type
-from examples.web import HTTPError
-
+from ..stream.folder import Folder, content_type
 from .endpoint import INTERNAL_ERROR, Endpoint, Link
 
 __all__ = ["Files"]
@@ -33,13 +32,13 @@ class Files:
         method = fields.get(b":method")
         try:
             if method not in (b"GET", b"HEAD"):
-                raise HTTPError(405)
+                raise HTTPException(405)
             path = unquote(fields.get(b":path", b"").decode("latin-1").partition("?")[0])
             if "\0" in path:
-                raise HTTPError(400)
-            fd, status = await anyio.to_thread.run_sync(self._folder.open, path.removeprefix("/"))
-        except HTTPError as exc:
-            self.refuse(link, request.stream_id, exc.status)
+                raise HTTPException(400)
+            fd, status = await anyio.to_thread.run_sync(self._open, path.removeprefix("/"))
+        except HTTPException as exc:
+            self.refuse(link, request.stream_id, exc.status_code)
             endpoint.changed(link)
             return
         try:
@@ -63,6 +62,13 @@ class Files:
             endpoint.changed(link)
         finally:
             os.close(fd)
+
+    def _open(self, path: str) -> tuple[int, os.stat_result]:
+        place, status = self._folder.open(path)
+        try:
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC), status
+        finally:
+            os.close(place)
 
     def refuse(self, link: Link, stream_id: int, status: int) -> None:
         """Answer with a status and no body."""

@@ -42,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     """
     group = parser.add_argument_group("serving")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    group.add_argument("--port", type=_port, default=port, help="0 for a free one (%(default)s)")
+    group.add_argument(
+        "--port", type=port_number, default=port, help="0 for a free one (%(default)s)"
+    )
     group.add_argument("--backend", choices=BACKENDS, default="asyncio", help="(%(default)s)")
     group.add_argument("--driver", choices=DRIVERS, default="auto", help="(%(default)s)")
     group.add_argument(
@@ -71,7 +73,7 @@ def positive(text: str) -> float:
     return number
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)

@@ -93,7 +93,7 @@ async def test_a_file_leaves_and_arrives_in_trains(
         trains = ring.capabilities.sends_trains
     assert hashed.digest() == hashlib.sha256((folder / "large.bin").read_bytes()).digest()
     assert server.figures.sent >= SIZE / 1200
-    assert server.figures.sent >= 4 * server.figures.calls
+    assert server.figures.sent >= 2 * server.figures.calls
     if trains:
         # Fewer requests than datagrams, and the kernel kept together what went together.
         assert 0 < statistics.requests < (server.figures.sent + client.figures.sent) / 2
@@ -218,7 +218,7 @@ async def test_their_client_understands_our_server(
         assert (
             client.hashed.digest() == hashlib.sha256((folder / "large.bin").read_bytes()).digest()
         )
-        assert server.figures.sent >= 4 * server.figures.calls
+        assert server.figures.sent >= 2 * server.figures.calls
 
 
 @only_asyncio
