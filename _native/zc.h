@@ -82,6 +82,7 @@ struct zc_stats {
     uint64_t requests, registered, refused, completions, strays;
     uint64_t contexts, sockets, allocations;
     uint64_t receivers, receives;
+    uint64_t kernel_tls; /* sends that the kernel encrypted */
 };
 
 struct zc_ctx_stats {
@@ -152,6 +153,7 @@ int zc_core_stage(zc_core *core, char *memory, size_t size);
 /* sock.c */
 zc_sock *zc_sock_new(zc_core *core, uint64_t id, int fd, int kind, int can_zero_copy);
 int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd);
+int zc_sock_encrypted(zc_sock *sock);
 int zc_sock_suspend(zc_core *core, zc_sock *sock);
 int zc_sock_resume(zc_core *core, zc_sock *sock, int fd);
 int zc_sock_free(zc_core *core, zc_sock *sock);

@@ -281,6 +281,7 @@ struct zc_sock {
     uint32_t copied_in_a_row, copy_left, copy_next; /* see zc_sock_learn */
     uint32_t untold;    /* failures whose event has not been taken */
     bool can_zero_copy, reset, suspended;
+    bool kernel_tls; /* the kernel encrypts what is sent */
     bool sent_to; /* it was sent to since it was last looked at */
     bool closed, ended; /* the program has closed it; its connection was ended after that */
     uint64_t inode;

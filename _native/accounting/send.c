@@ -122,6 +122,8 @@ static void settle(struct zc_core *core, struct zc_send *send)
         *(send->copied ? &core->stats.copied : &core->stats.zero_copied) += send->count;
         *(send->copied ? &ctx->stats.copied : &ctx->stats.zero_copied) += send->count;
     }
+    if (!send->error && send->sock->kernel_tls)
+        core->stats.kernel_tls += send->count;
     ctx->stats.unreleased_sends -= send->count;
     free_window(core, ctx, send);
     send->gen = NULL;

@@ -53,6 +53,19 @@ int zc_sock_watch(zc_core *core, zc_sock *sock, int program_fd)
 }
 
 /*
+ * From now on the kernel encrypts what is sent, into memory of its own.  It refuses zero copy on such
+ * a socket with EOPNOTSUPP.
+ */
+int zc_sock_encrypted(zc_sock *sock)
+{
+    if (!sock)
+        return -EINVAL;
+    sock->can_zero_copy = false;
+    sock->kernel_tls = true;
+    return 0;
+}
+
+/*
  * Suspends the socket: it takes no sends until it is resumed.  Refused with EBUSY while a send or a
  * request refers to it, a failure was not told, or it is still to be shut down or reset
  * (zc_next_broken).

@@ -229,6 +229,8 @@ void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *s
     core->stats.bytes_sent += taken;
     core->stats.sends += sends;
     core->stats.copied += sends;
+    if (sock->kernel_tls)
+        core->stats.kernel_tls += sends;
     zc_ctx_count_direct(ctx, taken, sends);
 }
 

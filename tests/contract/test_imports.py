@@ -27,6 +27,8 @@ FLOORS = [
     {"streams", "datagrams"},
     {"_seqpacket"},
     {"listeners"},
+    {"_tls"},
+    {"tls"},
     {"_connecting"},
     {"httpcore", "asgi"},
     {"__main__"},

@@ -55,6 +55,8 @@ class RingStatistics:
     :ivar completions: completions of sends: results and notifications.
     :ivar receivers: sockets that receive through the ring.
     :ivar receives: times that bytes were received through the ring.
+    :ivar kernel_tls: sends that the kernel encrypted, see :mod:`zc_anyio.tls`; they count as
+        copied, or as staged, since encrypting writes the bytes anew.
     """
 
     driver: str
@@ -76,6 +78,7 @@ class RingStatistics:
     completions: int
     receivers: int
     receives: int
+    kernel_tls: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,10 @@ class NativeRing:
         """
         check(lib.zc_sock_watch(self.core, handle, fd))
 
+    def encrypted_by_kernel(self, handle: Any) -> None:
+        """Say that the kernel encrypts what is sent on a socket; then it is never zero-copied."""
+        check(lib.zc_sock_encrypted(handle))
+
     def orphan(self) -> None:
         """Do not use the ring any more: a forked child does not have its memory."""
         lib.zc_core_disown(self.core)

@@ -62,6 +62,9 @@ class Receiver(Protocol):
         It may be bytes, the end of the stream or an error.
         """
 
+    def hand_over(self) -> bool:
+        """Leave the socket to somebody else; ``False`` if something was taken or is being taken."""
+
     def close(self) -> bool:
         """Take nothing more, and wake a call that waits; to be called before the socket is closed.
 
@@ -154,6 +157,10 @@ class DirectReceiver:
 
     def has_taken(self) -> bool:
         return False
+
+    def hand_over(self) -> bool:
+        self.stop()
+        return not self.has_taken()
 
     def close(self) -> bool:
         if not self._closed:
@@ -302,6 +309,9 @@ class ReceivedBefore:
 
     def has_taken(self) -> bool:
         return bool(self._received) or self._receiver.has_taken()
+
+    def hand_over(self) -> bool:
+        return not self._received and self._receiver.hand_over()
 
     def close(self) -> bool:
         unread, self._received = self._received, b""

@@ -229,6 +229,10 @@ class RingReceiver:
             return True
         return bool(self._left) or self._direct.has_taken()
 
+    def hand_over(self) -> bool:
+        # An operation that is armed would go on taking.
+        return not (self._is_awaited() or self.has_taken()) and self._direct.hand_over()
+
     def close(self) -> bool:
         handle = self._handle
         unread = bool(self._left) or (handle is not None and rx_ready(handle) > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,18 @@ from anyio.abc import ConnectedUDPSocket, SocketStream, UDPSocket
 
 from .._base.errors import os_error
 
-__all__ = ["closed_error", "descriptor_of"]
+__all__ = ["EncryptedByKernel", "closed_error", "descriptor_of"]
 
-ANYIO = (SocketStream, ConnectedUDPSocket, UDPSocket)
+
+class EncryptedByKernel(ABC):
+    """A TLS stream whose plaintext goes to its socket, since the kernel encrypts it."""
+
+    @property
+    @abstractmethod
+    def _raw_socket(self) -> socket.socket: ...
+
+
+KNOWN = (SocketStream, ConnectedUDPSocket, UDPSocket, EncryptedByKernel)
 
 
 def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
@@ -30,7 +40,7 @@ def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
     if plain is not None and not (ssl is not None and isinstance(plain, ssl.SSLSocket)):
         fd = plain.fileno()
         return fd, plain.fileno, fd
-    if isinstance(stream, ANYIO):
+    if isinstance(stream, KNOWN):
         # asyncio closes the socket later than the transport, and uvloop's stand-in for a socket
         # gives the number even after that, so the transport is asked.
         is_closing = getattr(getattr(stream, "_transport", None), "is_closing", None)

@@ -125,6 +125,7 @@ class Ring:
             completions=counters.completions,
             receivers=counters.receivers,
             receives=counters.receives,
+            kernel_tls=counters.kernel_tls,
         )
 
     def check(self) -> None:
