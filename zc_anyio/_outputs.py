@@ -257,6 +257,11 @@ class Output(Trains):
 
     # --- the end ---
 
+    def adopt(self, stream: object, sock: socket.socket) -> None:
+        """Go on with another descriptor of the same socket; the ring's duplicate stays."""
+        self._socket = sock
+        self._ring._sockets.keep(stream, sock)
+
     def close(self, name: object, *, reset: bool = False) -> None:
         """Accept nothing more; what was accepted goes out, then the ring's duplicate is closed.
 

@@ -274,6 +274,17 @@ class ZeroCopySocketStream(SocketStream):
     def _broken(self) -> Exception:
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
 
+    def _adopt(self, sock: socket.socket) -> None:
+        """Go on with another descriptor of the same socket, and close the old one.
+
+        Nobody may be receiving.
+        """
+        self._receiver.close()
+        self._socket.close()
+        self._socket = sock
+        self._output.adopt(self, sock)
+        self._receiver = self._make_receiver(self._ring, sock, self._waits)
+
     def __del__(self) -> None:
         if self._closed:
             return
@@ -286,7 +297,8 @@ class ZeroCopySocketStream(SocketStream):
 
 def _has_unread(sock: socket.socket) -> bool:
     try:
-        return sock.recv(1, socket.MSG_PEEK) != b""
+        # An SSLSocket would not look at what is not decrypted.
+        return socket.socket.recv(sock, 1, socket.MSG_PEEK) != b""
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ files go to a TLS stream as to any other.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, TypeAlias
@@ -27,8 +27,8 @@ __all__ = [
     "HANDSHAKE_SECONDS",
     "InMemoryTLSStream",
     "KernelTLSAttribute",
+    "KernelTLSError",
     "KernelTLSStream",
-    "NoKernelTLS",
     "SocketTLSStream",
     "TLSAttribute",
     "TLSListener",
@@ -40,7 +40,7 @@ Kernel: TypeAlias = Literal["auto", "never", "require"]
 HANDSHAKE_SECONDS = 30.0
 
 
-class NoKernelTLS(RuntimeError):
+class KernelTLSError(RuntimeError):
     """The kernel's TLS was required, and the connection cannot have it; the message says why."""
 
 
@@ -77,7 +77,7 @@ async def wrap_tls(
     :raises anyio.BrokenResourceError: the connection ended during the handshake.
     :raises anyio.BusyResourceError: a task is receiving from ``stream``.
     :raises TimeoutError: the handshake took too long.
-    :raises NoKernelTLS: ``kernel="require"``, and the kernel does not encrypt.
+    :raises KernelTLSError: ``kernel="require"``, and the kernel does not encrypt.
     """
     if kernel not in ("auto", "never", "require"):
         raise ValueError(f"kernel must be 'auto', 'never' or 'require', not {kernel!r}")
@@ -93,11 +93,10 @@ async def wrap_tls(
                 standard_compatible=standard_compatible,
             )
             if kernel == "require" and not isinstance(over_socket, KernelTLSStream):
-                over_socket.abandon()
-                raise NoKernelTLS(over_socket.extra(KernelTLSAttribute.why_not_kernel))
+                raise KernelTLSError(over_socket.extra(KernelTLSAttribute.why_not_kernel))
             return over_socket
         if kernel == "require":
-            raise NoKernelTLS(reason)
+            raise KernelTLSError(reason)
         in_memory = await InMemoryTLSStream.wrap(
             stream,
             server_side=server_side,
@@ -180,11 +179,3 @@ class TLSListener(anyio_tls.TLSListener):
                 await handler(made)
 
         await self.listener.serve(wrapped, task_group)
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """See :class:`anyio.TypedAttributeProvider`."""
-        return {
-            **self.listener.extra_attributes,
-            TLSAttribute.standard_compatible: lambda: self.standard_compatible,
-        }

@@ -1,10 +1,10 @@
 """TLS by OpenSSL on the socket itself, so that it can give its keys to the kernel.
 
-OpenSSL does the handshake, receives, and writes alerts, on a duplicate of the stream's descriptor.
-Where the kernel encrypts, plaintext is sent by the plain stream and by groups, through the ring.
-The kernel makes the records: each of its calls begins and ends whole ones, whoever makes it, and a
-record of another type first closes an open one.  So OpenSSL's records fall between those of the
-ring, never into them.
+OpenSSL does the handshake, receives, and writes alerts.  The plain stream keeps the socket, which is
+an ``SSLSocket`` from then on.  Where the kernel encrypts, plaintext is sent by the plain stream and
+by groups, through the ring.  The kernel makes the records: each of its calls begins and ends whole
+ones, whoever makes it, and a record of another type first closes an open one.  So OpenSSL's records
+fall between those of the ring, never into them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
+from anyio.streams.tls import TLSStream
 
 from .._base.halves import Half
 from .._base.kernel_tls import OP_ENABLE_KTLS, InKernel, in_kernel
@@ -97,7 +98,8 @@ class SocketTLSStream(ByteStream):
 
     async def send_eof(self) -> None:
         """Raise :exc:`NotImplementedError`, as anyio's TLS streams do."""
-        raise NotImplementedError("send_eof() has not yet been implemented for TLS streams")
+        this: Any = self
+        await TLSStream.send_eof(this)
 
     async def unwrap(self) -> tuple[ZeroCopySocketStream, bytes]:
         """Send ``close_notify`` after all that was queued, and wait for the peer's.
@@ -113,13 +115,14 @@ class SocketTLSStream(ByteStream):
             await self._plain._output.wait_sent()
             self._end_sending()
             await self._call(self._tls.unwrap)
-        self._close_tls()
+        self._leave()
         return self._plain, b""
 
     async def aclose(self) -> None:
         """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
 
-        A stream that is ``standard_compatible`` first exchanges ``close_notify`` with the peer.
+        A stream that is ``standard_compatible`` first exchanges ``close_notify`` with the peer,
+        unless a task is sending: its send is cut off, and the peer sees a connection that was lost.
         The call may be limited in time: if it is cancelled, the connection is closed all the same.
         Calling it again does nothing.
         """
@@ -130,9 +133,10 @@ class SocketTLSStream(ByteStream):
         self._loop.notify_closing(self._fd)
         try:
             if not self._unwrapped:
-                if self.standard_compatible and not self._broken:
-                    # Those who waited leave with the next turns of the event loop.
-                    while self._sending.taken or self._receiving.taken:
+                # A send that is cut off ends the stream as a lost connection does.
+                if self.standard_compatible and not self._broken and not self._sending.taken:
+                    # Who waited for bytes leaves with the next turns of the event loop.
+                    while self._receiving.taken:
                         await checkpoint()
                     self._closed = False
                     try:
@@ -140,12 +144,12 @@ class SocketTLSStream(ByteStream):
                     finally:
                         self._closed = True
                 elif self._loses_nothing():
-                    self._close_tls()
+                    self._leave()
         except BaseException:
-            self._close_tls()
+            self._leave()
             await anyio.aclose_forcefully(self._plain)
             raise
-        self._close_tls()
+        self._leave()
         await self._plain.aclose()
 
     def _loses_nothing(self) -> bool:
@@ -158,11 +162,10 @@ class SocketTLSStream(ByteStream):
     def _end_sending(self) -> None:
         """Refuse further sends of this stream."""
 
-    def _close_tls(self) -> None:
+    def _leave(self) -> None:
         if not self._unwrapped:
             self._unwrapped = True
             self._loop.notify_closing(self._fd)
-            self._tls.close()
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call OpenSSL until it need not wait for the socket."""
@@ -197,12 +200,8 @@ class SocketTLSStream(ByteStream):
                 raise anyio.ClosedResourceError from None
             raise
 
-    def abandon(self) -> None:
-        """Give up the session without a word to the peer; the plain stream stays open."""
-        self._close_tls()
-
     async def handshake(self) -> None:
-        """Do the handshake, and find out what the kernel took over."""
+        """Do the handshake."""
         await checkpoint()
         await self._call(self._tls.do_handshake)
 
@@ -230,6 +229,7 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         self, plain: ZeroCopySocketStream, tls: ssl.SSLSocket, *, standard_compatible: bool
     ) -> None:
         super().__init__(plain, tls, standard_compatible=standard_compatible)
+        self._sending = plain._sending
         # Failures are reported for this stream from now on.
         attached = plain._ring._sockets.keep(self, plain._socket)
         plain._ring._native.encrypted_by_kernel(attached.handle)
@@ -272,16 +272,13 @@ async def handshake(
     except BaseException:
         duplicate.close()
         raise
+    plain._adopt(tls)
     made = SocketTLSStream(plain, tls, standard_compatible=standard_compatible)
-    try:
-        await made.handshake()
-        found = in_kernel(tls)
-        if found.sending:
-            made = KernelTLSStream(plain, tls, standard_compatible=standard_compatible)
-        made._in_kernel = found
-    except BaseException:
-        tls.close()
-        raise
+    await made.handshake()
+    found = in_kernel(tls)
+    if found.sending:
+        made = KernelTLSStream(plain, tls, standard_compatible=standard_compatible)
+    made._in_kernel = found
     return made
 
 
