@@ -36,7 +36,8 @@ NOT_OURS = {
 }
 # The same where OpenSSL runs on the socket.
 OVER_SOCKET = {
-    "TestTLSStream::test_extra_attributes": "it wants an SSLObject, where there is an SSLSocket",
+    f"{name}::test_extra_attributes": "it wants an SSLObject, where there is an SSLSocket"
+    for name in ("TestTLSStream", "TestTLSListener")
 }
 
 
@@ -68,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have anyio's tests of TLS make this library's streams and listeners."""
     if session.config.getoption("--tls") == "socket":
-        mock.patch("zc_anyio.tls.why_no_kernel_tls", lambda: None).start()
+        mock.patch("zc_anyio.tls.why_no_kernel_tls", return_value=None).start()
     for module in {item.module for item in session.items if isinstance(item, pytest.Function)}:
         if module.__name__.endswith("test_tls"):
             module.TLSStream = TLSHere

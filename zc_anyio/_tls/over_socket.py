@@ -1,8 +1,8 @@
 """TLS by OpenSSL on the socket itself, so that it can give its keys to the kernel.
 
-OpenSSL does the handshake, receives, and writes alerts.  The plain stream keeps the socket, which is
-an ``SSLSocket`` from then on.  Where the kernel encrypts, plaintext is sent by the plain stream and
-by groups, through the ring.  The kernel makes the records: each of its calls begins and ends whole
+OpenSSL does the handshake, receives, and writes alerts.  The plain stream keeps the socket, an
+``SSLSocket`` from then on.  Where the kernel encrypts, plaintext is sent by the plain stream and by
+groups, through the ring.  The kernel makes the records: each of its calls begins and ends whole
 ones, whoever makes it, and a record of another type first closes an open one.  So OpenSSL's records
 fall between those of the ring, never into them.
 """
