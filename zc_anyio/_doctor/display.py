@@ -106,6 +106,8 @@ def _facts(report: Report) -> Table:
     if probe is not None and probe.error is None:
         refused = probe.unregistered
         table.add_row("registered buffers", Text("yes" if refused is None else f"no: {refused}"))
+    no_tls = report.no_kernel_tls
+    table.add_row("kernel encrypts TLS", Text("yes" if no_tls is None else f"no: {no_tls}"))
     for name, value in _settings(system).items():
         table.add_row(name, Text(value))
     return table

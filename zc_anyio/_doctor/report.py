@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .._base.errors import DriverUnavailable
+from .._base.kernel_tls import why_no_kernel_tls
 from .._native.ring import NativeRing
 from .._ring.capabilities import Capabilities, System, of_system
 from .._ring.opening import DEFAULT_ENTRIES, Driver, open_ring
@@ -41,6 +42,7 @@ class Report:
     :ivar capabilities: those of a ring that was opened with all defaults.
     :ivar opcodes: for each io_uring opcode that is used, whether this kernel has it; ``None``: not
         known, because no ring could be made, or the kernel was not asked which one is missing.
+    :ivar no_kernel_tls: why the kernel encrypts no TLS here; ``None`` if it can.
     """
 
     version: str | None
@@ -50,6 +52,7 @@ class Report:
     capabilities: Capabilities | None
     drivers: dict[str, DriverReport]
     opcodes: dict[str, bool | None]
+    no_kernel_tls: str | None
     measurement: Measurement | None = None
 
 
@@ -73,6 +76,7 @@ async def survey() -> Report:
         capabilities=capabilities,
         drivers=drivers,
         opcodes=dict.fromkeys(OPCODES, True if known else None),
+        no_kernel_tls=why_no_kernel_tls(),
     )
 
 
