@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias
 import anyio
 from anyio.abc import AnyByteStream, ByteStream, TaskGroup
 from anyio.streams import tls as anyio_tls
-from anyio.streams.tls import TLSAttribute
 
 from ._base.kernel_tls import why_no_kernel_tls
 from ._tls.attributes import KernelTLSAttribute
@@ -24,13 +23,11 @@ from ._tls.over_socket import KernelTLSStream, SocketTLSStream, handshake
 from .streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
 
 __all__ = [
-    "HANDSHAKE_SECONDS",
     "InMemoryTLSStream",
     "KernelTLSAttribute",
     "KernelTLSError",
     "KernelTLSStream",
     "SocketTLSStream",
-    "TLSAttribute",
     "TLSListener",
     "wrap_tls",
 ]
@@ -157,6 +154,9 @@ class TLSListener(anyio_tls.TLSListener):
         self, handler: Callable[[Any], Any], task_group: TaskGroup | None = None
     ) -> None:
         """Accept connections, and run a handler in a task for each; does not return.
+
+        If cancelled, it cancels the handlers that run in a task group of its own, and closes the
+        connections whose handshake is under way.
 
         :param handler: takes a stream as of :func:`wrap_tls`.
         :param task_group: where the handlers run; one of the call's own by default.

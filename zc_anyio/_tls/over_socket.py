@@ -56,6 +56,8 @@ class SocketTLSStream(ByteStream):
 
         If cancelled while it waits, the stream is broken for sending, as anyio's is.
 
+        :param item: any C-contiguous buffer.
+
         Raises what :meth:`ZeroCopySocketStream.send` raises.
         """
         with self._sending, memoryview(item) as view, view.cast("B") as left:
@@ -97,12 +99,14 @@ class SocketTLSStream(ByteStream):
         return data
 
     async def send_eof(self) -> None:
-        """Raise :exc:`NotImplementedError`, as anyio's TLS streams do."""
+        """Raise :exc:`NotImplementedError`, as anyio's TLS streams do; cancelled or not."""
         this: Any = self
         await TLSStream.send_eof(this)
 
     async def unwrap(self) -> tuple[ZeroCopySocketStream, bytes]:
         """Send ``close_notify`` after all that was queued, and wait for the peer's.
+
+        If cancelled, it may have sent it; then only :meth:`aclose` is left to do.
 
         :return: the stream below, and ``b""``: bytes behind the peer's ``close_notify`` are still
             in it.  Where the kernel encrypted, it goes on doing so, and the stream refuses to send.
@@ -242,6 +246,8 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         """Send bytes through the ring, in order with groups.
 
         Waits, raises and may be cancelled as :meth:`ZeroCopySocketStream.send`.
+
+        :param item: any C-contiguous buffer.
         """
         await self._plain.send(item)
 
