@@ -58,8 +58,12 @@ static void reap(struct zc_ring *ring)
 
 static void prepare(struct zc_ring *ring, struct io_uring_sqe *sqe, struct zc_req *req)
 {
-    /* MSG_WAITALL: the kernel goes on after a short send, which saves a round through user space. */
-    int flags = MSG_NOSIGNAL | (req->sock->kind == ZC_STREAM ? MSG_WAITALL : 0);
+    /*
+     * MSG_WAITALL: the kernel goes on after a short send, which saves a round through user space.  A
+     * socket that the kernel encrypts answers EOPNOTSUPP to the flag.
+     */
+    bool whole = req->sock->kind == ZC_STREAM && !req->sock->kernel_tls;
+    int flags = MSG_NOSIGNAL | (whole ? MSG_WAITALL : 0);
     unsigned usage = ring->info.report_usage ? IORING_SEND_ZC_REPORT_USAGE : 0;
     int fd = req->sock->fd;
     /* What goes to an address, or is a train, needs the message. */
