@@ -72,11 +72,13 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(map(re.escape, sorted(_others)))})(\..*)?"),
     # A protocol for type checkers: an object with a `fileno` method.
     (r"py:class", r"zc_anyio\._sending\.files\.HasDescriptor"),
+    # Of fields of a dataclass, whose annotations are not resolved: anyio's, and an alias.
+    (r"py:class", r"Listener|Kernel"),
 ]
 
 PUBLIC = (
     "zc_anyio",
-    *(f"zc_anyio.{name}" for name in ("asgi", "httpcore", "lowlevel", "metrics", "testing")),
+    *(f"zc_anyio.{name}" for name in ("asgi", "httpcore", "lowlevel", "metrics", "testing", "tls")),
 )
 
 
