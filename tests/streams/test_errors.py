@@ -6,6 +6,7 @@ import gc
 import socket
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -177,6 +178,36 @@ async def test_a_reset_breaks_it_with_the_cause(driver: Any) -> None:
             await stream.send(bytearray(1 << 20))
         with pytest.raises(anyio.BrokenResourceError):
             await stream.send_eof()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("rounds", [0, 3], ids=["at first", "later"])
+async def test_a_reset_that_comes_with_data_is_told_after_the_data(
+    driver: Any, rounds: int
+) -> None:
+    async with zc_anyio.open_ring(driver=driver), facing() as (stream, peer):
+        received = bytearray()
+
+        async def receive() -> None:
+            with pytest.raises(anyio.BrokenResourceError):
+                while True:
+                    received.extend(await stream.receive())
+
+        def has(size: int) -> bool:
+            return len(received) == size
+
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                for number in range(rounds):
+                    await settle()
+                    peer.send(b"data")
+                    await until(partial(has, 4 * (number + 1)))
+                await settle()
+                # The event loop sees both at once.
+                peer.send(b"last")
+                reset(peer)
+        assert received == b"data" * rounds + b"last"
 
 
 @pytest.mark.anyio

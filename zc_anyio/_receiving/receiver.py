@@ -185,6 +185,9 @@ class CallbackReceiver(DirectReceiver):
         # once saves a system call.
         self._drained = True
         self._registered = False
+        # uvloop stops polling after an error event, such as a reset that came with data, and tells
+        # nobody.  There it costs no system call to register what is registered.
+        self._may_have_stopped = not isinstance(loop.loop, asyncio.SelectorEventLoop)
         self._waiter: asyncio.Future[bytes] | None = None
         self._size = 0
         # Bytes that came for a call which was cancelled at the same time.
@@ -210,9 +213,8 @@ class CallbackReceiver(DirectReceiver):
                 return data
         self._size = max_bytes
         self._waiter = waiter = self._create_future()
-        if not self._registered:
-            self._add_reader(self._fd, self._on_readable)
-            self._registered = True
+        if not self._registered or self._may_have_stopped:
+            self._register()
         waits = self._waits
         try:
             awake = waits.begin()
@@ -254,6 +256,17 @@ class CallbackReceiver(DirectReceiver):
         elif error is None:
             self._taken = waiter.result()
         self._drained = False
+
+    def _register(self) -> None:
+        try:
+            self._add_reader(self._fd, self._on_readable)
+        except RuntimeError:
+            if not self._may_have_stopped or not self._registered:
+                raise
+            # uvloop has closed what it polled with, and still has it in its table.
+            self._event_loop.remove_reader(self._fd)
+            self._add_reader(self._fd, self._on_readable)
+        self._registered = True
 
     def _stop_reading(self) -> None:
         if self._registered:
