@@ -134,6 +134,24 @@ async def test_a_file_that_has_changed_is_sent_as_it_is(
             assert mapped(path) <= 2
 
 
+async def test_a_file_is_sent_while_a_pool_is_open(driver: Any, path: Path) -> None:
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver=driver),
+            zc_anyio.open_buffer_pool(buffer_size=PAGE, count=2) as pool,
+        ):
+            async with zc_anyio.send_group() as group:
+                view = await pool.acquire()
+                view[:] = bytes(PAGE)
+                await group.send(client, view)
+                await group.send_file(client, path, count=100_000)
+                await group.send(client, b"and more")
+                group.flush()
+                received = await anyio.to_thread.run_sync(receive_exactly, peer, PAGE + 100_008)
+            assert received == bytes(PAGE) + content(1)[:100_000] + b"and more"
+            assert pool.free == 2
+
+
 async def test_any_part_is_sent_from_the_map_of_the_whole(driver: Any, path: Path) -> None:
     expected = content(1)
     with tcp_pair() as (client, peer):

@@ -197,7 +197,7 @@ class Sender(Trains):
                 # The memory is not the caller's, so cancelling need not wait for it.
                 lease = _FileLease(self, stream, mapped, at + size)
                 while not self._queue_pinned(
-                    stream, mapped.pointer + at, size, SEND_UNSTAGED, mapped, lease
+                    stream, mapped.pointer + at, size, SEND_UNSTAGED, mapped.pointer, lease
                 ):
                     await self._wait_window()
                 at += size
