@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ async def die(request: Request) -> Response:
 
 
 async def slow(request: Request) -> Response:
+    print("a slow answer begins", file=sys.stderr, flush=True)
     await anyio.sleep(1.0)
     return JSONResponse(os.getpid())
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -213,7 +212,7 @@ def test_a_stop_of_workers_lets_answers_end(by_terminal: bool) -> None:
         ]
         for thread in asking:
             thread.start()
-        time.sleep(0.5)
+        until_blocking(lambda: served.lines.count("a slow answer begins") == 4, "all are asked")
         if by_terminal:
             # Ctrl+C is for all processes of its group.
             os.killpg(served.process.pid, signal.SIGINT)
