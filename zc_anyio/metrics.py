@@ -23,6 +23,7 @@ COUNTERS = [
     ("sent_bytes", "bytes_sent", "Bytes that the kernel has taken"),
     ("zero_copied_sends", "zero_copied", "Sends that the kernel did not copy, by its own report"),
     ("copied_sends", "copied", "Sends of which the kernel copied a part, by its own report"),
+    ("encrypted_sends", "kernel_tls", "Sends that the kernel encrypted, which are copied"),
     ("staged_sends", "staged", "Small sends that were gathered in the ring's own memory"),
     ("failed_sends", "failed", "Sends that ended in an error or were cancelled"),
     ("released_generations", "generations_released", "Generations whose buffers are free again"),
