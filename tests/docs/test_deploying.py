@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.streams.web_servers import configured
 from tests.support.commands import ROOT
 from tests.support.needs import need_command
 from tests.support.peers import listener
@@ -22,23 +22,6 @@ from tests.support.waiting import LIMIT, until_blocking
 
 PAGE = (ROOT / "docs/howto/deploying.md").read_text(encoding="utf-8")
 BACKENDS = ["asyncio", "uvloop", "trio"]
-# Around the part that goes into /etc/nginx/conf.d.
-NGINX = """
-user {user};
-daemon off;
-worker_processes 1;
-pid {folder}/pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    {part}
-}}
-"""
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -105,9 +88,8 @@ def proxied(folder: Path, sockets: list[Path]) -> Iterator[str]:
     with listener() as sock:
         port = sock.getsockname()[1]
         part = part.replace("listen 80;", f"listen 127.0.0.1:{port};")
-        user = pwd.getpwuid(os.geteuid()).pw_name
         configuration = folder / "nginx.conf"
-        configuration.write_text(NGINX.format(user=user, folder=folder, part=part))
+        configuration.write_text(configured(folder, part))
         process = subprocess.Popen(
             [command, "-p", str(folder), "-e", "stderr", "-c", str(configuration)],
             env={**os.environ, "NGINX": f"{sock.fileno()};"},

@@ -26,7 +26,8 @@ from tests.support.peers import listener
 
 PIECE = 256 << 10
 
-CONFIGURATION = """
+# What any nginx of a test needs, to write below a folder only; the servers are between the halves.
+BEGIN = """
 user {user} {group};
 daemon off;
 worker_processes 1;
@@ -39,6 +40,8 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+"""
+SERVERS = """
     server {{
         listen 127.0.0.1:{plain};
         listen 127.0.0.1:{secure} ssl;
@@ -51,7 +54,6 @@ http {{
         }}
         location /refused/ {{ client_max_body_size 1k; dav_methods PUT; }}
     }}
-}}
 """
 
 
@@ -61,6 +63,13 @@ class Nginx:
 
     urls: dict[str, str]
     files: Path
+
+
+def configured(folder: Path, servers: str) -> str:
+    """Return a configuration that writes below a folder only, with these servers."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    group = grp.getgrgid(os.getegid()).gr_name
+    return BEGIN.format(folder=folder, user=user, group=group) + servers + "}\n"
 
 
 @contextmanager
@@ -76,13 +85,7 @@ def nginx(authority: trustme.CA, folder: Path) -> Iterator[Nginx]:
         ports = plain.getsockname()[1], secure.getsockname()[1]
         configuration = folder / "nginx.conf"
         configuration.write_text(
-            CONFIGURATION.format(
-                folder=folder,
-                plain=ports[0],
-                secure=ports[1],
-                user=pwd.getpwuid(os.geteuid()).pw_name,
-                group=grp.getgrgid(os.getegid()).gr_name,
-            )
+            configured(folder, SERVERS.format(folder=folder, plain=ports[0], secure=ports[1]))
         )
         with (folder / "errors").open("wb") as errors:
             process = subprocess.Popen(
