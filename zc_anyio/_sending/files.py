@@ -71,7 +71,7 @@ def open_part(file: File, offset: int, count: int | None) -> Iterator[Part]:
             os.close(opened)
 
 
-def read_cached(fd: int, offset: int, size: int) -> bytes | None:
+def read_cached(fd: int, offset: int, size: int) -> bytearray | None:
     """Read a part of a file, or return ``None`` if some of it is not in memory."""
     data = bytearray(size)
     try:
@@ -79,7 +79,7 @@ def read_cached(fd: int, offset: int, size: int) -> bytes | None:
     except OSError:
         # EAGAIN, or EOPNOTSUPP: the file system cannot tell.  Another error comes again.
         return None
-    return bytes(data) if done == size else None
+    return data if done == size else None
 
 
 def read_part(fd: int, offset: int, size: int) -> bytes:

@@ -184,9 +184,11 @@ class Sender(Trains):
         with open_part(file, offset, count) as part:
             at, end = offset, offset + part.count
             if 0 < part.count <= READ_AT_MOST:
-                data = read_cached(part.fd, offset, part.count)
-                if data is None:
+                cached = read_cached(part.fd, offset, part.count)
+                if cached is None:
                     data = await anyio.to_thread.run_sync(read_part, part.fd, offset, part.count)
+                else:
+                    data = bytes(cached)
                 await self.send(stream, data)
                 return part.count
             if part.count:

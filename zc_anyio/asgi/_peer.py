@@ -22,6 +22,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from .._ring.ring import Ring
+from .._sending.files import read_cached
 from .._sending.groups import send_group
 from ..streams import ZeroCopySocketStream
 from ._http1 import Address, RequestParser
@@ -238,7 +239,7 @@ class Peer:
         :raises ClientDisconnectedError: the peer is gone; or the file was truncated meanwhile, so
             that the connection cannot go on.
         """
-        if count <= READ_AT_MOST and (data := _read_cached(fd, offset, count)) is not None:
+        if count <= READ_AT_MOST and (data := read_cached(fd, offset, count)) is not None:
             await self.send([before + data])
             return
         if before:
@@ -325,17 +326,6 @@ def _joined(parts: Sequence[bytes]) -> Sequence[bytes]:
     if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
         return [b"".join(parts)]
     return parts
-
-
-def _read_cached(fd: int, offset: int, count: int) -> bytearray | None:
-    """Return a part of a file if it is all in memory, or in the page cache."""
-    data = bytearray(count)
-    try:
-        size = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
-    except OSError:
-        # EAGAIN: reading would wait for the disk; another error: the file system cannot tell.
-        return None
-    return data if size == count else None
 
 
 TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
