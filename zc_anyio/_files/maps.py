@@ -23,6 +23,7 @@ import anyio
 import anyio.to_thread
 
 from .._base.errors import os_error
+from .._base.loops import uninterrupted
 from .._native.lib import FileMemory
 
 __all__ = ["KEPT_BYTES", "KEPT_FILES", "KEPT_SECONDS", "PIECE", "FileMap", "KeptMaps", "truncated"]
@@ -139,6 +140,7 @@ class KeptMaps:
         self._filled.set()
         return found
 
+    @uninterrupted
     async def run(self) -> None:
         """Drop what was not used for a while, for as long as the ring is open."""
         with self._scope:
@@ -146,9 +148,9 @@ class KeptMaps:
                 await self._filled.wait()
                 while self._maps:
                     await anyio.sleep(KEPT_SECONDS / 4)
-                    unused = self._take_unused(monotonic() - KEPT_SECONDS)
-                    # Unmapping takes milliseconds for each gibibyte.
-                    await anyio.to_thread.run_sync(unused.clear)
+                    if unused := self._take_unused(monotonic() - KEPT_SECONDS):
+                        # Unmapping takes milliseconds for each gibibyte.
+                        await anyio.to_thread.run_sync(unused.clear)
                 self._filled = anyio.Event()
 
     def stop(self) -> None:
