@@ -79,6 +79,34 @@ int64_t budget(void)
     return allocations;
 }
 
+void check_refusal(struct context *ctx, struct socket *sock, int64_t answer, size_t size,
+                   bool room, bool too_large, bool invalid, int64_t allocations)
+{
+    switch (-answer) {
+    case EAGAIN:
+        CHECK(!room, "refused by a window with room");
+        refused(ctx, size);
+        break;
+    case ENOMEM:
+        CHECK(allocations >= 0, "memory was not out");
+        break;
+    case EMSGSIZE:
+        CHECK(too_large, "not too large");
+        break;
+    case EINVAL:
+        CHECK(invalid, "nothing is wrong with it");
+        break;
+    case EPIPE:
+        CHECK(sock->error, "the socket is not broken");
+        break;
+    case EBADF:
+        CHECK(sock->suspended, "the socket is not suspended");
+        break;
+    default:
+        CHECK(false, "a send is refused with %lld", (long long)answer);
+    }
+}
+
 void send_parts(size_t count, bool many)
 {
     static const char *data[MOST_VECTOR];
@@ -112,30 +140,10 @@ void send_parts(size_t count, bool many)
         accept_send(ctx, sock, parts, count, total, total, flags, answer);
         return;
     }
-    switch (-answer) {
-    case EAGAIN:
-        CHECK(!room, "refused by a window with room");
-        refused(ctx, total);
-        break;
-    case ENOMEM:
-        CHECK(allocations >= 0, "memory was not out");
-        break;
-    case EMSGSIZE:
-        CHECK(overflow || (sock->kind == ZC_DATAGRAM && (total > UINT16_MAX || count > UIO_MAXIOV)),
-              "not too large");
-        break;
-    case EINVAL:
-        CHECK(sock->kind == ZC_STREAM && total == 0, "nothing is wrong with it");
-        break;
-    case EPIPE:
-        CHECK(sock->error, "the socket is not broken");
-        break;
-    case EBADF:
-        CHECK(sock->suspended, "the socket is not suspended");
-        break;
-    default:
-        CHECK(false, "a send is refused with %lld", (long long)answer);
-    }
+    bool too_large = overflow || (sock->kind == ZC_DATAGRAM &&
+                                  (total > UINT16_MAX || count > UIO_MAXIOV));
+    check_refusal(ctx, sock, answer, total, room, too_large, sock->kind == ZC_STREAM && !total,
+                  allocations);
 }
 
 void broadcast(void)

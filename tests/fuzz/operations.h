@@ -24,6 +24,8 @@ void new_context(void);
 void new_socket(void);
 void send_parts(size_t count, bool many);
 void refused(struct context *ctx, size_t size);
+void check_refusal(struct context *ctx, struct socket *sock, int64_t answer, size_t size,
+                   bool room, bool too_large, bool invalid, int64_t allocations);
 int64_t budget(void);
 void broadcast(void);
 void flush(struct context *ctx, int even_empty);

@@ -33,34 +33,6 @@ static void accept_given_up(struct context *ctx, struct socket *sock, const stru
         shadow.sends[first].cancelled = shadow.sends[first].failed = true;
 }
 
-static void check_refusal(struct context *ctx, struct socket *sock, int64_t answer, size_t size,
-                          bool room, bool too_large, int64_t allocations)
-{
-    switch (-answer) {
-    case EAGAIN:
-        CHECK(!room, "refused by a window with room");
-        refused(ctx, size);
-        break;
-    case ENOMEM:
-        CHECK(allocations >= 0, "memory was not out");
-        break;
-    case EMSGSIZE:
-        CHECK(too_large, "not too large");
-        break;
-    case EINVAL:
-        CHECK(sock->kind == ZC_STREAM || !size, "nothing is wrong with it");
-        break;
-    case EPIPE:
-        CHECK(sock->error, "the socket is not broken");
-        break;
-    case EBADF:
-        CHECK(sock->suspended, "the socket is not suspended");
-        break;
-    default:
-        CHECK(false, "datagrams are refused with %lld", (long long)answer);
-    }
-}
-
 static uint32_t flags_of_many(void)
 {
     return (uint32_t)ONE_OF(0, ZC_SEND_MUTABLE);
@@ -128,7 +100,8 @@ void send_segments(void)
         accept_datagrams(ctx, sock, parts, counts, count, flags, answer);
         return;
     }
-    check_refusal(ctx, sock, answer, size, room, segment > UINT16_MAX, allocations);
+    check_refusal(ctx, sock, answer, size, room, segment > UINT16_MAX,
+                  sock->kind == ZC_STREAM || !size, allocations);
     if (answer == -ENOMEM)
         accept_given_up(ctx, sock, parts, counts, count);
 }
@@ -166,7 +139,7 @@ void send_many(void)
     if (answer < 0) {
         /* The first may leave with others, and they do not fit together. */
         check_refusal(ctx, sock, answer, sizes[0], room && count == 1, sizes[0] > UINT16_MAX,
-                      allocations);
+                      sock->kind == ZC_STREAM || !sizes[0], allocations);
         return;
     }
     CHECK(room && taken > 0 && taken <= count && sock->kind == ZC_DATAGRAM && !sock->error &&
