@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.core import (
-    CounterMetricFamily,
     GaugeMetricFamily,
     InfoMetricFamily,
     Metric,
@@ -20,38 +19,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import zc_anyio
+from zc_anyio.metrics import RingCollector
 
 __all__ = ["Counted", "Metrics"]
-
-COUNTERS = {
-    "sends": "Sends queued",
-    "bytes_sent": "Bytes that sockets have taken",
-    "zero_copied": "Sends that the kernel did not copy, by its own report",
-    "copied": "Sends that the kernel copied",
-    "staged": "Small sends, gathered in memory of the ring",
-    "failed": "Sends that failed or were cancelled",
-    "generations_released": "Generations whose buffers are free again",
-}
-GAUGES = {
-    "queued": "Sends not submitted yet",
-    "in_flight": "Sends submitted, without a result yet",
-    "held": "Sends whose buffers the kernel still reads",
-    "generations_open": "Generations not released yet",
-}
-
-
-class RingCollector(Collector):
-    """The counters of a ring, read when the metrics are."""
-
-    def __init__(self, ring: zc_anyio.Ring) -> None:
-        self._ring = ring
-
-    def collect(self) -> Iterator[Metric]:
-        statistics = self._ring.statistics()
-        for name, text in COUNTERS.items():
-            yield CounterMetricFamily(f"zc_{name}", text, getattr(statistics, name))
-        for name, text in GAUGES.items():
-            yield GaugeMetricFamily(f"zc_{name}", text, getattr(statistics, name))
 
 
 class ServingCollector(Collector):

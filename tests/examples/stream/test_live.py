@@ -193,7 +193,7 @@ def test_a_stalled_viewer_is_dropped_and_holds_nothing_any_more(
                 lambda values: (
                     values["stream_viewers"] == 3
                     and values["stream_kernel_bytes"] < 3 * 2 * 100_000
-                    and values.get("zc_held", 0) < 10
+                    and values.get("zc_anyio_held_sends", 0) < 10
                 ),
             )
             assert not viewers.ended
