@@ -22,3 +22,14 @@ def mapping_flags(address: int) -> set[str]:
         elif inside and line.startswith("VmFlags:"):
             return set(line.split()[1:])
     raise LookupError("not mapped")
+
+
+def maps_of(path: Path, *, or_replaced: bool = True) -> int:
+    """Return how many maps of a file this process has.
+
+    :param or_replaced: count those of files that were deleted or replaced at that path as well.
+    """
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    if or_replaced:
+        lines = [line.removesuffix(" (deleted)") for line in lines]
+    return sum(line.endswith(f" {path}") for line in lines)

@@ -14,6 +14,7 @@ import anyio.to_thread
 import pytest
 
 import zc_anyio
+from tests.features.memory import maps_of
 from tests.support.peers import receive_exactly, tcp_pair
 from zc_anyio._native._zc import ffi, lib
 
@@ -37,12 +38,6 @@ def opened(path: Path) -> int:
         except FileNotFoundError:
             continue
     return found
-
-
-def mapped(path: Path) -> int:
-    """How many maps of a file this process has; also of one that was deleted or replaced."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return sum(line.removesuffix(" (deleted)").endswith(f" {path}") for line in lines)
 
 
 @pytest.fixture
@@ -131,7 +126,7 @@ async def test_a_file_that_has_changed_is_sent_as_it_is(
             for _ in range(2):
                 assert await send(client, peer, path) == expected
             # That of a file whose place another has taken is dropped later.
-            assert mapped(path) <= 2
+            assert maps_of(path) <= 2
 
 
 async def test_a_file_is_sent_while_a_pool_is_open(driver: Any, path: Path) -> None:
@@ -162,8 +157,8 @@ async def test_any_part_is_sent_from_the_map_of_the_whole(driver: Any, path: Pat
                     count = min(most, SIZE - offset)
                     part = await send(client, peer, path, offset, count)
                     assert part == expected[offset : offset + count]
-                    assert (mapped(path), opened(path)) == (1, 1)
-    assert (mapped(path), opened(path)) == (0, 0)
+                    assert (maps_of(path), opened(path)) == (1, 1)
+    assert (maps_of(path), opened(path)) == (0, 0)
 
 
 def test_the_native_part_refuses_wrong_maps(tmp_path: Path) -> None:

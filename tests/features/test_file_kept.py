@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 import zc_anyio
+from tests.features.memory import maps_of
 from tests.support.peers import Reader, tcp_pair
 from zc_anyio._files import maps as maps_module
 from zc_anyio._files.maps import FileMap
@@ -23,12 +24,6 @@ MEBIBYTE = 1 << 20
 
 def kept(ring: zc_anyio.Ring) -> list[FileMap]:
     return list(ring._maps._maps.values())
-
-
-def mapped(path: Path) -> int:
-    """How many maps of a file this process has."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return sum(line.endswith(str(path)) for line in lines)
 
 
 @pytest.fixture
@@ -48,9 +43,9 @@ async def test_one_map_for_all_that_send_a_file(driver: str, file: Path) -> None
                     await group.send_file(client, opened, offset=5, count=100_000)
                 await group.send_file(client, file)
                 assert kept(ring) == [first]
-                assert mapped(file) == 1
+                assert maps_of(file) == 1
         del first
-        assert mapped(file) == 0
+        assert maps_of(file) == 0
         client.close()
         assert await reader.all() == b"a" * (2 * MEBIBYTE + 100_000)
 
@@ -65,7 +60,7 @@ async def test_a_file_that_changes_is_sent_as_it_is(driver: str, file: Path) -> 
                 expected += file.read_bytes()
                 async with zc_anyio.send_group() as group:
                     await group.send_file(client, file)
-                assert mapped(file) <= 1
+                assert maps_of(file, or_replaced=False) <= 1
 
             await send()
             # In place: the same inode and size, and times that are put back.
@@ -121,7 +116,7 @@ async def test_what_is_kept_is_bounded(
             for number in (0, 1, 2, 0, 3):
                 await send(number)
             # The second was unused for longest.
-            assert [mapped(path) for path in files] == [1, 0, 1, 1, 0, 0]
+            assert [maps_of(path) for path in files] == [1, 0, 1, 1, 0, 0]
             await send(5)
             assert len(kept(ring)) == 0
         client.close()
@@ -138,7 +133,7 @@ async def test_what_is_not_used_is_dropped(
                 async with zc_anyio.send_group() as group:
                     await group.send_file(client, file)
                 with anyio.fail_after(20):
-                    while mapped(file):
+                    while maps_of(file):
                         await anyio.sleep(0.01)
         client.close()
 

@@ -17,6 +17,8 @@ from tests.support.served import Served, serve
 
 NAME = "Über <b> & 100% #1?.webm"
 SECONDS = 20
+# What the console says of a server that has gone.
+UNREACHABLE = "Failed to load resource"
 X264 = ["-c:v", "libx264", "-preset", "ultrafast"]
 # The frame's number, read from the squares that are drawn at the bottom of the picture.
 READ_CODE = f"""() => {{
@@ -169,18 +171,13 @@ def test_a_file_that_is_not_a_video_is_reported(server: Served, started: Browser
 
 def test_the_picture_comes_back_after_the_server_did(videos: Path, started: Browser) -> None:
     with serve("examples.stream", str(videos)) as first:
-        context = started.new_context()
-        try:
-            opened = context.new_page()
-            opened.goto(first.url, wait_until="domcontentloaded")
+        with page(started, first.url, expected=UNREACHABLE) as opened:
             until(opened, f"() => ({READ_CODE})() > 0")
             first.stop()
             until(opened, "() => serving.textContent === 'The server does not answer.'")
             with serve("examples.stream", str(videos), f"--port={first.port}"):
                 until(opened, "() => serving.textContent.startsWith('Event loop')")
                 until(opened, f"() => ({READ_CODE})() > 0")
-        finally:
-            context.close()
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
@@ -188,10 +185,7 @@ def test_a_picture_that_has_frozen_is_noticed_and_asked_for_again(
     videos: Path, started: Browser, how: str
 ) -> None:
     with serve("examples.stream", str(videos)) as first:
-        context = started.new_context()
-        try:
-            opened = context.new_page()
-            opened.goto(first.url, wait_until="domcontentloaded")
+        with page(started, first.url, expected=UNREACHABLE) as opened:
             until(opened, f"() => ({READ_CODE})() > 0")
             if how == "killed":
                 first.process.kill()
@@ -200,13 +194,12 @@ def test_a_picture_that_has_frozen_is_noticed_and_asked_for_again(
                     moves(opened)
             else:
                 first.process.send_signal(signal.SIGSTOP)
-                note = "document.getElementById('live-note').textContent"
-                until(opened, f"() => {note}.startsWith('No frames come')")
-                first.process.send_signal(signal.SIGCONT)
+                try:
+                    note = "document.getElementById('live-note').textContent"
+                    until(opened, f"() => {note}.startsWith('No frames come')")
+                finally:
+                    first.process.send_signal(signal.SIGCONT)
                 moves(opened)
-        finally:
-            first.process.send_signal(signal.SIGCONT)
-            context.close()
 
 
 def moves(opened: Page) -> None:
