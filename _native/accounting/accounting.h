@@ -1,6 +1,5 @@
 /*
- * The accounting: which sends there are, which requests carry them, and when their buffers are free.
- *
+ * The accounting: which sends there are, which requests carry them, when their buffers are free.
  * Nothing in this folder makes a system call, so that tests and fuzzing can feed it completions of
  * their own making.  Its files share these structures.
  */

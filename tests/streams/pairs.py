@@ -13,6 +13,16 @@ import anyio.lowlevel
 from tests.support.peers import SMALL_BUFFER, tcp_pair
 from zc_anyio import ZeroCopySocketStream, ZeroCopyUNIXSocketStream, current_ring
 
+# What waits in a stream that is clogged, or that nothing comes to.
+BLOCKED: dict[str, Callable[[ZeroCopySocketStream], Awaitable[Any]]] = {
+    "send": lambda stream: stream.send(b"x"),
+    "send of a changeable buffer": lambda stream: stream.send(bytearray(b"x") * (1 << 20)),
+    "send_eof": lambda stream: stream.send_eof(),
+    "wait_send_might_not_block": lambda stream: stream.wait_send_might_not_block(),
+    "receive": lambda stream: stream.receive(),
+    "receive_into": lambda stream: stream.receive_into(bytearray(10)),
+}
+
 
 async def stream_pair(
     kind: str = "tcp", *, small: bool = False

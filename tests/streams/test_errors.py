@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import socket
 import warnings
-from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import anyio
@@ -15,11 +13,11 @@ import pytest
 from anyio.abc import SocketAttribute
 
 import zc_anyio
-from tests.streams.pairs import clog, connected, facing, outcome, settle
+from tests.streams.pairs import BLOCKED, clog, connected, facing, outcome, settle
 from tests.support.backends import one_backend
 from tests.support.peers import at_end, listener, receive_exactly, receive_to_end
 from tests.support.waiting import LIMIT, until
-from zc_anyio.testing import open_descriptors, reset
+from zc_anyio.testing import open_descriptors
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "unix"])
 Stream = zc_anyio.ZeroCopySocketStream
@@ -98,16 +96,6 @@ async def test_closed(driver: Any, kind: str) -> None:
             await other.receive()
 
 
-BLOCKED: dict[str, Callable[[Stream], Awaitable[Any]]] = {
-    "send": lambda stream: stream.send(b"x"),
-    "send of a changeable buffer": lambda stream: stream.send(bytearray(b"x") * (1 << 20)),
-    "send_eof": lambda stream: stream.send_eof(),
-    "wait_send_might_not_block": lambda stream: stream.wait_send_might_not_block(),
-    "receive": lambda stream: stream.receive(),
-    "receive_into": lambda stream: stream.receive_into(bytearray(10)),
-}
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("call", BLOCKED)
 async def test_closing_wakes_a_blocked_task(driver: Any, call: str) -> None:
@@ -158,105 +146,6 @@ async def test_two_tasks_in_one_direction(driver: Any, call: str) -> None:
                     assert await outcome(again, stream) is anyio.BusyResourceError
             tasks.cancel_scope.cancel()
         peer.close()
-
-
-@pytest.mark.anyio
-async def test_a_reset_breaks_it_with_the_cause(driver: Any) -> None:
-    async with zc_anyio.open_ring(driver=driver), facing() as (stream, peer):
-        reset(peer)
-        with pytest.raises(anyio.BrokenResourceError) as received:
-            await stream.receive()
-        assert isinstance(received.value.__cause__, ConnectionResetError)
-        with pytest.raises(anyio.BrokenResourceError) as sent:
-            for _ in range(3):
-                await stream.send(b"x")
-        assert isinstance(sent.value.__cause__, OSError)
-        for _ in range(2):
-            with pytest.raises(anyio.BrokenResourceError):
-                await stream.send(b"x")
-        with pytest.raises(anyio.BrokenResourceError):
-            await stream.send(bytearray(1 << 20))
-        with pytest.raises(anyio.BrokenResourceError):
-            await stream.send_eof()
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("rounds", [0, 3], ids=["at first", "later"])
-async def test_a_reset_that_comes_with_data_is_told_after_the_data(
-    driver: Any, rounds: int
-) -> None:
-    async with zc_anyio.open_ring(driver=driver), facing() as (stream, peer):
-        received = bytearray()
-
-        async def receive() -> None:
-            with pytest.raises(anyio.BrokenResourceError):
-                while True:
-                    received.extend(await stream.receive())
-
-        def has(size: int) -> bool:
-            return len(received) == size
-
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(receive)
-                for number in range(rounds):
-                    await settle()
-                    peer.send(b"data")
-                    await until(partial(has, 4 * (number + 1)))
-                await settle()
-                # The event loop sees both at once.
-                peer.send(b"last")
-                reset(peer)
-        assert received == b"data" * rounds + b"last"
-
-
-@pytest.mark.anyio
-async def test_a_connection_that_was_reset_before_it_was_accepted(driver: Any) -> None:
-    async with zc_anyio.open_ring(driver=driver):
-        accepting = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
-        async with accepting:
-            port = accepting.extra(SocketAttribute.local_port)
-            reset(socket.create_connection(("127.0.0.1", port)))
-            with socket.create_connection(("127.0.0.1", port)) as peer:
-                first = accepting.listeners[0]
-                assert isinstance(first, zc_anyio.ZeroCopySocketListener)
-                async with await first.accept() as stream:
-                    with pytest.raises(anyio.BrokenResourceError):
-                        await stream.receive()
-                    with pytest.raises(anyio.BrokenResourceError):
-                        await stream.send(b"x")
-                    async with zc_anyio.send_group() as group:
-                        with pytest.raises(anyio.BrokenResourceError):
-                            await group.send(stream, b"x")
-                async with await first.accept() as stream:
-                    await stream.send(b"whole")
-                    assert peer.recv(5) == b"whole"
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("call", BLOCKED)
-async def test_a_reset_fails_waiting_sends(driver: Any, call: str) -> None:
-    async with zc_anyio.open_ring(driver=driver), facing(small=True) as (stream, peer):
-        await clog(stream)
-        woken: list[BaseException | None] = []
-
-        async def block() -> None:
-            try:
-                await BLOCKED[call](stream)
-            except anyio.BrokenResourceError as exc:
-                woken.append(exc.__cause__)
-            else:
-                woken.append(None)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(block)
-            await settle()
-            assert not woken
-            reset(peer)
-        if call == "wait_send_might_not_block":
-            assert woken == [None]  # it says that sending would not wait, not that it would succeed
-        else:
-            assert isinstance(woken[0], OSError)
 
 
 @pytest.mark.anyio
