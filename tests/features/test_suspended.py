@@ -14,11 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import zc_anyio
 from tests.support.peers import receive_exactly, receive_to_end, tcp_pair, wrap
 from tests.support.waiting import until
+from zc_anyio._ring import sockets as sockets_module
 from zc_anyio._ring.reaper import TICK_SECONDS
 from zc_anyio.testing import reset
 
@@ -214,3 +216,40 @@ async def test_it_is_resumed_by_the_descriptor_of_the_object_that_is_sent_to(dri
             # The descriptor by which it was attached last is closed.
             await group.send(client, b"three")
         assert receive_exactly(peer, 15) == b"one, two, three"
+
+
+async def test_the_end_of_a_ring_forgets_them_a_few_at_a_time(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tasks get their turn in between."""
+    monkeypatch.setattr(sockets_module, "DETACHED_AT_ONCE", 2)
+    left: list[int] = []
+    detach = sockets_module.SocketTable.detach_suspended
+
+    def count(table: sockets_module.SocketTable) -> bool:
+        result = detach(table)
+        left.append(len(table._suspended))
+        return result
+
+    monkeypatch.setattr(sockets_module.SocketTable, "detach_suspended", count)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(tcp_pair()) for _ in range(7)]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            async with zc_anyio.open_ring(driver=driver) as ring:
+                async with zc_anyio.send_group() as group:
+                    await group.broadcast([client for client, _ in pairs], b"small")
+                await until(lambda: len(ring._sockets._suspended) == len(pairs))
+                before = turns
+            assert left == [5, 3, 1, 0]
+            assert turns >= before + 3
+            tasks.cancel_scope.cancel()
+        assert all(receive_exactly(peer, 5) == b"small" for _, peer in pairs)

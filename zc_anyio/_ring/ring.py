@@ -232,8 +232,13 @@ class Ring:
         # Detaching the sockets remembers what was learned about them.
         self._native.linger(0)
         self._reaper.turn()
-        await leaving.until(lambda: True, RESET_SECONDS)
-        self._sockets.detach_suspended()
+        await leaving.until(self._detach_some, RESET_SECONDS)
+
+    def _detach_some(self) -> bool:
+        if self._sockets.detach_suspended():
+            return True
+        self._reaper.submit_soon()
+        return False
 
     def _close(self) -> None:
         if self.is_foreign():

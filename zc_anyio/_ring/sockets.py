@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeAlias
 
 import anyio
@@ -35,6 +36,8 @@ __all__ = ["AttachedSocket", "KnownSocket", "SocketTable"]
 SOCKETS_REMEMBERED = 4096
 # How many sockets a ring keeps suspended; beyond that it detaches the one suspended first.
 SUSPENDED_MOST = 16384
+# Forgotten in one turn at the end of a ring: about a millisecond of work.
+DETACHED_AT_ONCE = 512
 # What the native part knew of sockets when they were detached, for the rings of all threads: each
 # change of it is one call.  While one ring has a socket attached or suspended, a second ring finds
 # nothing here about it.  After a fork neither the parent nor the child trusts the numbers of
@@ -337,10 +340,11 @@ class SocketTable:
         for stream in (attached.stream, *attached.others):
             self.by_stream.pop(stream, None)
 
-    def detach_suspended(self) -> None:
-        """Forget the suspended sockets, at the end of the ring."""
-        for attached in list(self._suspended.values()):
+    def detach_suspended(self) -> bool:
+        """Forget some of the suspended sockets, at the end of the ring; return if none is left."""
+        for attached in list(islice(self._suspended.values(), DETACHED_AT_ONCE)):
             self._detach(attached)
+        return not self._suspended
 
     def _detach(self, attached: AttachedSocket) -> None:
         """Forget a suspended socket."""
