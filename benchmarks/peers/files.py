@@ -24,19 +24,38 @@ SendOnce: TypeAlias = Callable[[socket.socket, int], Coroutine[Any, Any, None]]
 SendFile: TypeAlias = Callable[[socket.socket, int, int], Coroutine[Any, Any, None]]
 
 
+# Of the cold file that each way sends before the one that is measured.
+FIRST = 1 << 20
+
+
 @contextmanager
-def _file(job: Job, *, cold: bool) -> Iterator[int]:
-    """Write the payload to a file that has no name, and yield its descriptor.
+def _file(payload: bytes, *, cold: bool) -> Iterator[int]:
+    """Write a payload to a file that has no name, and yield its descriptor.
 
     It lies in TMPDIR, which has to be on a disk, or "cold" means nothing.
     """
     with tempfile.TemporaryFile() as file:
-        file.write(job.payload)
+        file.write(payload)
         file.flush()
         os.fsync(file.fileno())
         if cold:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         yield file.fileno()
+
+
+@asynccontextmanager
+async def _sending(job: Job, send_file: SendFile, *, cold: bool) -> AsyncIterator[Send]:
+    """Send the job's payload as a file.
+
+    A cold file is sent once, so another one goes before it: the worker thread runs by then.
+    """
+    if cold:
+        with _file(job.payload[:FIRST], cold=True) as fd:
+            await _to_all(job, fd, send_file, 1)
+        # Until all of it has arrived.
+        await anyio.sleep(0.05)
+    with _file(job.payload, cold=cold) as fd:
+        yield lambda count: _to_all(job, fd, send_file, count)
 
 
 async def _to_all(job: Job, fd: int, send_file: SendFile, count: int) -> None:
@@ -55,12 +74,7 @@ def _each(send_file: SendOnce) -> SendFile:
 
 
 def _way(send_file: SendOnce, *, cold: bool) -> Open:
-    @asynccontextmanager
-    async def way(job: Job) -> AsyncIterator[Send]:
-        with _file(job, cold=cold) as fd:
-            yield lambda count: _to_all(job, fd, _each(send_file), count)
-
-    return way
+    return lambda job: _sending(job, _each(send_file), cold=cold)
 
 
 async def _sendfile(sock: socket.socket, fd: int) -> None:
@@ -97,9 +111,9 @@ async def _group(sock: socket.socket, fd: int, count: int) -> None:
 
 @asynccontextmanager
 async def _ours(job: Job, *, cold: bool) -> AsyncIterator[Send]:
-    with _file(job, cold=cold) as fd:
-        async with zc_anyio.open_ring(drain_timeout=0) as ring:
-            yield lambda count: _to_all(job, fd, _group, count)
+    async with zc_anyio.open_ring(drain_timeout=0) as ring:
+        async with _sending(job, _group, cold=cold) as send:
+            yield send
         statistics = ring.statistics()
         for name in ("zero_copied", "copied", "requests"):
             job.notes[name] = getattr(statistics, name)

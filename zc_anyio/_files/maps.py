@@ -136,8 +136,9 @@ class KeptMaps:
             found = FileMap(duplicate, status)
             if not keeps or status.st_size > KEPT_BYTES:
                 return found
+        if not self._maps:
+            self._filled.set()
         self._maps[key] = found
-        self._filled.set()
         return found
 
     @uninterrupted

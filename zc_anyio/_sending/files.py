@@ -25,7 +25,7 @@ class HasDescriptor(Protocol):
 File: TypeAlias = str | os.PathLike[str] | HasDescriptor | int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """A part of an open file.
 

@@ -205,7 +205,8 @@ class Sender(Trains):
                 at += size
                 if self._yield_is_due and at < end:
                     await self._yield()
-        await self._yield()
+        if self._yield_is_due:
+            await self._yield()
         return part.count
 
     async def broadcast(self, streams: Iterable[object], data: Buffer) -> None:
