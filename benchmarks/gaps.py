@@ -13,15 +13,19 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
+import os
 import resource
 import selectors
 import socket
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
 import zc_anyio
 
@@ -30,7 +34,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 RUNS = 3
 
 
@@ -95,7 +99,7 @@ async def main(count: int) -> None:
         others = [await anyio.connect_tcp(*address) for _ in range(count)]
 
         # Made and freed outside the measurement.
-        large = bytes(1 << 30)
+        large = bytes(GIB)
 
         async def nothing() -> None:
             await anyio.sleep(0.05)
@@ -111,6 +115,13 @@ async def main(count: int) -> None:
                     if number % 1000 == 0:
                         await anyio.lowlevel.checkpoint()
 
+        async def send_file(*, cold: bool) -> None:
+            if cold:
+                advice = partial(os.posix_fadvise, file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                await anyio.to_thread.run_sync(advice)
+            async with zc_anyio.send_group() as group:
+                await group.send_file(own[0], file)
+
         async def close() -> None:
             for stream in own:
                 await stream.aclose()
@@ -120,6 +131,14 @@ async def main(count: int) -> None:
         await gaps.of(f"64 B to {count} of anyio's", lambda: broadcast(others, b"x" * 64))
         await gaps.of(f"64 KiB to {count}", lambda: broadcast(own, bytes(64 << 10)))
         await gaps.of("1 GiB to one", lambda: broadcast(own[:1], large))
+        with tempfile.TemporaryFile() as file:
+            for _ in range(GIB // MIB):
+                file.write(bytes(MIB))
+            os.fsync(file.fileno())
+            # Memory that a virtual machine touches for the first time costs it more than the job.
+            await send_file(cold=True)
+            await gaps.of("a file of 1 GiB, from the disk", lambda: send_file(cold=True))
+            await gaps.of("a file of 1 GiB, in memory", lambda: send_file(cold=False))
         await gaps.of("100,000 sends of 64 B", many_sends)
         await gaps.of(f"closing {count}", close, runs=1)
 
