@@ -12,6 +12,7 @@ import pytest
 
 import zc_anyio
 from tests.features.memory import maps_of
+from tests.support.needs import need_root
 from tests.support.peers import Reader, tcp_pair
 from zc_anyio._files import maps as maps_module
 from zc_anyio._files.maps import FileMap
@@ -20,6 +21,10 @@ from zc_anyio._native.lib import FileMemory
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 MEBIBYTE = 1 << 20
+
+
+# A user that has nothing here.
+OTHER = 12345
 
 
 def kept(ring: zc_anyio.Ring) -> list[FileMap]:
@@ -156,6 +161,7 @@ async def test_many_clients_populate_a_file_once(
     monkeypatch.setattr(FileMemory, "is_resident", lambda *_: resident)
     if not told:
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 12345)
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
     async with zc_anyio.open_ring(driver=driver):
 
         async def one() -> None:
@@ -170,6 +176,27 @@ async def test_many_clients_populate_a_file_once(
                 tasks.start_soon(one)
     assert populated == [(0, MEBIBYTE)]
     assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize(("user", "told"), [(OTHER, True), (0, True), (OTHER + 1, False)])
+async def test_without_a_ring_of_whose_files_the_kernel_tells_what_is_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, user: int, told: bool
+) -> None:
+    need_root("acting as another user")
+    file = tmp_path_factory.mktemp("owned") / "file"
+    file.write_bytes(b"o" * MEBIBYTE)
+    os.chown(file, OTHER, OTHER)
+    fd = os.open(file, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.seteuid(user)
+    try:
+        mapped = FileMap(fd, os.fstat(fd))
+        assert mapped._is_told == told
+        # What this user is told of a file of which nothing is in memory.
+        assert mapped._memory.is_resident(0, MEBIBYTE) != told
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("size", [10_001, 300_001])

@@ -57,8 +57,10 @@ class FileMap:
         self._memory = FileMemory(fd, status.st_size)
         self.pointer: Any = self._memory.pointer
         self._reading = anyio.Lock()
-        # mincore calls every page of a file resident that this user may not write.
-        self._is_told = status.st_uid == os.geteuid()
+        # To others than the owner and those who may write a file, mincore calls each page resident.
+        self._is_told = status.st_uid == os.geteuid() or os.access(
+            f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True
+        )
         self._read_at: dict[int, float] = {}
 
     async def read(self, offset: int, size: int) -> None:
