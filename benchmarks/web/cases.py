@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.web.application import PAGE, RECORD
-from benchmarks.web.load import BLOCK, Content, Load, Target, by_wrk, downloads, uploads
+from benchmarks.web.load import (
+    BLOCK,
+    Content,
+    Load,
+    Target,
+    by_wrk,
+    bytes_by_wrk,
+    downloads,
+    uploads,
+)
 from benchmarks.web.messages import echoes, to_all
 from benchmarks.web.servers import Server
 from benchmarks.web.watch import Watch
@@ -32,7 +41,7 @@ class Case:
 
     def is_for(self, server: Server) -> bool:
         """Whether a server takes part."""
-        return self.path == "{room}" or not server.only_rooms
+        return self.path.startswith(server.only)
 
 
 def cases(folder: Path, *, quick: bool) -> list[Case]:
@@ -40,7 +49,7 @@ def cases(folder: Path, *, quick: bool) -> list[Case]:
 
     :param quick: what is large is small, and members are few.
     """
-    small, large = (_content(folder / name) for name in ("small", "large"))
+    small, middle, large = (_content(folder / name) for name in ("small", "middle", "large"))
     record = json.dumps(RECORD, separators=(",", ":")).encode()
     members = 50 if quick else 500
     return [
@@ -48,6 +57,7 @@ def cases(folder: Path, *, quick: bool) -> list[Case]:
         Case("JSON of 1 KiB", "/json", Content.of(record), 50, by_wrk),
         Case("bytes of 1 MiB", "/bytes", Content.of(PAGE), 8, by_wrk),
         Case("file of 100 KiB", "/files/small", small, 20, by_wrk),
+        Case("file of 64 MiB to 100", "/files/middle", middle, 100, bytes_by_wrk),
         Case("file of 1 GiB", "/files/large", large, 1, downloads),
         Case("upload of 1 GiB", "/upload", large, 1, uploads),
         Case("WebSocket echo of 1 KiB", "/echo", Content(1 << 10, 0), 50, echoes),
@@ -57,7 +67,12 @@ def cases(folder: Path, *, quick: bool) -> list[Case]:
 
 def make_files(folder: Path, *, quick: bool) -> None:
     """Make the files that are asked for."""
-    for name, size in (("small", 100 << 10), ("large", 16 << 20 if quick else 1 << 30)):
+    sizes = {
+        "small": 100 << 10,
+        "middle": 1 << 20 if quick else 64 << 20,
+        "large": 16 << 20 if quick else 1 << 30,
+    }
+    for name, size in sizes.items():
         with (folder / name).open("wb") as file:
             while (left := size - file.tell()) > 0:
                 file.write(BLOCK[:left])

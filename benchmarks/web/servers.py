@@ -26,13 +26,13 @@ class Server:
 
     :ivar arguments: of Python; ``{port}`` is where to listen.
     :ivar room: the path of the room in which messages go to all members.
-    :ivar only_rooms: it is compared in that alone.
+    :ivar only: the beginning of the paths for which it is compared.
     """
 
     name: str
     arguments: tuple[str, ...]
     room: str = "/room"
-    only_rooms: bool = False
+    only: str = ""
 
 
 def _ours(backend: str) -> tuple[str, ...]:
@@ -48,15 +48,16 @@ UVICORN = ("-m", "uvicorn", APP, "--port", "{port}", "--no-access-log")
 GRANIAN = ("-m", "granian", APP, "--interface", "asgi", "--port", "{port}", "--no-access-log")
 SERVERS = (
     *[Server(f"zc_anyio on {name}", _ours(name)) for name in ("asyncio", "uvloop", "trio")],
-    Server("zc_anyio on uvloop, send group", _ours("uvloop"), room="/group", only_rooms=True),
+    Server("zc_anyio on uvloop, send group", _ours("uvloop"), room="/group", only="{room}"),
     Server("uvicorn", (*UVICORN, "--loop", "uvloop", "--http", "httptools")),
     Server("Hypercorn on asyncio", _hypercorn("asyncio")),
     Server("Hypercorn on trio", _hypercorn("trio")),
     Server("Granian", (*GRANIAN, "--loop", "uvloop")),
     Server(
         *("websockets.broadcast", ("-m", "benchmarks.web.bare_broadcast", "{port}")),
-        only_rooms=True,
+        only="{room}",
     ),
+    Server("nginx", ("-m", "benchmarks.web.nginx", "{port}"), only="/files/"),
 )
 
 
