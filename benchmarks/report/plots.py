@@ -1,4 +1,4 @@
-"""Plots: jobs compared, throughput by size, deliveries by connections, memory by peers."""
+"""Plots: jobs compared, throughput by size, deliveries by connections, memory by peers, files."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "anyio stream on trio": {"color": "#b8480b", "marker": "v"},
     "StreamWriter on uvloop": {"color": "#8a5a00", "marker": "D"},
     "socket.send loop": {"color": "#6b6b6b", "marker": "x"},
+    "os.sendfile loop": {"color": "#6b6b6b", "marker": "x"},
+    "loop.sock_sendfile on asyncio": {"color": "#8a5a00", "marker": "D"},
+    "read and send on asyncio": {"color": "#b8480b", "marker": "v"},
     "MSG_ZEROCOPY in C": {"color": "#7b3fa0", "marker": "P"},
     "liburing send-zerocopy": {"color": "#1b7f3b", "marker": "*"},
     "liburing send-zerocopy, huge pages": {"color": "#1b7f3b", "marker": "s", "linestyle": ":"},
@@ -46,6 +49,7 @@ def draw(results: Results, folder: Path) -> None:
             ("throughput-by-size", _throughput),
             ("delivery-by-connections", _deliveries),
             ("memory-by-stalled-peers", _memory),
+            ("files-by-size", _files),
             ("web", web.plot),
         ):
             figure = make(results)
@@ -135,6 +139,21 @@ def _memory(results: Results) -> Any:
     # Ours is near zero, and noise may make it negative.
     left.set_yscale("symlog", linthresh=1)
     right.legend(fontsize=8)
+    return figure
+
+
+def _files(results: Results) -> Any:
+    hot, cold = (list(results.scenarios.get(name, {}).values()) for name in ("files", "cold-files"))
+    if not hot or not cold:
+        return None
+    figure, grid = pyplot.subplots(1, 2, figsize=(9, 4.5), layout="constrained", sharey=True)
+    for axes, cases, where in zip(grid, (hot, cold), ("in memory", "on the disk"), strict=True):
+        _lines(axes, cases, lambda case: case.size, figures.throughput, 1e-9)
+        sizes = [case.size for case in cases]
+        axes.set_xticks(sizes, [size_name(size) for size in sizes])
+        axes.set_xlabel(f"bytes of a file {where}")
+    grid[0].set_ylabel("GB/s, one core")
+    grid[0].legend(fontsize=8)
     return figure
 
 
