@@ -10,7 +10,8 @@ ASAN_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_order
 	tests/contract/test_broadcast.py tests/features/test_lowlevel.py \
 	tests/features/test_staging.py tests/features/test_datagrams.py \
 	tests/features/test_closed_or_not.py tests/features/test_file_kept.py \
-	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py
+	tests/streams/test_ring_receiving.py tests/streams/test_content.py tests/streams/test_errors.py \
+	tests/streams/test_resets.py
 # Tests of what another Python could break; empty for all tests.
 VERSION_TESTS ?= tests/native tests/contract/test_data.py tests/contract/test_generations.py \
 	tests/contract/test_release.py tests/contract/test_guards.py tests/contract/test_threads.py \
