@@ -143,8 +143,7 @@ class Chat:
         self._members[address] += 1
         try:
             await websocket.accept()
-            stream = websocket.scope["extensions"]["zc_anyio"]["stream"]
-            async with open_queue(stream, limit=self._limits.queue_bytes) as queue:
+            async with open_queue(websocket, limit=self._limits.queue_bytes) as queue:
                 name = clean_name(websocket.query_params.get("name", "")) or "guest"
                 await self._serve(websocket, room, Member(name, queue, self._limits))
         finally:
@@ -218,7 +217,7 @@ class Chat:
             del self._posting[member.token]
             room.leave(member)
         if (ending := ending or member.ending) is not None:
-            await self._close(websocket, ending)
+            await self._close(websocket, member, ending)
         with anyio.move_on_after(self._limits.close_seconds):
             await member.queue.finish()
 
@@ -237,7 +236,7 @@ class Chat:
             except DroppedError as ending:
                 return ending
 
-    async def _close(self, websocket: WebSocket, ending: DroppedError) -> None:
+    async def _close(self, websocket: WebSocket, member: Member, ending: DroppedError) -> None:
         """Send a close frame after all that waits, and wait until the peer has closed as well.
 
         A member that does not take the frame in time is reset, so that nothing is kept for it.
@@ -246,6 +245,7 @@ class Chat:
         """
         self._metrics.dropped.labels(str(ending.code)).inc()
         with anyio.move_on_after(self._limits.close_seconds), suppress(WebSocketDisconnect):
+            await member.queue.written()
             await websocket.close(ending.code, ending.reason)
             while (await websocket.receive())["type"] != "websocket.disconnect":
                 pass

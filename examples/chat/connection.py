@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 from urllib.request import urlopen
 
 import anyio
 import anyio.to_thread
-from anyio.abc import SocketStream
+from anyio.abc import ByteStream
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -51,7 +51,7 @@ class ChatConnection:
     :ivar receive_bytes: the most that is received at a time.
     """
 
-    def __init__(self, stream: SocketStream, websocket: WSConnection, url: str) -> None:
+    def __init__(self, stream: ByteStream, websocket: WSConnection, url: str) -> None:
         self.stream = stream
         self.receive_bytes = RECEIVE
         self.room = self.token = ""
@@ -130,9 +130,7 @@ class ChatConnection:
             await self.stream.send(self._websocket.send(event))
 
 
-async def open_connection(
-    stream: SocketStream, *, url: str, room: str, name: str
-) -> ChatConnection:
+async def open_connection(stream: ByteStream, *, url: str, room: str, name: str) -> ChatConnection:
     """Enter a room over an open connection.
 
     :param url: the server's, with a slash at its end.
@@ -157,9 +155,18 @@ async def open_connection(
     return ChatConnection(stream, websocket, url)
 
 
+async def _connect(parts: SplitResult) -> ByteStream:
+    assert parts.hostname is not None
+    if parts.scheme != "https":
+        return await anyio.connect_tcp(parts.hostname, parts.port or 80)
+    return await anyio.connect_tcp(
+        parts.hostname, parts.port or 443, tls=True, tls_standard_compatible=False
+    )
+
+
 @asynccontextmanager
 async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnection]:
-    """Connect to a chat server, ``http://host:port/``, and enter a room.
+    """Connect to a chat server, ``http://host:port/`` or ``https:``, and enter a room.
 
     :raises ChatError: the server refuses the connection.
     :raises OSError: the server cannot be reached.
@@ -167,7 +174,7 @@ async def connect(url: str, *, room: str, name: str) -> AsyncIterator[ChatConnec
     parts = urlsplit(url)
     if parts.hostname is None:
         raise ChatError(f"{url} names no host")
-    async with await anyio.connect_tcp(parts.hostname, parts.port or 80) as stream:
+    async with await _connect(parts) as stream:
         connection = await open_connection(stream, url=url, room=room, name=name)
         yield connection
         # The connection may be closed by the server, or lost.

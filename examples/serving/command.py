@@ -7,9 +7,11 @@ import logging
 import math
 import resource
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -35,6 +37,10 @@ DESCRIPTORS_APART = 100
 # --- options ---
 
 
+class OptionError(Exception):
+    """An option that cannot be followed; the message says why."""
+
+
 def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     """Add the options of every server.
 
@@ -53,6 +59,8 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     group.add_argument(
         "--access-log", action=argparse.BooleanOptionalAction, default=True, help="log each answer"
     )
+    group.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS; certificate chain in PEM")
+    group.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file")
 
 
 def whole(text: str) -> int:
@@ -100,6 +108,8 @@ def run(main: Callable[[argparse.Namespace], Awaitable[None]], options: argparse
         anyio.run(main, options, **BACKENDS[options.backend])
     except* zc_anyio.DriverUnavailable as exc:
         failure = f"the driver {options.driver} cannot run: {_first(exc)}"
+    except* OptionError as exc:
+        failure = str(_first(exc))
     except* OSError as exc:
         failure = f"{options.host}, port {options.port}: {_first(exc)}"
     if failure is not None:
@@ -144,6 +154,7 @@ async def serve(
     :param what: what is served, as it is told on the standard output.
     :param reuse_port: let other processes listen on the same port.
     """
+    tls, certificate = _tls(options)
     await asgi.serve(
         app,
         host=options.host,
@@ -152,9 +163,25 @@ async def serve(
         access_log=options.access_log,
         lifespan="off",
         reuse_port=reuse_port,
+        tls=tls,
+        certificate=certificate,
         stop=stop,
         task_status=_Announcement(what, ring, task_status),
     )
+
+
+def _tls(options: argparse.Namespace) -> tuple[ssl.SSLContext | None, str | None]:
+    """Return what HTTPS needs: a context, and the certificate chain in PEM."""
+    if options.tls_cert is None:
+        if options.tls_key is not None:
+            raise OptionError("--tls-key needs --tls-cert")
+        return None, None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except OSError as exc:
+        raise OptionError(f"--tls-cert {options.tls_cert}: {exc}") from exc
+    return context, Path(options.tls_cert).read_text(encoding="ascii")
 
 
 class _Announcement(TaskStatus[list[str]]):

@@ -6,6 +6,8 @@ slowest viewer has taken the frame, and the next frame must not wait for that.  
 nothing holds the buffers of two frames until it is dropped.  So at most the frames of the time
 after which viewers are dropped are in use, however many viewers stall, and the pool has that many
 buffers.
+
+Over TLS each viewer writes a copy of the newest frame, and skips those that come meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from zc_anyio.asgi import ClientDisconnectedError
 
 from ..serving import Metrics
 from .picture import BOUNDARY, FIRST, Part, Picture
-from .viewers import FRAMES_AHEAD, Viewer
+from .viewers import FRAMES_AHEAD, GroupViewer, Viewer, WrittenViewer
 
 __all__ = ["Live"]
 
@@ -61,7 +63,7 @@ class Live(Collector):
         self._fps = fps
         self._viewers_most = viewers
         self._stall_seconds = stall_seconds
-        self._viewers: dict[object, Viewer] = {}
+        self._viewers: set[Viewer] = set()
         self._watched = anyio.Event()
         self._pool: zc_anyio.BufferPool | None = None
         self._stopping = False
@@ -88,16 +90,19 @@ class Live(Collector):
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": FIRST, "more_body": True})
         if scope["method"] != "HEAD" and not self._stopping:
-            stream = scope["extensions"]["zc_anyio"]["stream"]
-            viewer = Viewer(stream, chunked=scope["http_version"] == "1.1")
-            self._viewers[stream] = viewer
+            viewer = _viewer(scope, send)
+            self._viewers.add(viewer)
             self._watched.set()
             try:
                 with viewer.scope:
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
+                    async with anyio.create_task_group() as tasks:
+                        if isinstance(viewer, WrittenViewer):
+                            tasks.start_soon(viewer.write)
+                        while (await receive())["type"] != "http.disconnect":
+                            pass
+                        tasks.cancel_scope.cancel()
             finally:
-                del self._viewers[stream]
+                self._viewers.discard(viewer)
             if viewer.dropped:
                 raise ClientDisconnectedError("the viewer has stalled")
         await send({"type": "http.response.body"})
@@ -112,7 +117,7 @@ class Live(Collector):
     def _ready(self, now: float) -> list[Viewer]:
         """Return the viewers for the next frame, and drop those that have stalled."""
         ready = []
-        for viewer in self._viewers.values():
+        for viewer in self._viewers:
             viewer.look()
             since = viewer.waits_since()
             if since is not None and now - since > self._stall_seconds:
@@ -136,7 +141,7 @@ class Live(Collector):
             tasks.start_soon(self._produce, self._pool, tasks)
             await stop.wait()
             self._stopping = True
-            for viewer in self._viewers.values():
+            for viewer in self._viewers:
                 viewer.scope.cancel()
             # Connections of viewers who do not take their last frames are reset.
             tasks.cancel_scope.cancel()
@@ -168,17 +173,24 @@ class Live(Collector):
         A viewer that takes longer than a stalled one may is reset, which frees the buffer.
         """
         now = anyio.current_time()
-        viewers = self._ready(now)
+        ready = self._ready(now)
+        viewers = [viewer for viewer in ready if isinstance(viewer, GroupViewer)]
+        written = [viewer for viewer in ready if isinstance(viewer, WrittenViewer)]
+        if written:
+            frame = bytes(part.bare)
+            self._bytes.inc(len(written) * len(frame))
+            for one in written:
+                one.give(frame, now)
         async with zc_anyio.send_group(
             on_error="collect", release_timeout=self._stall_seconds
         ) as group:
-            for frame, chunked in ((part.chunk, True), (part.bare, False)):
+            for piece, chunked in ((part.chunk, True), (part.bare, False)):
                 some = [viewer for viewer in viewers if viewer.chunked is chunked]
                 for viewer in some:
-                    viewer.sent(len(frame), now)
-                self._bytes.inc(len(some) * len(frame))
-                await group.broadcast([viewer.stream for viewer in some], frame)
-            self._delivered.inc(len(viewers))
+                    viewer.sent(len(piece), now)
+                self._bytes.inc(len(some) * len(piece))
+                await group.broadcast([viewer.stream for viewer in some], piece)
+            self._delivered.inc(len(ready))
             # Queued in the order of the frames, before the next one is rendered.
             task_status.started()
         late = {failure.stream for failure in group.failures if failure.error.errno == ETIMEDOUT}
@@ -190,7 +202,7 @@ class Live(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the present values."""
-        viewers = list(self._viewers.values())
+        viewers = list(self._viewers)
         now = anyio.current_time()
         stalled = 0
         for viewer in viewers:
@@ -216,3 +228,10 @@ class Live(Collector):
             yield GaugeMetricFamily(
                 "stream_pool_held_bytes", "Of that, in use or still read", (count - free) * size
             )
+
+
+def _viewer(scope: Scope, send: Send) -> Viewer:
+    extension = scope["extensions"].get("zc_anyio")
+    if extension is None:  # the connection has TLS
+        return WrittenViewer(send)
+    return GroupViewer(extension["stream"], chunked=scope["http_version"] == "1.1")

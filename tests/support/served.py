@@ -134,7 +134,7 @@ def serve(module: str, *arguments: str, under: Sequence[str] = ()) -> Iterator[S
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        match = re.search(r"http://\S+", line)
+        match = re.search(r"https?://\S+", line)
         assert match is not None, (line, process.communicate(timeout=LIMIT))
         served = Served(process, match[0], line)
         yield served
