@@ -14,7 +14,16 @@ try:
     import zc_anyio
     from zc_anyio.asgi import Limits
 
-    from ..serving import Metrics, add_options, positive, run, serve, stop_on_signal, whole
+    from ..serving import (
+        Metrics,
+        add_options,
+        allowed_hosts,
+        positive,
+        run,
+        serve,
+        stop_on_signal,
+        whole,
+    )
     from .app import application
     from .chat import Chat
     from .limits import ChatLimits
@@ -149,7 +158,7 @@ async def serve_chat(
         await tasks.start(log.run)
         await tasks.start(run_chat)
         await serve(
-            application(chat, metrics),
+            application(chat, metrics, allowed_hosts(options)),
             options,
             what="the chat",
             ring=ring,

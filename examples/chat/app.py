@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from ..serving import Headers, Metrics
+from ..serving import Headers, Hosts, Metrics
 from ..serving.metrics import Counted
 from .chat import Chat
 
@@ -20,8 +20,11 @@ __all__ = ["application"]
 PAGE = Path(__file__).parent / "page"
 
 
-def application(chat: Chat, metrics: Metrics) -> Starlette:
-    """Return the application; ``chat.run`` has to run beside it."""
+def application(chat: Chat, metrics: Metrics, hosts: frozenset[str]) -> Starlette:
+    """Return the application; ``chat.run`` has to run beside it.
+
+    :param hosts: the names that it answers to.
+    """
     page = (PAGE / "index.html").read_text()
 
     async def index(_request: Request) -> Response:
@@ -36,5 +39,9 @@ def application(chat: Chat, metrics: Metrics) -> Starlette:
             Route("/metrics", metrics.answer),
             Mount("/assets", StaticFiles(directory=PAGE)),
         ],
-        middleware=[Middleware(Counted, metrics=metrics), Middleware(Headers)],
+        middleware=[
+            Middleware(Counted, metrics=metrics),
+            Middleware(Headers),
+            Middleware(Hosts, allowed=hosts),
+        ],
     )

@@ -155,8 +155,10 @@ class Chat:
         origin = connection.headers.get("origin")
         if origin is None or origin in self._origins:
             return
-        if urlsplit(origin).netloc != connection.headers.get("host"):
-            raise HTTPException(403, f"pages of {origin} may not connect, see --origin")
+        host = connection.headers.get("host")
+        if urlsplit(origin).netloc != host:
+            # A proxy that does not pass the Host header on looks the same.
+            raise HTTPException(403, f"pages of {origin} may not connect to {host}, see --origin")
 
     def _about(self) -> dict[str, object]:
         limits = {"text": TEXT_CHARACTERS, "image": IMAGE_BYTES}
@@ -305,7 +307,11 @@ class Chat:
 
     async def upload(self, request: Request) -> Response:
         """Answer ``POST /pictures?token=…&nonce=…&name=…``, whose body is a picture."""
-        self._check_origin(request)
+        try:
+            self._check_origin(request)
+        except HTTPException as refused:
+            log.warning("refused a picture of %s: %s", _address(request), refused.detail)
+            raise
         query = request.query_params
         room, member = self._posting.get(query.get("token", ""), (None, None))
         if room is None or member is None:

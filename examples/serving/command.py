@@ -59,6 +59,13 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     group.add_argument(
         "--access-log", action=argparse.BooleanOptionalAction, default=True, help="log each answer"
     )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name as well, besides loopback and --host; * for any; repeatable",
+    )
     group.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS; certificate chain in PEM")
     group.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file")
 

@@ -11,7 +11,16 @@ try:
     import zc_anyio
     from zc_anyio.asgi import Limits
 
-    from ..serving import Metrics, add_options, positive, run, serve, stop_on_signal, whole
+    from ..serving import (
+        Metrics,
+        add_options,
+        allowed_hosts,
+        positive,
+        run,
+        serve,
+        stop_on_signal,
+        whole,
+    )
     from .app import application
     from .folder import Folder
     from .live import Live
@@ -84,7 +93,7 @@ async def main(options: argparse.Namespace) -> None:
             viewers=options.viewers,
             stall_seconds=options.stall,
         )
-        app = application(folder, live, metrics)
+        app = application(folder, live, metrics, allowed_hosts(options))
         tasks.start_soon(live.run, ring, stop)
         what = str(options.folder.resolve())
         await serve(app, options, what=what, ring=ring, limits=limits, stop=stop)

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from ..serving import Headers, Metrics
+from ..serving import Headers, Hosts, Metrics
 from ..serving.metrics import Counted
 from .files import Files
 from .folder import Entry, Folder
@@ -29,8 +29,11 @@ PAGES = Path(__file__).parent / "pages"
 LISTED_SECONDS = 1.0
 
 
-def application(folder: Folder, live: Live, metrics: Metrics) -> Starlette:
-    """Return the application; ``live.run`` has to run beside it."""
+def application(folder: Folder, live: Live, metrics: Metrics, hosts: frozenset[str]) -> Starlette:
+    """Return the application; ``live.run`` has to run beside it.
+
+    :param hosts: the names that it answers to.
+    """
     app = Starlette(
         routes=[
             Route("/", Page(folder).answer),
@@ -39,7 +42,11 @@ def application(folder: Folder, live: Live, metrics: Metrics) -> Starlette:
             Route("/files/{path:path}", Files(folder, metrics), methods=["GET"]),
             Mount("/assets", StaticFiles(directory=PAGES)),
         ],
-        middleware=[Middleware(Counted, metrics=metrics), Middleware(Headers)],
+        middleware=[
+            Middleware(Counted, metrics=metrics),
+            Middleware(Headers),
+            Middleware(Hosts, allowed=hosts),
+        ],
     )
     app.router.redirect_slashes = False
     return app

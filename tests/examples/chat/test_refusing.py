@@ -164,7 +164,7 @@ async def test_a_picture_that_never_ends_is_waited_for_within_limits() -> None:
         async with member(server, "bad") as bad, member(server, "good") as good:
             async with await stream_to(server) as stream:
                 await stream.send(
-                    f"POST /pictures?token={bad.connection.token} HTTP/1.1\r\nHost: a\r\n"
+                    f"POST /pictures?token={bad.connection.token} HTTP/1.1\r\nHost: localhost\r\n"
                     "Content-Length: 1000000\r\n\r\n".encode()
                     + PNG
                 )
@@ -180,7 +180,7 @@ async def test_a_picture_that_never_ends_is_waited_for_within_limits() -> None:
 async def test_few_pictures_are_received_at_the_same_time(limit: str) -> None:
     async with chat_server(**{limit: 1}) as server, member(server, "ada") as ada:
         head = (
-            f"POST /pictures?token={ada.connection.token} HTTP/1.1\r\nHost: a\r\n"
+            f"POST /pictures?token={ada.connection.token} HTTP/1.1\r\nHost: localhost\r\n"
             f"Content-Length: {len(PNG) + 1}\r\nExpect: 100-continue\r\n\r\n"
         ).encode()
         async with await stream_to(server) as first, await stream_to(server) as second:

@@ -48,7 +48,7 @@ class Tricklers:
         self._stop = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._sockets: list[socket.socket] = []
-        self._request = f"GET {target} HTTP/1.1\r\nHost: trickle\r\n\r\n".encode()
+        self._request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         for number in range(TRICKLERS):
             sock = server.connect(receive_buffer=4096)
             self._sockets.append(sock)
@@ -96,7 +96,9 @@ class Tricklers:
 def download(server: Served, target: str, start: int, end: int, output: int) -> None:
     """Download a part of a file from the server into a file."""
     with server.connect() as sock, sock.makefile("rb") as file:
-        request = f"GET {target} HTTP/1.1\r\nHost: a\r\nRange: bytes={start}-{end - 1}\r\n\r\n"
+        request = (
+            f"GET {target} HTTP/1.1\r\nHost: localhost\r\nRange: bytes={start}-{end - 1}\r\n\r\n"
+        )
         sock.sendall(request.encode())
         assert file.readline() == b"HTTP/1.1 206 Partial Content\r\n"
         while file.readline() != b"\r\n":

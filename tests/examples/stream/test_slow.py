@@ -28,7 +28,7 @@ def large(tmp_path: Path) -> Path:
 def ask(server: Served, *, receive_buffer: int | None = None) -> socket.socket:
     """Return a connection that has asked for the file."""
     sock = server.connect(receive_buffer=receive_buffer)
-    sock.sendall(b"GET /files/large.bin HTTP/1.1\r\nHost: a\r\n\r\n")
+    sock.sendall(b"GET /files/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return sock
 
 

@@ -80,5 +80,5 @@ class Viewers:
 def watch(server: Served, *, receive_buffer: int | None = None) -> socket.socket:
     """Return a connection that has asked for the live picture."""
     sock = server.connect(receive_buffer=receive_buffer)
-    sock.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n")
+    sock.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return sock
