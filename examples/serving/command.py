@@ -202,9 +202,11 @@ class _Announcement(TaskStatus[list[str]]):
     def started(self, value: list[str] | None = None) -> None:
         found = self._capabilities
         where = ", ".join(f"{url}/" for url in value or [])
-        print(f"serving {self._what} at {where} by {found.driver}", flush=True)
-        for name, why in found.unavailable.items():
-            print(f"{name} cannot run here: {why}", flush=True)
+        lines = [f"serving {self._what} at {where} by {found.driver}"]
+        lines += [f"{name} cannot run here: {why}" for name, why in found.unavailable.items()]
         if found.zero_copy_limited is not None and found.driver != "copy":
-            print(f"much will be copied: {found.zero_copy_limited}", flush=True)
+            lines.append(f"much will be copied: {found.zero_copy_limited}")
+        # In one piece, as several workers may write at the same time.
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
         self._then.started(value or [])

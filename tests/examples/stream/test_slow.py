@@ -61,7 +61,7 @@ def test_slow_readers_hold_little_of_a_file(large: Path) -> None:
             stack.enter_context(ask(server, receive_buffer=4096))
 
         def all_have_begun() -> bool:
-            return server.metrics()["zc_bytes_sent_total"] > READERS * 2000
+            return server.metrics()["zc_anyio_sent_bytes_total"] > READERS * 2000
 
         until_blocking(all_have_begun)
         resident = server.metrics()["process_resident_memory_bytes"]
