@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import math
 import resource
@@ -66,6 +67,19 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
         metavar="NAME",
         help="answer to this name as well, besides loopback and --host; * for any; repeatable",
     )
+    group.add_argument(
+        "--proxy-headers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="believe X-Forwarded-For and X-Forwarded-Proto of trusted proxies",
+    )
+    group.add_argument(
+        "--forwarded-allow-ips",
+        type=_proxies,
+        default="127.0.0.1",
+        metavar="LIST",
+        help="these proxies: addresses and networks, or * (%(default)s)",
+    )
     group.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS; certificate chain in PEM")
     group.add_argument("--tls-key", metavar="FILE", help="its key, if not in the same file")
 
@@ -92,6 +106,16 @@ def port_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
+
+
+def _proxies(text: str) -> str:
+    for part in text.split(","):
+        try:
+            if part.strip() not in ("", "*"):
+                ipaddress.ip_network(part.strip())
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
 
 
 # --- running ---
@@ -172,6 +196,7 @@ async def serve(
         reuse_port=reuse_port,
         tls=tls,
         certificate=certificate,
+        forwarded_allow_ips=options.forwarded_allow_ips if options.proxy_headers else None,
         stop=stop,
         task_status=_Announcement(what, ring, task_status),
     )

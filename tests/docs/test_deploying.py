@@ -14,9 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.streams.web_servers import configured
+from tests.streams.web_servers import running
 from tests.support.commands import ROOT
-from tests.support.needs import need_command
 from tests.support.peers import listener
 from tests.support.waiting import LIMIT, until_blocking
 
@@ -80,7 +79,6 @@ def sends(metrics: str) -> float:
 @contextmanager
 def proxied(folder: Path, sockets: list[Path]) -> Iterator[str]:
     """Run nginx with the page's configuration; yields its address."""
-    command = need_command("nginx", "nginx")
     part = block("nginx.conf")
     for number, path in enumerate(sockets, start=1):
         assert f"unix:/run/web-{number}/socket;" in part
@@ -88,19 +86,8 @@ def proxied(folder: Path, sockets: list[Path]) -> Iterator[str]:
     with listener() as sock:
         port = sock.getsockname()[1]
         part = part.replace("listen 80;", f"listen 127.0.0.1:{port};")
-        configuration = folder / "nginx.conf"
-        configuration.write_text(configured(folder, part))
-        process = subprocess.Popen(
-            [command, "-p", str(folder), "-e", "stderr", "-c", str(configuration)],
-            env={**os.environ, "NGINX": f"{sock.fileno()};"},
-            pass_fds=[sock.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(LIMIT)
+        with running(folder, part, sock):
+            yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -115,9 +102,9 @@ def test_health_and_metrics(folder: Path, driver: str, backend: str) -> None:
 
 
 def test_nginx_in_front(folder: Path) -> None:
-    with ExitStack() as running:
-        sockets = [running.enter_context(served(folder, number)) for number in (1, 2)]
-        url = running.enter_context(proxied(folder, sockets))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(served(folder, number)) for number in (1, 2)]
+        url = stack.enter_context(proxied(folder, sockets))
         with httpx.Client(base_url=url, timeout=LIMIT) as client:
             for _ in range(4):
                 assert client.get("/page.txt").text == "a page"

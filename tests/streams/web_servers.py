@@ -6,6 +6,7 @@ import grp
 import hashlib
 import os
 import pwd
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -65,45 +66,51 @@ class Nginx:
     files: Path
 
 
-def configured(folder: Path, servers: str) -> str:
-    """Return a configuration that writes below a folder only, with these servers."""
+@contextmanager
+def running(folder: Path, servers: str, *sockets: socket.socket) -> Iterator[None]:
+    """Run nginx with these servers, writing below a folder only, for the length of a scope.
+
+    :param sockets: where the servers listen.  It inherits them, as for an upgrade: connections may
+        come before it accepts them.
+    """
+    command = need_command("nginx", "nginx")
     user = pwd.getpwuid(os.geteuid()).pw_name
     group = grp.getgrgid(os.getegid()).gr_name
-    return BEGIN.format(folder=folder, user=user, group=group) + servers + "}\n"
+    configuration = folder / "nginx.conf"
+    begin = BEGIN.format(folder=folder, user=user, group=group)
+    configuration.write_text(f"{begin}{servers}}}\n")
+    given = [sock.fileno() for sock in sockets]
+    with (folder / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            [command, "-p", str(folder), "-e", "stderr", "-c", str(configuration)],
+            env={**os.environ, "NGINX": "".join(f"{number};" for number in given)},
+            pass_fds=given,
+            stdin=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @contextmanager
 def nginx(authority: trustme.CA, folder: Path) -> Iterator[Nginx]:
     """Run nginx on loopback, plain and with TLS, for the length of a scope."""
-    command = need_command("nginx", "nginx")
     (folder / "files").mkdir()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
         str(folder / "certificate.pem")
     )
-    # It inherits its sockets, as for an upgrade: connections may come before it accepts them.
     with listener() as plain, listener() as secure:
         ports = plain.getsockname()[1], secure.getsockname()[1]
-        configuration = folder / "nginx.conf"
-        configuration.write_text(
-            configured(folder, SERVERS.format(folder=folder, plain=ports[0], secure=ports[1]))
-        )
-        with (folder / "errors").open("wb") as errors:
-            process = subprocess.Popen(
-                [command, "-p", str(folder), "-e", "stderr", "-c", str(configuration)],
-                env={**os.environ, "NGINX": f"{plain.fileno()};{secure.fileno()};"},
-                pass_fds=[plain.fileno(), secure.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-            )
-    try:
+        part = SERVERS.format(folder=folder, plain=ports[0], secure=ports[1])
         urls = {
             "http": f"http://localhost:{ports[0]}",
             "https": f"https://localhost:{ports[1]}",
         }
-        yield Nginx(urls, folder / "files")
-    finally:
-        process.terminate()
-        process.wait(20)
+        with running(folder, part, plain, secure):
+            yield Nginx(urls, folder / "files")
 
 
 @asynccontextmanager

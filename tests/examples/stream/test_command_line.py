@@ -32,6 +32,7 @@ def stream(*arguments: str, under: list[str] | None = None) -> Finished:
         (["--port=99999"], "--port: "),
         (["--port=-1"], "--port"),
         (["--driver=other"], "invalid choice"),
+        (["--forwarded-allow-ips=10.0.0.1,here"], "--forwarded-allow-ips: "),
     ],
 )
 def test_arguments_out_of_range(arguments: list[str], told: str) -> None:
