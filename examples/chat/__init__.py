@@ -3,7 +3,8 @@
 * ``python -m examples.chat`` serves it (``__main__``), ``python -m examples.chat.client`` talks to
   it;
 * ``app``: the Starlette application; ``messages``: the format of messages;
-* ``chat``: connections and pictures; ``members``, ``rooms``: who is where, and what members get;
+* ``chat``: connections; ``pictures``: what is posted and fetched over HTTP;
+* ``members``, ``rooms``: who is where, and what members get;
 * ``queues``: how one buffer goes to all members, and how slow members are recognised;
 * ``log``, ``redis_log``: the order of messages, within this process or among several;
 * ``limits``, ``flood``: what members may do.
@@ -22,5 +23,6 @@ close frame (1013) after those already queued, and some seconds to take them; th
 which frees what is kept for it.
 
 **Pictures** are posted and fetched over HTTP.  Members are only told of them, so a large one does
-not make anybody slow.
+not make anybody slow.  The page that posts one makes a preview of it, which comes first in what it
+posts; other pages show that, and fetch the picture itself when it is looked at.
 """

@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from ..serving import Headers, Hosts, Metrics
 from ..serving.metrics import Counted
 from .chat import Chat
+from .pictures import PictureRoutes
 
 __all__ = ["application"]
 
@@ -34,8 +35,7 @@ def application(chat: Chat, metrics: Metrics, hosts: frozenset[str]) -> Starlett
         routes=[
             Route("/", index),
             WebSocketRoute("/chat", chat.talk),
-            Route("/pictures", chat.upload, methods=["POST"]),
-            Route("/pictures/{room}/{ident}", chat.picture),
+            *PictureRoutes(chat).routes(),
             Route("/metrics", metrics.answer),
             Mount("/assets", StaticFiles(directory=PAGE)),
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 from urllib.parse import urlsplit
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from zc_anyio.asgi import ClientDisconnectedError
@@ -31,7 +31,6 @@ from .messages import (
     Picture,
     RefusedError,
     Say,
-    check_picture,
     clean_name,
     clean_room,
     encode,
@@ -43,7 +42,7 @@ from .metrics import ChatMetrics
 from .queues import open_queue
 from .rooms import Pictures, Room, text_frame
 
-__all__ = ["LOBBY", "Chat"]
+__all__ = ["LOBBY", "Chat", "address_of"]
 
 log = logging.getLogger("examples.chat")
 
@@ -60,6 +59,9 @@ class Chat:
 
     :param server: what members are told about the server.
     :param origins: origins of pages that may connect, besides the server's own.
+    :ivar rooms: those that are open, by name.
+    :ivar pictures: what is kept of pictures here.
+    :ivar posting: by token: who may post pictures, and where.
     """
 
     def __init__(
@@ -72,20 +74,18 @@ class Chat:
         origins: frozenset[str] = frozenset(),
     ) -> None:
         self.rooms: dict[str, Room] = {}
-        self._log = log
+        self.log = log
         self._metrics = metrics
-        self._limits = limits
+        self.limits = limits
         self._server = server
         self._origins = origins
-        self._pictures = Pictures(limits.picture_memory)
+        self.pictures = Pictures(limits.picture_memory)
         self._opening = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._stopping = False
-        # By token: who may post pictures, and where.
-        self._posting: dict[str, tuple[Room, Member]] = {}
-        # By address: members, uploads, and how many rooms it may open.
+        self.posting: dict[str, tuple[Room, Member]] = {}
+        # By address: members, and how many rooms it may open.
         self._members: Counter[str] = Counter()
-        self._uploads: Counter[str] = Counter()
         self._openings: dict[str, Allowance] = {}
 
     async def run(
@@ -100,7 +100,7 @@ class Chat:
             task_status.started()
             await stop.wait()
             self._stopping = True
-            await self._log.flush(self._limits.close_seconds)
+            await self.log.flush(self.limits.close_seconds)
             while members := [m for room in self.rooms.values() for m in room.members.values()]:
                 for member in members:
                     member.drop(GOING_AWAY, "the server is going away")
@@ -129,10 +129,10 @@ class Chat:
 
     async def talk(self, websocket: WebSocket) -> None:
         """Serve the WebSocket ``/chat?room=…&name=…``."""
-        address = _address(websocket)
+        address = address_of(websocket)
         try:
-            self._check_origin(websocket)
-            if self._members[address] >= self._limits.address_members:
+            self.check_origin(websocket)
+            if self._members[address] >= self.limits.address_members:
                 raise HTTPException(429, "There are too many members from your address")
             room = await self._room(websocket.query_params.get("room", ""), address)
         except HTTPException as refused:
@@ -143,15 +143,18 @@ class Chat:
         self._members[address] += 1
         try:
             await websocket.accept()
-            async with open_queue(websocket, limit=self._limits.queue_bytes) as queue:
+            async with open_queue(websocket, limit=self.limits.queue_bytes) as queue:
                 name = clean_name(websocket.query_params.get("name", "")) or "guest"
-                await self._serve(websocket, room, Member(name, queue, self._limits))
+                await self._serve(websocket, room, Member(name, queue, self.limits))
         finally:
             self._members[address] -= 1
             self._members += Counter()  # those with none are forgotten
 
-    def _check_origin(self, connection: HTTPConnection) -> None:
-        """Refuse pages of other sites, which would act in the name of their visitors."""
+    def check_origin(self, connection: HTTPConnection) -> None:
+        """Refuse pages of other sites, which would act in the name of their visitors.
+
+        :raises HTTPException: 403.
+        """
         origin = connection.headers.get("origin")
         if origin is None or origin in self._origins:
             return
@@ -162,7 +165,7 @@ class Chat:
 
     def _about(self) -> dict[str, object]:
         limits = {"text": TEXT_CHARACTERS, "image": IMAGE_BYTES}
-        return {"limits": limits, "server": self._server, "shared": self._log.shared}
+        return {"limits": limits, "server": self._server, "shared": self.log.shared}
 
     async def _room(self, asked: str, address: str) -> Room:
         """Return a room, opening it if needed; the room that is empty longest makes place.
@@ -179,13 +182,11 @@ class Chat:
             if room is None:
                 if name != LOBBY:
                     self._make_place(address)
-                room = Room(
-                    name, limits=self._limits, pictures=self._pictures, metrics=self._metrics
-                )
+                room = Room(name, limits=self.limits, pictures=self.pictures, metrics=self._metrics)
                 assert self._tasks is not None
                 await self._tasks.start(room.run)
                 self.rooms[name] = room
-                await self._log.open(room)
+                await self.log.open(room)
                 self._metrics.rooms.set(len(self.rooms))
             return room
 
@@ -193,7 +194,7 @@ class Chat:
         """Close an empty room if there are too many."""
         allowed = self._openings.pop(address, None)
         if allowed is None:
-            allowed = Allowance(self._limits.address_rooms_rate, self._limits.address_rooms)
+            allowed = Allowance(self.limits.address_rooms_rate, self.limits.address_rooms)
         # Those that have opened none for longest are forgotten first.
         self._openings[address] = allowed
         if len(self._openings) > ADDRESSES:
@@ -201,7 +202,7 @@ class Chat:
         if not allowed.take():
             raise HTTPException(429, "You are opening too many rooms")
         others = [room for room in self.rooms.values() if room.name != LOBBY]
-        if len(others) >= self._limits.rooms:
+        if len(others) >= self.limits.rooms:
             empty = next((room for room in others if not room.members), None)
             if empty is None:
                 raise HTTPException(503, "There are too many rooms")
@@ -210,17 +211,17 @@ class Chat:
 
     async def _serve(self, websocket: WebSocket, room: Room, member: Member) -> None:
         await room.join(member, self._about())
-        self._posting[member.token] = room, member
+        self.posting[member.token] = room, member
         ending = None
         try:
             with member.scope:
                 ending = await self._listen(websocket, room, member)
         finally:
-            del self._posting[member.token]
+            del self.posting[member.token]
             room.leave(member)
         if (ending := ending or member.ending) is not None:
             await self._close(websocket, member, ending)
-        with anyio.move_on_after(self._limits.close_seconds):
+        with anyio.move_on_after(self.limits.close_seconds):
             await member.queue.finish()
 
     async def _listen(
@@ -246,7 +247,7 @@ class Chat:
         :raises ClientDisconnectedError: the connection has to be reset.
         """
         self._metrics.dropped.labels(str(ending.code)).inc()
-        with anyio.move_on_after(self._limits.close_seconds), suppress(WebSocketDisconnect):
+        with anyio.move_on_after(self.limits.close_seconds), suppress(WebSocketDisconnect):
             await member.queue.written()
             await websocket.close(ending.code, ending.reason)
             while (await websocket.receive())["type"] != "websocket.disconnect":
@@ -268,7 +269,7 @@ class Chat:
         try:
             said = parse(text)
             if said is not None:
-                await self._post(room, member, said)
+                await self.post(room, member, said)
             elif member.messages.take():
                 member.tell(text_frame(BEAT))
             else:
@@ -276,106 +277,43 @@ class Chat:
             member.strikes = 0
         except RefusedError as refused:
             member.strikes += 1
-            if member.strikes > self._limits.strikes:
+            if member.strikes > self.limits.strikes:
                 raise DroppedError(POLICY_VIOLATION, "flooding") from None
-            self._refuse(member, refused)
+            self.refuse(member, refused)
 
-    def _refuse(self, member: Member, refused: RefusedError) -> None:
+    def refuse(self, member: Member, refused: RefusedError) -> None:
+        """Tell a member that its message was refused."""
         self._metrics.refused.inc()
         refusal = encode(type="refused", nonce=refused.nonce, reason=refused.reason)
         member.tell(text_frame(refusal))
 
-    async def _post(self, room: Room, member: Member, said: Say | Picture) -> None:
+    async def post(self, room: Room, member: Member, said: Say | Picture) -> None:
+        """Have a message delivered.
+
+        :raises RefusedError: the member has sent too much, or the log is full.
+        """
         if not member.messages.take():
             raise RefusedError(said.nonce, "you are sending too fast")
         if isinstance(said, Picture) and not member.pictures.take(len(said.content)):
             raise RefusedError(said.nonce, "you are sending too many pictures")
-        ident = self._log.new_id()
+        ident = self.log.new_id()
         at = time.time_ns() // 1_000_000
         if isinstance(said, Say):
             post = post_text(ident, at, member.id, member.name, said)
         else:
             post = post_picture(ident, at, member.id, member.name, said)
         try:
-            await self._log.post(room, post, partial(_answer, member, said.nonce, ident))
+            await self.log.post(room, post, partial(_answer, member, said.nonce, ident))
         except FullError:
             raise RefusedError(
                 said.nonce, "too many messages wait for the connection to other servers"
             ) from None
-
-    # --- pictures ---
-
-    async def upload(self, request: Request) -> Response:
-        """Answer ``POST /pictures?token=…&nonce=…&name=…``, whose body is a picture."""
-        try:
-            self._check_origin(request)
-        except HTTPException as refused:
-            log.warning("refused a picture of %s: %s", _address(request), refused.detail)
-            raise
-        query = request.query_params
-        room, member = self._posting.get(query.get("token", ""), (None, None))
-        if room is None or member is None:
-            raise HTTPException(403, "only members post pictures")
-        address = _address(request)
-        limits = self._limits
-        if (
-            self._uploads.total() >= limits.uploads
-            or self._uploads[address] >= limits.address_uploads
-        ):
-            raise HTTPException(503, "too many pictures are on their way", {"retry-after": "2"})
-        self._uploads[address] += 1
-        try:
-            with anyio.fail_after(limits.upload_seconds):
-                content = await _body(request)
-            picture = check_picture(query.get("nonce", ""), query.get("name", ""), content)
-            await self._post(room, member, picture)
-        except TimeoutError:
-            raise HTTPException(408, "the picture took too long") from None
-        except RefusedError as refused:
-            self._refuse(member, refused)
-            return PlainTextResponse(refused.reason, 422)
-        finally:
-            self._uploads[address] -= 1
-            self._uploads += Counter()
-        return Response(status_code=204)
-
-    async def picture(self, request: Request) -> Response:
-        """Answer ``/pictures/ROOM/ID``."""
-        room = self.rooms.get(request.path_params["room"])
-        ident = request.path_params["ident"]
-        # Only pictures that this room has seen: a known id must not open other rooms.
-        kept = None
-        if room is not None:
-            kept = next((kept for kept in room.history if kept.id == ident), None)
-        if room is None or kept is None:
-            raise HTTPException(404, "This picture is not kept any more")
-        content = self._pictures.get(ident)
-        if content is None and (content := await self._log.picture(ident)) is not None:
-            self._pictures.put(ident, content)
-        if content is None:
-            raise HTTPException(404, "This picture is not kept any more")
-        return Response(
-            content,
-            media_type=kept.media_type,
-            headers={"cache-control": "private, max-age=31536000, immutable"},
-        )
 
 
 def _answer(member: Member, nonce: str, ident: str, kind: Literal["pending", "ack"]) -> None:
     member.tell(text_frame(encode(type=kind, nonce=nonce, id=ident)))
 
 
-def _address(connection: HTTPConnection) -> str:
+def address_of(connection: HTTPConnection) -> str:
+    """Return the address of a client."""
     return connection.client.host if connection.client is not None else ""
-
-
-async def _body(request: Request) -> bytes:
-    """Receive a body that is not much larger than a picture may be."""
-    received = bytearray()
-    with suppress(ClientDisconnect):  # what has come is refused, if anybody is there
-        async with aclosing(request.stream()) as parts:
-            async for part in parts:
-                received += part
-                if len(received) > IMAGE_BYTES:
-                    break
-    return bytes(received)

@@ -64,13 +64,16 @@ class ChatConnection:
         data = encode(type="say", nonce=nonce, text=text).decode()
         await self._send(TextMessage(data=data))
 
-    async def post_picture(self, nonce: str, name: str, content: bytes) -> None:
+    async def post_picture(
+        self, nonce: str, name: str, content: bytes, preview: bytes = b""
+    ) -> None:
         """Post a picture; what becomes of it is told by a message.
 
+        :param preview: a small picture, which others may show instead.
         :raises OSError: the server cannot be reached.
         """
-        query = urlencode({"token": self.token, "nonce": nonce, "name": name})
-        await self._request(f"pictures?{query}", content)
+        fields = {"token": self.token, "nonce": nonce, "name": name, "preview": len(preview)}
+        await self._request(f"pictures?{urlencode(fields)}", preview + content)
 
     async def picture(self, ident: str) -> bytes | None:
         """Fetch a picture; ``None`` if it is not kept any more.

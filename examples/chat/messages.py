@@ -14,8 +14,9 @@ To a member:
   ``room``, ``members``, ``limits``, ``server``;
 * ``message``: ``id``, ``by`` (the sender's id), ``from`` (its name), ``at`` (milliseconds since
   1970), ``text``;
-* ``image``: ``id``, ``by``, ``from``, ``at``, ``name``, ``media_type``, ``size``: a picture, which
-  is at ``/pictures/ROOM/ID``;
+* ``image``: ``id``, ``by``, ``from``, ``at``, ``name``, ``media_type``, ``size``, ``preview``: a
+  picture, which is at ``/pictures/ROOM/ID``, and if ``preview`` is not 0, a small one of that many
+  bytes at ``/pictures/ROOM/ID/preview``;
 * ``presence``: ``joined``, ``left``;
 * ``ack``: ``nonce``, ``id``: the message is in the history, and will not be lost;
 * ``pending``: ``nonce``, ``id``: it was delivered here, and an ``ack`` will come;
@@ -34,6 +35,7 @@ from typing import Any, TypeAlias
 __all__ = [
     "BEAT",
     "IMAGE_BYTES",
+    "PREVIEW_BYTES",
     "TEXT_CHARACTERS",
     "TEXT_FRAME_BYTES",
     "MalformedError",
@@ -46,6 +48,7 @@ __all__ = [
     "clean_name",
     "clean_room",
     "encode",
+    "media_type_of",
     "parse",
     "post_picture",
     "post_text",
@@ -53,6 +56,7 @@ __all__ = [
 
 TEXT_CHARACTERS = 4000
 IMAGE_BYTES = 8 << 20
+PREVIEW_BYTES = 64 << 10
 NAME_CHARACTERS = 32
 OVERRIDES = "\u202d\u202e"
 NONCE_CHARACTERS = 64
@@ -65,6 +69,7 @@ SIGNATURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
+SIGNATURE_BYTES = 12
 
 
 class MalformedError(Exception):
@@ -93,12 +98,17 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A member drops a picture into the room."""
+    """A member drops a picture into the room.
+
+    :ivar content: a preview, which its sender has made, and the picture.
+    :ivar preview: bytes of the preview; 0 if there is none.
+    """
 
     nonce: str
     name: str
     media_type: str
     content: bytes
+    preview: int
 
 
 Request: TypeAlias = Say | Picture
@@ -110,7 +120,7 @@ class Post:
 
     :ivar id: unique among all servers.
     :ivar header: JSON, as members get it.
-    :ivar content: the content of a picture.
+    :ivar content: the preview and the picture, if it is one.
     """
 
     id: str
@@ -175,21 +185,27 @@ def parse(data: str) -> Say | None:
     raise MalformedError("unknown type")
 
 
-def check_picture(nonce: str, name: str, content: bytes) -> Picture:
+def check_picture(nonce: str, name: str, content: bytes, preview: str = "0") -> Picture:
     """Read a picture that was posted.
 
+    :param preview: how many bytes of the content are a preview, which comes first.
     :raises RefusedError: it is not a picture of an accepted format, or too large.
     """
     nonce = clean_text(nonce)[:NONCE_CHARACTERS]
-    media_type = _media_type(content)
+    # Without more digits than the largest has.
+    size = int(preview) if preview.isascii() and preview.isdigit() and len(preview) < 6 else -1
+    if not 0 <= size <= PREVIEW_BYTES or (size and media_type_of(content[:size]) is None):
+        raise RefusedError(nonce, f"the preview is no picture of up to {PREVIEW_BYTES >> 10} KiB")
+    media_type = media_type_of(content[size : size + SIGNATURE_BYTES])
     if media_type is None:
         raise RefusedError(nonce, "only PNG, JPEG, GIF and WebP pictures are taken")
-    if len(content) > IMAGE_BYTES:
+    if len(content) - size > IMAGE_BYTES:
         raise RefusedError(nonce, f"the picture is larger than {IMAGE_BYTES >> 20} MiB")
-    return Picture(nonce, clean_name(name), media_type, content)
+    return Picture(nonce, clean_name(name), media_type, content, size)
 
 
-def _media_type(content: bytes) -> str | None:
+def media_type_of(content: bytes) -> str | None:
+    """Return the type of a picture by its first bytes, if it is of an accepted format."""
     for signature, media_type in SIGNATURES.items():
         if content.startswith(signature):
             return media_type
@@ -229,6 +245,7 @@ def post_picture(ident: str, at: int, by: str, sender: str, picture: Picture) ->
         **{"id": ident, "by": by, "from": sender, "at": at},
         name=picture.name,
         media_type=picture.media_type,
-        size=len(picture.content),
+        size=len(picture.content) - picture.preview,
+        preview=picture.preview,
     )
     return Post(ident, header, picture.content)

@@ -71,10 +71,10 @@ class Kept:
     frame: bytes
 
     @property
-    def media_type(self) -> str | None:
-        """The type of a picture; ``None`` for a text."""
-        kind: str | None = json.loads(self.header).get("media_type")
-        return kind
+    def preview(self) -> int | None:
+        """Bytes of a picture's preview, 0 if it has none; ``None`` for a text."""
+        fields = json.loads(self.header)
+        return int(fields.get("preview", 0)) if fields["type"] == "image" else None
 
 
 class Room:
@@ -129,7 +129,7 @@ class Room:
         kept = Kept(post.id, position, post.header, text_frame(post.header))
         if post.content is not None:
             self._pictures.put(post.id, post.content)
-        self._metrics.messages.labels("text" if kept.media_type is None else "picture").inc()
+        self._metrics.messages.labels("text" if kept.preview is None else "picture").inc()
         # Shielded, since a message in the history has to reach the members.
         with CancelScope(shield=True):
             async with self._lock:

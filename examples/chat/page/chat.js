@@ -1,4 +1,7 @@
-// The page of the chat.  What others write is put into the page as text, never as markup.
+// The page of the chat: messages, sending, the connection, and what the user does.
+
+import { colored, make, size, withLinks } from "./elements.js";
+import { GONE, makePreview, SMALL_BYTES, takePictures, view } from "./pictures.js";
 
 const $ = (id) => document.getElementById(id);
 const RETRY_MS = [500, 1000, 2000, 5000, 10000];
@@ -9,8 +12,6 @@ const ROOM = /^[\p{L}\p{N}](?:[\p{L}\p{N}-]*[\p{L}\p{N}])?$/u;
 // The page asks this often whether the server is there, and expects an answer within the other time.
 const BEAT_MS = 5000;
 const SILENCE_MS = 12000;
-// Longer texts are folded.
-const FOLDED = { characters: 700, lines: 12 };
 
 let socket = null;
 let me = { name: "", room: "" };
@@ -26,62 +27,7 @@ const shown = new Map(); // id -> element of a message
 const sending = new Map(); // nonce -> { element, again }
 const answers = new Map(); // id of one of the user's messages -> { nonce, kind }
 
-// --- elements ---
-
-function make(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-function hue(name) {
-  let sum = 0;
-  for (const character of name) sum = (sum * 31 + character.codePointAt(0)) % 360;
-  return sum;
-}
-
-function colored(element, name) {
-  element.style.color = `light-dark(hsl(${hue(name)} 60% 32%), hsl(${hue(name)} 60% 72%))`;
-  return element;
-}
-
-function withLinks(text) {
-  const paragraph = make("p", "text");
-  // A right-to-left text keeps its direction, and leaves everything around it in place.
-  paragraph.dir = "auto";
-  for (const part of text.split(/(https?:\/\/[^\s<>"]+)/)) {
-    if (/^https?:\/\//.test(part) && URL.canParse(part)) {
-      const link = make("a", "", part);
-      link.href = part;
-      link.target = "_blank";
-      link.rel = "noopener noreferrer";
-      paragraph.append(link);
-    } else {
-      paragraph.append(part);
-    }
-  }
-  return text.length > FOLDED.characters || text.split("\n").length > FOLDED.lines ? folded(paragraph) : paragraph;
-}
-
-function folded(paragraph) {
-  const whole = make("div");
-  paragraph.classList.add("folded");
-  const button = make("button", "unfold", "Show all");
-  button.type = "button";
-  button.setAttribute("aria-expanded", "false");
-  button.addEventListener("click", () => {
-    const open = !paragraph.classList.toggle("folded");
-    button.textContent = open ? "Show less" : "Show all";
-    button.setAttribute("aria-expanded", String(open));
-  });
-  whole.append(paragraph, button);
-  return whole;
-}
-
-function size(bytes) {
-  return bytes < 1 << 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(1)} MiB`;
-}
+// --- the list of messages ---
 
 function atBottom() {
   const list = $("messages");
@@ -140,27 +86,26 @@ function showDay(when) {
   day = name;
 }
 
-// A picture is fetched when it is scrolled to.
+// Shows the preview, fetched when it is scrolled to, of a picture that is fetched when it is looked at.
 function showPicture(message) {
   const name = message.name || "picture";
+  const url = `/pictures/${encodeURIComponent(me.room)}/${encodeURIComponent(message.id)}`;
   const button = make("button", "picture");
   button.type = "button";
   button.setAttribute("aria-label", `Show ${name}, ${size(message.size)}, from ${message.from}`);
   const image = make("img");
-  image.alt = name;
-  image.loading = "lazy";
-  image.addEventListener("load", () => atBottom() && toBottom());
-  image.addEventListener("error", () => button.replaceChildren("This picture is not kept any more"));
-  image.src = `/pictures/${encodeURIComponent(me.room)}/${encodeURIComponent(message.id)}`;
-  button.append(image);
-  button.addEventListener("click", () => image.isConnected && view(image));
+  if (message.preview || message.size <= SMALL_BYTES) {
+    image.alt = name;
+    image.loading = "lazy";
+    image.addEventListener("load", () => atBottom() && toBottom());
+    image.addEventListener("error", () => button.replaceChildren(GONE));
+    image.src = message.preview ? `${url}/preview` : url;
+    button.append(image);
+  } else {
+    button.append(`${name}, ${size(message.size)}`);
+  }
+  button.addEventListener("click", () => view(url, name, image.src));
   showMessage(message, button);
-}
-
-function view(image) {
-  $("viewed").src = image.src;
-  $("viewed").alt = image.alt;
-  $("viewer").showModal();
 }
 
 function note(text) {
@@ -208,9 +153,10 @@ function sendPicture(file) {
 }
 
 async function postPicture(nonce, file) {
-  const query = new URLSearchParams({ token, nonce, name: file.name.slice(0, 100) });
   try {
-    const answer = await fetch(`/pictures?${query}`, { method: "POST", body: file });
+    const preview = await makePreview(file);
+    const query = new URLSearchParams({ token, nonce, name: file.name.slice(0, 100), preview: preview.size });
+    const answer = await fetch(`/pictures?${query}`, { method: "POST", body: new Blob([preview, file]) });
     if (!answer.ok) fail(nonce, await answer.text());
   } catch {
     fail(nonce, "the picture could not be sent");
@@ -413,7 +359,6 @@ $("text").addEventListener("keydown", (event) => {
     $("composer").requestSubmit();
   }
 });
-$("text").addEventListener("paste", (event) => sendFiles(event.clipboardData, event));
 
 $("attach").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => {
@@ -421,27 +366,7 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
 });
 
-function sendFiles(transfer, event) {
-  const files = [...transfer.files].filter((file) => file.type.startsWith("image/"));
-  if (files.length === 0) return;
-  event.preventDefault();
-  files.forEach(sendPicture);
-}
-
-addEventListener("dragover", (event) => {
-  if (!wanted || ![...event.dataTransfer.types].includes("Files")) return;
-  event.preventDefault();
-  $("drop").hidden = false;
-});
-addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) $("drop").hidden = true;
-});
-addEventListener("drop", (event) => {
-  $("drop").hidden = true;
-  if (!wanted) return;
-  event.preventDefault();
-  sendFiles(event.dataTransfer, event);
-});
+takePictures(() => wanted, sendPicture);
 
 $("newest").addEventListener("click", toBottom);
 $("messages").addEventListener("scroll", () => {
@@ -451,9 +376,6 @@ $("people-button").addEventListener("click", () => {
   const open = $("people").classList.toggle("open");
   $("people-button").setAttribute("aria-expanded", String(open));
 });
-$("viewer").addEventListener("click", () => $("viewer").close());
-$("viewer").addEventListener("close", () => $("viewed").removeAttribute("src"));
-
 addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea");
   if (event.key === "/" && !typing && wanted) {

@@ -105,10 +105,12 @@ class Member:
         assert answer["nonce"] == nonce
         return answer
 
-    async def post_picture(self, content: bytes, name: str = "a picture.png") -> str:
+    async def post_picture(
+        self, content: bytes, name: str = "a picture.png", preview: bytes = b""
+    ) -> str:
         """Post a picture, and return its nonce."""
         nonce = next(self._nonces)
-        await self.connection.post_picture(nonce, name, content)
+        await self.connection.post_picture(nonce, name, content, preview)
         return nonce
 
     async def see_picture(self) -> bytes | None:

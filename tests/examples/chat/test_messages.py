@@ -69,6 +69,13 @@ def test_texts_arrive_unchanged_except_for_invisible_characters(nonce: str, said
     assert received.data == post.header.decode()
 
 
+@given(st.binary(), st.one_of(text, st.integers(-9, 1 << 20).map(str)))
+def test_any_text_is_the_size_of_a_preview_or_refused(data: bytes, size: str) -> None:
+    with contextlib.suppress(RefusedError):
+        picture = check_picture("1", "name", data, size)
+        assert picture.preview == int(size)
+
+
 @given(st.binary())
 def test_any_bytes_are_a_picture_or_refused(data: bytes) -> None:
     begins = data.startswith((PNG, b"GIF8", b"\xff\xd8\xff", b"RIFF"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,58 @@ def test_two_people_chat_and_exchange_a_picture(
         # The names of pictures and people are text as well.
         bob.locator("#leave").click()
         expect(ada.locator("#names li")).to_have_text(["ada"])
+
+
+def test_a_large_picture_is_fetched_only_when_it_is_looked_at(
+    started: Browser, served: Served, tmp_path: Path
+) -> None:
+    picture = tmp_path / "noise.png"
+    side = 1500
+    Image.frombytes("RGB", (side, side), random.Random(1).randbytes(3 * side * side)).save(picture)
+    assert picture.stat().st_size > 6 << 20
+    with page(started, served.url) as ada, page(started, served.url) as bob:
+        join(ada, "ada")
+        join(bob, "bob")
+        asked: list[str] = []
+        bob.on("request", lambda request: asked.append(request.url))
+        ada.locator("#file").set_input_files(picture)
+        image = bob.locator(".picture img")
+        expect(image).to_be_visible()
+        image.evaluate("image => image.decode()")
+        assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [480, 480]
+        (preview,) = asked
+        assert preview.endswith("/preview")
+        # By keyboard: the picture's button, then Esc, or the button that has the focus.
+        button = bob.get_by_role("button", name="Show noise.png, 6.4 MiB, from ada")
+        viewer, viewed = bob.locator("#viewer"), bob.locator("#viewed")
+        for key in ("Escape", "Enter"):
+            button.focus()
+            bob.keyboard.press("Enter")
+            expect(viewer).to_be_visible()
+            expect(bob.locator("#viewer-note")).to_be_empty()
+            assert viewed.evaluate("image => image.naturalWidth") == side
+            expect(viewed).to_have_attribute("alt", "noise.png")
+            expect(bob.get_by_role("button", name="Close")).to_be_focused()
+            bob.keyboard.press(key)
+            expect(viewer).to_be_hidden()
+            expect(button).to_be_focused()
+        assert preview.removesuffix("/preview") in asked
+
+
+def test_a_large_picture_without_a_preview_is_a_button(started: Browser, served: Served) -> None:
+    with page(started, served.url, expected="EncodingError") as view:
+        join(view, "ada")
+        # It only begins like a picture, so the browser can make no preview of it.
+        content = b"\x89PNG\r\n\x1a\n" + bytes(100_000)
+        view.locator("#file").set_input_files(
+            {"name": "odd.png", "mimeType": "image/png", "buffer": content}
+        )
+        button = view.locator(".picture")
+        expect(button).to_have_text("odd.png, 98 KiB")
+        button.click()
+        expect(view.locator("#viewer-note")).to_have_text("This picture cannot be shown")
+        view.get_by_role("button", name="Close").click()
+        expect(view.locator("#viewer")).to_be_hidden()
 
 
 def test_a_picture_is_dropped_into_the_room(started: Browser, served: Served) -> None:

@@ -8,9 +8,10 @@ import struct
 from collections.abc import Callable
 
 import anyio
+import httpx
 import pytest
 
-from examples.chat.messages import IMAGE_BYTES, TEXT_FRAME_BYTES
+from examples.chat.messages import IMAGE_BYTES, PREVIEW_BYTES, TEXT_FRAME_BYTES
 from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member, stream_to
 from tests.support.backends import one_backend
 from tests.support.waiting import LIMIT
@@ -95,6 +96,25 @@ async def test_refused_messages_are_reported_and_the_member_stays() -> None:
         assert "larger than 8 MiB" in (await ada.receive("refused"))["reason"]
         await ada.post_picture(PNG + bytes(IMAGE_BYTES - len(PNG)))
         assert (await ada.receive("ack", "refused"))["type"] == "ack"
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_a_preview_that_is_none_is_refused() -> None:
+    picture = PNG + bytes(1000)
+    async with chat_server() as server, member(server, "ada") as ada:
+        for preview in (b"<svg>", PNG + bytes(PREVIEW_BYTES)):
+            await ada.post_picture(picture, preview=preview)
+            assert "the preview is no picture" in (await ada.receive("refused"))["reason"]
+        small = b"\xff\xd8\xff" + bytes(PREVIEW_BYTES - 3)
+        await ada.post_picture(PNG + bytes(IMAGE_BYTES - len(PNG)), preview=small)
+        told = await ada.receive("image", "refused")
+        assert (told["size"], told["preview"]) == (IMAGE_BYTES, PREVIEW_BYTES)
+        async with httpx.AsyncClient() as client:
+            shown = await client.get(f"{server.url}pictures/lobby/{told['id']}/preview")
+            assert (shown.headers["content-type"], shown.content) == ("image/jpeg", small)
+        whole = await ada.connection.picture(told["id"])
+        assert whole == PNG + bytes(IMAGE_BYTES - len(PNG))
 
 
 @pytest.mark.anyio

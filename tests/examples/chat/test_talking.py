@@ -74,6 +74,8 @@ async def test_a_picture_reaches_everybody_as_it_was(way: str) -> None:
         # A room has only what it has seen.
         async with member(server, "eve", room="elsewhere") as eve:
             assert await eve.connection.picture(told["id"]) is None
+        # Without a preview there is none to be had.
+        assert await bob.connection.picture(f"{told['id']}/preview") is None
         # Only members post.
         ada.connection.token = "guessed"
         await ada.post_picture(content)
