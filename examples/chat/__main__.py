@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="processes that accept on the same port; they share rooms through --redis",
     )
-    group.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    group.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     group.add_argument(
         "--origin",
         action="append",
@@ -157,6 +158,9 @@ async def serve_chat(
     async with anyio.create_task_group() as tasks:
         await tasks.start(log.run)
         await tasks.start(run_chat)
+        if options.worker is not None:
+            _, number, folder = options.worker
+            await tasks.start(metrics.share, Path(folder), number)
         await serve(
             application(chat, metrics, allowed_hosts(options)),
             options,
@@ -173,7 +177,7 @@ async def serve_chat(
 if __name__ == "__main__":
     chosen = parse()
     if chosen.worker is not None:
-        end_with_parent(chosen.worker)
+        end_with_parent(int(chosen.worker[0]))
     elif chosen.workers > 1:
         sys.exit(run_workers(chosen))
     run(main, chosen)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 __all__ = ["end_with_parent", "run_workers"]
@@ -38,7 +39,10 @@ def run_workers(options: argparse.Namespace) -> int:
     """
     # This socket keeps the port; as it does not listen, it takes no connections.
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as place:
+    with (
+        TemporaryDirectory(prefix="chat-") as folder,
+        socket.socket(family, socket.SOCK_STREAM) as place,
+    ):
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             place.bind((options.host, options.port))
@@ -46,20 +50,26 @@ def run_workers(options: argparse.Namespace) -> int:
             raise SystemExit(f"{options.host}, port {options.port}: {exc}") from None
         port = place.getsockname()[1]
         command = [sys.executable, "-m", "examples.chat", *sys.argv[1:], f"--port={port}"]
-        command.append(f"--worker={os.getpid()}")
         stopping = False
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
             nonlocal stopping
             stopping = True
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        workers = {subprocess.Popen(command): time.monotonic() for _ in range(options.workers)}
+        for told_by in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(told_by, stop)
+        workers: dict[subprocess.Popen[bytes], tuple[int, float]] = {}
+
+        def start(number: int) -> None:
+            told = ["--worker", str(os.getpid()), str(number), folder]
+            workers[subprocess.Popen([*command, *told])] = number, time.monotonic()
+
+        for number in range(options.workers):
+            start(number)
         status = 0
         while not stopping:
             time.sleep(TICK_SECONDS)
-            for worker, began in list(workers.items()):
+            for worker, (number, began) in list(workers.items()):
                 if worker.poll() is None or stopping:
                     continue
                 log.error("worker %d has ended with status %d", worker.pid, worker.returncode)
@@ -67,7 +77,7 @@ def run_workers(options: argparse.Namespace) -> int:
                 if time.monotonic() - began < SHORT_LIFE_SECONDS:
                     status, stopping = 1, True
                 else:
-                    workers[subprocess.Popen(command)] = time.monotonic()
+                    start(number)
         for worker in workers:
             worker.terminate()
         for worker in workers:

@@ -121,8 +121,14 @@ def test_workers_share_the_port_and_the_rooms(tmp_path: Path) -> None:
                 orders.append(texts)
             assert all(order == orders[0] for order in orders)
             assert sorted(orders[0], key=int) == [str(number) for number in range(12)]
-            workers = _children(server.process.pid)
-            assert len(workers) == 2
+            # Whichever worker is asked tells the metrics of both.
+            until_blocking(lambda: sum(of_workers(server, "chat_members")) == 12)
+            assert sum(of_workers(server, "chat_messages_total")) == 24
+            assert min(of_workers(server, "chat_messages_total")) == 12
+            (first, _) = workers = _children(server.process.pid)
+            folder = Path(Path(f"/proc/{first}/cmdline").read_text().split("\0")[-2])
+            assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
+            assert folder.stat().st_mode & 0o777 == 0o700
             server.process.send_signal(signal.SIGTERM)
             for member in members:
                 with pytest.raises(ConnectionClosed) as closed:
@@ -132,6 +138,20 @@ def test_workers_share_the_port_and_the_rooms(tmp_path: Path) -> None:
             _, errors = server.process.communicate(timeout=LIMIT)
             assert server.process.returncode == 0, errors
             assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+            assert not folder.exists()
+
+
+def of_workers(server: Served, name: str) -> list[float]:
+    """Return a metric of both workers."""
+    values = server.metrics()
+    found = {
+        number: value
+        for number in (0, 1)
+        for key, value in values.items()
+        if key.startswith(name) and f'worker="{number}"' in key
+    }
+    assert found.keys() == {0, 1}, values
+    return list(found.values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["SIGKILL", "SIGHUP"])
@@ -139,6 +159,8 @@ def test_workers_end_with_their_parent(number: signal.Signals) -> None:
     with serve("examples.chat", "--workers=2", "--redis=redis://127.0.0.1:1/0") as server:
         workers = _children(server.process.pid)
         assert len(workers) == 2
+        folder = Path(Path(f"/proc/{workers[0]}/cmdline").read_text().split("\0")[-2])
+        assert folder.is_dir()
         try:
             server.process.send_signal(number)
             until_blocking(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
@@ -147,6 +169,7 @@ def test_workers_end_with_their_parent(number: signal.Signals) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             server.process.communicate(timeout=LIMIT)
+        assert not folder.exists()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))
 

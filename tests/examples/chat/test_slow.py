@@ -10,7 +10,8 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from examples.chat.members import SLOW
-from tests.examples.chat.chatting import Member, chat_server, member
+from examples.chat.messages import IMAGE_BYTES
+from tests.examples.chat.chatting import PNG, Member, chat_server, member
 from tests.support.backends import BACKENDS, one_backend
 from tests.support.needs import missing, why_not
 from tests.support.waiting import LIMIT, until
@@ -144,6 +145,24 @@ async def test_a_member_for_whom_little_waits_for_long_is_dropped(way: str) -> N
             tasks.start_soon(send)
             await until_reset(stalled)
             reset.set()
+
+
+@pytest.mark.anyio
+@one_backend
+async def test_large_pictures_make_nobody_slow() -> None:
+    """At 3 Mbit/s, these four would take longer than anything may wait."""
+    async with (
+        chat_server(queue_bytes=64 * KIB, lag_seconds=0.2) as server,
+        member(server, "quick") as quick,
+        member(server, "slow", receive_buffer=SMALL) as slow,
+    ):
+        for _ in range(4):
+            await quick.post_picture(PNG + bytes(IMAGE_BYTES - len(PNG)))
+            await quick.receive("ack")
+        await anyio.sleep(0.5)
+        told = [await slow.receive("image") for _ in range(4)]
+        assert {fields["size"] for fields in told} == {IMAGE_BYTES}
+        assert (await slow.say_and_wait("still here"))["type"] == "ack"
 
 
 @pytest.mark.anyio
