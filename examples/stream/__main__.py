@@ -23,6 +23,7 @@ try:
     )
     from .app import application
     from .folder import Folder
+    from .history import History
     from .live import Live
     from .picture import Picture
 except ImportError as exc:  # pragma: no cover - they are optional dependencies
@@ -93,8 +94,10 @@ async def main(options: argparse.Namespace) -> None:
             viewers=options.viewers,
             stall_seconds=options.stall,
         )
-        app = application(folder, live, metrics, allowed_hosts(options))
+        history = History(metrics.registry)
+        app = application(folder, live, metrics, history, allowed_hosts(options))
         tasks.start_soon(live.run, ring, stop)
+        tasks.start_soon(history.run)
         what = str(options.folder.resolve())
         await serve(app, options, what=what, ring=ring, limits=limits, stop=stop)
         tasks.cancel_scope.cancel()

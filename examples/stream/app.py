@@ -21,6 +21,7 @@ from ..serving import Headers, Hosts, Metrics
 from ..serving.metrics import Counted
 from .files import Files
 from .folder import Entry, Folder
+from .history import History
 from .live import Live
 
 __all__ = ["application"]
@@ -29,8 +30,10 @@ PAGES = Path(__file__).parent / "pages"
 LISTED_SECONDS = 1.0
 
 
-def application(folder: Folder, live: Live, metrics: Metrics, hosts: frozenset[str]) -> Starlette:
-    """Return the application; ``live.run`` has to run beside it.
+def application(
+    folder: Folder, live: Live, metrics: Metrics, history: History, hosts: frozenset[str]
+) -> Starlette:
+    """Return the application; ``live.run`` and ``history.run`` have to run beside it.
 
     :param hosts: the names that it answers to.
     """
@@ -39,6 +42,7 @@ def application(folder: Folder, live: Live, metrics: Metrics, hosts: frozenset[s
             Route("/", Page(folder).answer),
             Route("/live", live, methods=["GET"]),
             Route("/metrics", metrics.answer),
+            Route("/history", history.answer),
             Route("/files/{path:path}", Files(folder, metrics), methods=["GET"]),
             Mount("/assets", StaticFiles(directory=PAGES)),
         ],

@@ -1,4 +1,6 @@
-// Plays files, pauses the live picture, and draws /metrics.
+// Plays files, pauses the live picture, and shows /metrics.
+
+import { bytes, drawGraphs } from "./graphs.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -90,9 +92,6 @@ player.addEventListener("error", () => {
 // --- status ---
 
 const EVERY_MS = 1000;
-const POINTS = 60;
-const graphs = { rate: [], held: [] };
-let before = null;
 
 function parse(text) {
   const values = new Map();
@@ -103,40 +102,12 @@ function parse(text) {
   return values;
 }
 
-function bytes(count) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  for (; count >= 1024 && unit < units.length - 1; unit++) count /= 1024;
-  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
-}
-
-function draw(id, value, shown) {
-  const points = graphs[id];
-  points.push(value);
-  if (points.length > POINTS) points.shift();
-  byId(`${id}-now`).textContent = shown;
-  const canvas = byId(id);
-  const scale = window.devicePixelRatio || 1;
-  canvas.width = canvas.clientWidth * scale;
-  canvas.height = canvas.clientHeight * scale;
-  const context = canvas.getContext("2d");
-  const most = Math.max(...points, 1);
-  const step = canvas.width / (POINTS - 1);
-  const left = canvas.width - (points.length - 1) * step;
-  context.strokeStyle = getComputedStyle(document.querySelector("a")).color;
-  context.lineWidth = 2 * scale;
-  context.beginPath();
-  points.forEach((point, at) => {
-    context.lineTo(left + at * step, canvas.height - 3 - (point / most) * (canvas.height - 8));
-  });
-  context.stroke();
-}
-
 async function refresh() {
   try {
     const answer = await fetch("/metrics", { cache: "no-store" });
     if (!answer.ok) throw new Error(answer.statusText);
     show(parse(await answer.text()));
+    await drawGraphs();
   } catch {
     byId("serving").textContent = "The server does not answer.";
   }
@@ -153,14 +124,6 @@ function show(values) {
     const match = /^serving_info\{backend="(.*)",driver="(.*)"\}/.exec(name);
     if (match) byId("serving").textContent = `Event loop: ${match[1]}. Driver: ${match[2]}.`;
   }
-  const now = { at: performance.now(), delivered: values.get("stream_frames_delivered_total") };
-  if (before !== null) {
-    const rate = ((now.delivered - before.delivered) * 1000) / (now.at - before.at);
-    draw("rate", rate, rate.toFixed(1));
-  }
-  before = now;
-  const held = values.get("stream_pool_held_bytes") ?? 0;
-  draw("held", held, bytes(held));
 }
 
 refresh();

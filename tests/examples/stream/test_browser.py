@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,15 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from examples.stream.picture import CODE_BITS
+from tests.examples.stream.viewers import watch
 from tests.support.browser import browser, page
 from tests.support.needs import need_command
 from tests.support.served import Served, serve
+from tests.support.waiting import until_blocking
 
 NAME = "Über <b> & 100% #1?.webm"
 SECONDS = 20
+MINUTES = ["now", *(f"\N{MINUS SIGN}{minutes} min" for minutes in range(1, 6))]
 # What the console says of a server that has gone.
 UNREACHABLE = "Failed to load resource"
 X264 = ["-c:v", "libx264", "-preset", "ultrafast"]
@@ -133,11 +138,60 @@ def test_the_status_is_drawn_from_the_metrics(server: Served, started: Browser) 
         assert serving.startswith("Event loop: ")
         assert "Driver: " in serving
         assert all(opened.locator("[data-metric]").all_text_contents())
-        drawn = (
-            "() => document.getElementById('rate').getContext('2d')"
-            ".getImageData(0, 0, 2000, 200).data.some((value) => value > 0)"
-        )
-        until(opened, drawn)
+
+
+def rate_line(opened: Page) -> list[tuple[float, float]]:
+    """Return the points of the line of frames a second."""
+    drawn = opened.locator("#rate polyline").first.get_attribute("points") or ""
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in drawn.split())]
+
+
+def test_the_graphs_have_axes_and_a_past(videos: Path, started: Browser) -> None:
+    with serve("examples.stream", str(videos), "--fps=50") as server:
+        with watch(server) as viewer:
+            deadline = time.monotonic() + 4
+            while time.monotonic() < deadline:
+                viewer.recv(1 << 20)
+        began = time.time()
+        with page(started, server.url) as opened:
+            # The page does not watch.
+            opened.locator("#pause").click()
+            opened.locator("#rate polyline").wait_for(state="attached")
+            points = rate_line(opened)
+            # More than the page can have seen itself.
+            assert len(points) > time.time() - began + 1
+            box = opened.locator("#rate").bounding_box()
+            assert box is not None
+            assert points == sorted(points)
+            assert 0 < points[0][0] < points[-1][0] <= box["width"]
+            labels = opened.locator("#rate text").all_text_contents()
+            assert labels[0] == "0/s"
+            # The second if a sample was taken a little late.
+            assert labels[1:3] in (["25/s", "50/s"], ["50/s", "100/s"])
+            assert labels[3:] == MINUTES
+            labels = opened.locator("#held text").all_text_contents()
+            assert labels[0] == "0 B"
+            assert labels[2].endswith(" MiB")
+            assert labels[3:] == MINUTES
+            # The first watched 50 frames a second, which are above half of the graph.
+            assert min(y for _, y in points) < box["height"] / 2 + 20
+            # It goes on.
+            until(
+                opened,
+                "() => document.querySelector('#rate polyline').getAttribute('points')"
+                f".split(' ').length > {len(points)}",
+            )
+
+
+def test_the_history_is_told_whatever_is_asked(server: Served) -> None:
+    until_blocking(lambda: json.loads(server.ask("/history?after=nonsense").body)["samples"])
+    told = json.loads(server.ask("/history").body)
+    assert told["seconds"] == 300
+    last, _, held = told["samples"][-1]
+    assert held >= 0
+    later = json.loads(server.ask(f"/history?after={last}").body)["samples"]
+    assert all(at > last for at, _, _ in later)
+    assert len(later) < len(told["samples"])
 
 
 def test_it_works_by_keyboard(server: Served, started: Browser) -> None:
