@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -32,16 +33,23 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def page(
-    started: Browser, url: str, *, phone: bool = False, expected: str | None = None
+    started: Browser,
+    url: str,
+    *,
+    phone: bool = False,
+    scheme: Literal["light", "dark"] = "light",
+    expected: str | None = None,
 ) -> Iterator[Page]:
     """Open a page in a profile of its own; an error in its script, or its console, fails.
 
+    :param scheme: of colours, which the user prefers.
     :param expected: what may stand in the console nevertheless.
     """
     context = started.new_context(
         viewport=PHONE if phone else DESKTOP,  # type: ignore[arg-type]
         is_mobile=phone,
         has_touch=phone,
+        color_scheme=scheme,
     )
     context.set_default_timeout(LIMIT_MS)
     try:

@@ -17,7 +17,7 @@ function hue(name) {
 }
 
 export function colored(element, name) {
-  element.style.color = `light-dark(hsl(${hue(name)} 60% 32%), hsl(${hue(name)} 60% 72%))`;
+  element.style.color = `light-dark(hsl(${hue(name)} 60% 26%), hsl(${hue(name)} 60% 75%))`;
   return element;
 }
 
