@@ -66,6 +66,7 @@ class Waiting:
     """A message of this server that has not come back from Redis yet.
 
     :ivar delivered: it was delivered here already.
+    :ivar tried: it may be in the log.
     :ivar acknowledged: it is in the log.
     """
 
@@ -73,6 +74,7 @@ class Waiting:
     post: Post
     answer: Answer
     delivered: bool = False
+    tried: bool = False
     acknowledged: bool = False
 
 
@@ -278,7 +280,8 @@ class RedisLog:
             nonlocal appended
             for number, waiting in list(self._waiting.items()):
                 if number > appended:
-                    await streams.append(number, waiting.room.name, waiting.post)
+                    again, waiting.tried = waiting.tried, True
+                    await streams.append(number, waiting.room.name, waiting.post, again=again)
                     appended = number
                     _acknowledge(waiting)
 
@@ -320,32 +323,30 @@ class RedisLog:
             await self._arrive(room, position.decode(), header)
 
     async def _arrive(self, room: Room, position: str, header: bytes) -> None:
-        """Deliver a message of the stream, unless it was delivered already."""
+        """Deliver a message of the stream, unless it was delivered already.
+
+        It may come late, if only another server had it when Redis lost it; or again, if Redis lost
+        it before it had come back to its own server, which then has appended it anew.
+        """
         latest = self._positions.get(room.name)
-        later = latest is None or is_later(position, latest)
-        fields = json.loads(header)
-        ident = fields["id"]
-        # A late message that is new here: only another server had it when Redis lost it.
-        if not later and ident in self._seen:
-            return
+        if latest is None or is_later(position, latest):
+            self._positions[room.name] = position
+        ident = json.loads(header)["id"]
         waiting = None
         if ident.startswith(f"{self._origin}-"):
             waiting = self._waiting.pop(_number(ident), None)
-        if later:
-            self._positions[room.name] = position
+        known = ident in self._seen or (waiting is not None and waiting.delivered)
         self._note_seen(ident)
-        if waiting is None:
-            await room.deliver(Post(ident, header), position)
-            return
-        self._waiting_bytes -= len(header) + len(waiting.post.content or b"")
-        self._metrics.backlog.set(len(self._waiting))
-        if waiting.delivered:
+        if known:
             for kept in room.history:
                 if kept.id == ident:
                     kept.position = position
         else:
-            await room.deliver(waiting.post, position)
-        _acknowledge(waiting)
+            await room.deliver(Post(ident, header) if waiting is None else waiting.post, position)
+        if waiting is not None:
+            self._waiting_bytes -= len(header) + len(waiting.post.content or b"")
+            self._metrics.backlog.set(len(self._waiting))
+            _acknowledge(waiting)
 
     def _note_seen(self, ident: str) -> None:
         self._seen[ident] = None

@@ -39,16 +39,18 @@ class RoomStreams:
         self._append: Script[bytes] = _script(client, "append.lua")
         self._restore: Script[bytes] = _script(client, "restore.lua")
 
-    async def append(self, number: int, room: str, post: Post) -> None:
+    async def append(self, number: int, room: str, post: Post, *, again: bool) -> None:
         """Append a message, keep its picture, and tell all servers; only once, if called again.
 
+        :param again: it was called before, and another server may put the message back into a log
+            that has lost it.
         :param number: number of the message, larger than those of this server's earlier ones.
         """
         await self._append(
             [_stream(room), f"{PREFIX}:latest:{self._origin}", _picture(post.id)],
             [
                 *(number, post.header, post.content or b"", LOG_LENGTH, KEEP_SECONDS),
-                CHANNEL + room,
+                *(CHANNEL + room, post.id if again else ""),
             ],
         )
 

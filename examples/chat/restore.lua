@@ -1,5 +1,5 @@
 -- Puts back messages that a log has lost, for instance because Redis was restarted without its data:
--- a server has seen them at a position where they are missing.  Messages that a full log has dropped
+-- a server has seen them, and they are missing, at whatever position.  Messages that a full log has dropped
 -- are not lost.  Servers that were not told of a message before Redis went are told now.
 -- KEYS: the log
 -- ARGV: length of the log, seconds to keep, channel, then position and header of each message, oldest
@@ -16,12 +16,12 @@ end
 local entries = {}
 local present = {}
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
-  present[entry[1]] = true
+  present[cjson.decode(entry[2][2]).id] = true
   entries[#entries + 1] = { entry[1], entry[2][2], place(entry[1]) }
 end
 local lost = 0
 for i = 4, #ARGV, 2 do
-  if not present[ARGV[i]] then
+  if not present[cjson.decode(ARGV[i + 1]).id] then
     lost = lost + 1
     redis.call('PUBLISH', ARGV[3], ARGV[i] .. ' ' .. ARGV[i + 1])
     entries[#entries + 1] = { ARGV[i], ARGV[i + 1], place(ARGV[i]) }

@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from coredis import Redis
 
+from examples.chat.redis_log import RedisLog
 from examples.chat.redis_streams import SCRIPTS
 from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member
 from tests.support.backends import one_backend
@@ -39,6 +41,15 @@ async def shared(one: Member, expected: bool) -> None:
     with anyio.fail_after(LIMIT):
         while (await one.receive("status"))["shared"] is not expected:
             pass
+
+
+def url(redis: RedisServer, user: str) -> str:
+    """Each server is a user of its own, so that Redis can be kept from one of them."""
+    return redis.url.replace("://", f"://{user}:secret@")
+
+
+def let_in(redis: RedisServer, user: str) -> None:
+    assert redis.ask(f"ACL SETUSER {user} on >secret ~* &* +@all") == "+OK"
 
 
 async def present(server: Running, names: set[str]) -> None:
@@ -256,20 +267,12 @@ async def test_messages_missed_while_the_connection_was_lost_are_read_from_the_s
 async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
     redis: RedisServer,
 ) -> None:
-    """Each server is a user of its own, so that Redis can be kept from one of them."""
-
-    def url(user: str) -> str:
-        return redis.url.replace("://", f"://{user}:secret@")
-
-    def let_in(user: str) -> None:
-        assert redis.ask(f"ACL SETUSER {user} on >secret ~* &* +@all") == "+OK"
-
-    let_in("first")
-    let_in("second")
+    let_in(redis, "first")
+    let_in(redis, "second")
     async with (
-        chat_server("--redis", url("first")) as first,
+        chat_server("--redis", url(redis, "first")) as first,
         # It cannot put back what it has seen but not kept.
-        chat_server("--redis", url("second"), history=1) as second,
+        chat_server("--redis", url(redis, "second"), history=1) as second,
         member(first, "ada") as ada,
         member(second, "bob") as bob,
         member(second, "dan") as dan,
@@ -285,11 +288,11 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
         redis.kill()
         await shared(ada, False)
         redis.start()
-        let_in("second")
+        let_in(redis, "second")
         await shared(bob, True)
         await bob.say_and_wait("later")
         assert await bob.receive_texts(1) == ["later"]
-        let_in("first")
+        let_in(redis, "first")
         await shared(ada, True)
         assert await bob.receive_texts(1) == ["seen by one"]
         # The late messages do not make the later ones come again.
@@ -308,19 +311,72 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("back", [["first", "second"], ["second", "first"]], ids=str)
+async def test_what_a_server_has_appended_and_not_got_back_is_delivered_once(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, back: list[str]
+) -> None:
+    """Redis goes when another server has got a message, and its own server has not."""
+    deaf: list[RedisLog] = []
+    received = RedisLog._received
+
+    async def receive(log: RedisLog, message: Any) -> None:
+        if log not in deaf:
+            await received(log, message)
+
+    monkeypatch.setattr(RedisLog, "_received", receive)
+    logs: list[RedisLog] = []
+    attach = RedisLog.attach
+    monkeypatch.setattr(RedisLog, "attach", lambda log, host: (logs.append(log), attach(log, host)))
+    let_in(redis, "first")
+    let_in(redis, "second")
+    async with (
+        chat_server("--redis", url(redis, "first")) as first,
+        chat_server("--redis", url(redis, "second")) as second,
+        member(first, "ada") as ada,
+        member(second, "bob") as bob,
+    ):
+        await ada.say_and_wait("before")
+        assert await ada.receive_texts(1) == await bob.receive_texts(1) == ["before"]
+        deaf.append(logs[0])
+        await ada.say_and_wait("once")
+        assert await bob.receive_texts(1) == ["once"]
+        redis.kill()
+        assert await ada.receive_texts(1) == ["once"]
+        members = {"first": ada, "second": bob}
+        for one in members.values():
+            await shared(one, False)
+        deaf.clear()
+        redis.start()
+        for user in back:
+            let_in(redis, user)
+            await shared(members[user], True)
+        await ada.say_and_wait("after")
+        assert await bob.receive_texts(1) == await ada.receive_texts(1) == ["after"]
+        async with chat_server("--redis", redis.url) as third, member(third, "late") as late:
+            assert await late.receive_texts(3) == ["before", "once", "after"]
+
+
+@pytest.mark.anyio
 async def test_what_is_appended_twice_is_in_the_log_once(redis: RedisServer) -> None:
     """As when a server loses the connection before it gets the answer."""
     script = (SCRIPTS / "append.lua").read_text()
     async with Redis.from_url(redis.url, decode_responses=True) as client:
         append = client.register_script(script)
 
-        async def post(number: int) -> object:
+        async def post(number: int, again: str = "") -> object:
             header = json.dumps({"id": f"x-{number}"})
-            return await append(["log", "latest", "picture"], [number, header, "", 500, 60, "room"])
+            return await append(
+                ["log", "latest", "picture"], [number, header, "", 500, 60, "room", again]
+            )
 
         assert [bool(await post(number)) for number in (1, 1, 2, 1, 2, 3)] == [1, 0, 1, 0, 0, 1]
         entries = [entry.field_values["header"] for entry in await client.xrange("log")]
         assert [json.loads(header)["id"] for header in entries] == ["x-1", "x-2", "x-3"]
+        # Redis has lost everything, and another server has put the message back.
+        await client.delete(["latest"])
+        assert not await post(3, "x-3")
+        assert await post(4, "x-4")
+        assert await client.xlen("log") == 4
 
 
 @pytest.mark.anyio
