@@ -23,7 +23,12 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         self._command = need_command("redis-server", "redis-server")
         self._folder = folder
-        self._port = _free_port()
+        # Bound, this keeps the port while Redis is down: without it, a connection of another test
+        # can get it as its own port, and then Redis does not start again.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._port = int(self._place.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -46,6 +51,11 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def close(self) -> None:
+        """End it for good."""
+        self.kill()
+        self._place.close()
+
     def freeze(self) -> None:
         """Let it answer nothing, with all connections open; it can only be killed then."""
         assert self._process is not None
@@ -65,14 +75,8 @@ class RedisServer:
 def redis_server(folder: Path) -> Iterator[RedisServer]:
     """Run Redis for the length of a scope."""
     server = RedisServer(folder)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
-        server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        server.close()
