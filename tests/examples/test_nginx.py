@@ -16,6 +16,7 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from tests.examples.certificates import certificates
 from tests.streams.web_servers import running
@@ -65,7 +66,7 @@ class Proxy:
             sock=sock,
             ssl=self.context,
             server_hostname="localhost",
-            origin=f"https://{self.host}",  # type: ignore[arg-type]
+            origin=Origin(f"https://{self.host}"),
             open_timeout=LIMIT,
         )
 
@@ -107,6 +108,7 @@ def test_the_chat(tmp_path: Path, backend: str) -> None:
         ):
             assert "<title>Chat</title>" in client.get("/").text
             assert client.get("/metrics").status_code == 404
+            token = ""
             ada.send(json.dumps({"type": "say", "nonce": "1", "text": "hello"}))
             while (told := json.loads(bob.recv(LIMIT)))["type"] != "message":
                 if told["type"] == "welcome":

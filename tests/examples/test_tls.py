@@ -209,7 +209,7 @@ def is_reset(sock: socket.socket) -> bool:
 
 def read_frames(sock: socket.socket) -> tuple[list[bytes], int]:
     """Read the texts of a server until it closes, and its close code."""
-    texts = []
+    texts: list[bytes] = []
     with sock.makefile("rb") as file:
         while file.readline() != b"\r\n":
             pass

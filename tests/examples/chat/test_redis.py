@@ -13,7 +13,7 @@ import anyio
 import pytest
 from coredis import Redis
 
-from examples.chat.redis_log import RedisLog
+from examples.chat.redis_log import Host, RedisLog
 from examples.chat.redis_streams import SCRIPTS
 from tests.examples.chat.chatting import PNG, Member, Running, chat_server, member
 from tests.support.backends import one_backend
@@ -318,17 +318,20 @@ async def test_what_a_server_has_appended_and_not_got_back_is_delivered_once(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch, back: list[str]
 ) -> None:
     """Redis goes when another server has got a message, and its own server has not."""
+    logs: list[RedisLog] = []
     deaf: list[RedisLog] = []
-    received = RedisLog._received
+    attach, received = RedisLog.attach, RedisLog._received
+
+    def note(log: RedisLog, host: Host) -> None:
+        logs.append(log)
+        attach(log, host)
 
     async def receive(log: RedisLog, message: Any) -> None:
         if log not in deaf:
             await received(log, message)
 
+    monkeypatch.setattr(RedisLog, "attach", note)
     monkeypatch.setattr(RedisLog, "_received", receive)
-    logs: list[RedisLog] = []
-    attach = RedisLog.attach
-    monkeypatch.setattr(RedisLog, "attach", lambda log, host: (logs.append(log), attach(log, host)))
     let_in(redis, "first")
     let_in(redis, "second")
     async with (
