@@ -45,8 +45,8 @@ class MemberQueue(ABC):
     """
 
     def __init__(self) -> None:
-        self.accepted = 0
-        self._taken = 0
+        self.accepted: int = 0
+        self._taken: int = 0
 
     @abstractmethod
     def send(self, *frames: bytes) -> None:
