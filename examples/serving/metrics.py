@@ -79,8 +79,10 @@ class Metrics:
         """
 
         async def tell(stream: SocketStream) -> None:
-            async with stream:
-                await stream.send(generate_latest(self.registry))
+            # Who asked may have given up by now.
+            with suppress(anyio.BrokenResourceError):
+                async with stream:
+                    await stream.send(generate_latest(self.registry))
 
         path = folder / worker
         # One that was killed has left its socket.

@@ -1,11 +1,9 @@
-"""Starting and stopping: the lifespan, ``serve`` within a program, TLS, UNIX sockets."""
+"""Starting and stopping: the lifespan, ``serve`` within a program, UNIX sockets."""
 
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import anyio.from_thread
 import anyio.to_thread
 import httpx
 import pytest
-import trustme
 
 import zc_anyio
 from tests.asgi.applications import LARGE, Application, respond
@@ -274,56 +271,3 @@ async def test_a_descriptor() -> None:
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/hello")).text == "hello"
         stop.set()
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-async def test_tls(authority: trustme.CA, tmp_path: Path) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certificate = authority.issue_cert("localhost")
-    certificate.configure_cert(tls)
-    pem = certificate.cert_chain_pems[0].bytes().decode()
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    path = tmp_path / "file"
-    path.write_bytes(LARGE)
-    seen: list[dict[str, Any]] = []
-
-    async def file(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        seen.append(scope)
-        await send({"type": "http.response.start", "status": 200})
-        await send({"type": "http.response.pathsend", "path": str(path)})
-
-    app = Application(file=file)
-    async with serving(app, tls=tls, certificate=pem) as rig:
-        assert rig.url.startswith("https://")
-
-        def run(exchange: Callable[[ssl.SSLSocket], None]) -> None:
-            with (
-                rig.connect() as plain,
-                trusting.wrap_socket(plain, server_hostname="localhost") as sock,
-            ):
-                exchange(sock)
-
-        def ask(sock: ssl.SSLSocket) -> None:
-            for target in (b"/large", b"/file"):
-                sock.sendall(GET % (target, b""))
-                assert receive_answer(sock, len(LARGE)) == LARGE
-            sock.sendall(GET % (b"/stream", CLOSE))
-            assert receive_all(sock).endswith(b"3\r\nend\r\n0\r\n\r\n")
-
-        await anyio.to_thread.run_sync(run, ask)
-        assert rig.ring.statistics().bytes_sent > 2 * len(LARGE)
-        # A client that speaks no TLS harms nobody.
-        assert not (await rig.ask(GET % (b"/hello", b""))).startswith(b"HTTP")
-    scope = seen[0]
-    assert scope["scheme"] == "https"
-    # A TLS stream cannot be given to a send group.
-    assert "zc_anyio" not in scope["extensions"]
-    told = scope["extensions"]["tls"]
-    assert told["server_cert"] == pem
-    assert (told["tls_version"], told["client_cert_chain"]) == (0x0304, [])
-    assert told["cipher_suite"] in (0x1301, 0x1302, 0x1303)

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import AnyByteStream, ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from .._ring.ring import Ring
@@ -290,12 +290,17 @@ class Peer:
     async def linger(self) -> None:
         """Close after reading some of what the peer may still be sending."""
         left = LINGER_BYTES
-        deadline = time.monotonic() + LINGER_SECONDS
-        with suppress(*GONE):
-            if self._own is not None:
-                await self._own.send_eof()
-            while left > 0 and not self.late and (data := await self.receive(deadline)):
-                left -= len(data)
+        stream: AnyByteStream = self.stream
+        with suppress(*GONE), anyio.move_on_after(LINGER_SECONDS):
+            if isinstance(stream, TLSStream):
+                # Its farewell.  Peers answer it; what else they send is an error here.
+                with suppress(*GONE, ssl.SSLError):
+                    await stream.unwrap()
+                stream = stream.transport_stream
+            if isinstance(stream, ZeroCopySocketStream):
+                await stream.send_eof()
+            while left > 0:
+                left -= len(await stream.receive())
         await self.close()
 
     async def close(self) -> None:
