@@ -44,13 +44,15 @@ class Link:
     """A QUIC connection, and HTTP/3 on it as soon as that is agreed.
 
     :ivar closed: why the connection has ended.
+    :ivar deadline: when its timer is due.
     """
 
     def __init__(self, quic: QuicConnection) -> None:
         self.quic = quic
         self._h3: H3Connection | None = None
         self.closed: ConnectionTerminated | None = None
-        self._progress = anyio.Event()
+        self.deadline = math.inf
+        self._progress: anyio.Event | None = None
 
     @property
     def h3(self) -> H3Connection:
@@ -71,14 +73,17 @@ class Link:
 
     def progressed(self) -> None:
         """Let those who wait look again."""
-        self._progress.set()
-        self._progress = anyio.Event()
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
 
     async def wait_progress(self) -> None:
         """Wait until something was received or sent.
 
         :raises ConnectionError: the connection has ended.
         """
+        if self._progress is None:
+            self._progress = anyio.Event()
         await self._progress.wait()
         self.check()
 
@@ -172,27 +177,23 @@ class Endpoint(ABC):
         """Send what links have to send, and run their timers, until cancelled."""
         while True:
             now = anyio.current_time()
-            for link in list(self.links):
-                if _deadline(link) <= now:
-                    with self.guarded(link):
-                        link.quic.handle_timer(now=now)
-                        self.changed(link)
+            for link in [link for link in self.links if link.deadline <= now]:
+                with self.guarded(link):
+                    link.quic.handle_timer(now=now)
+                    self.changed(link)
             self._wake = anyio.Event()
             due, self._due = self._due, set()
             datagrams, self._answers = self._answers, []
             for link in due:
                 with self.guarded(link):
                     datagrams += link.quic.datagrams_to_send(now=now)
+                    timer = link.quic.get_timer()
+                    link.deadline = math.inf if timer is None else timer
             if datagrams:
                 self.figures.calls += 1
                 self.figures.sent += len(datagrams)
                 await self._send(datagrams)
                 continue
-            deadline = min(map(_deadline, self.links), default=math.inf)
+            deadline = min((link.deadline for link in self.links), default=math.inf)
             with anyio.move_on_after(max(0, deadline - anyio.current_time())):
                 await self._wake.wait()
-
-
-def _deadline(link: Link) -> float:
-    timer = link.quic.get_timer()
-    return math.inf if timer is None else timer

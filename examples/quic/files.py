@@ -17,6 +17,17 @@ __all__ = ["Files"]
 CHUNK = 256 << 10
 
 
+async def _read(fd: int, at: int, size: int) -> bytes:
+    """Read a part of a file; a worker thread waits for the disk."""
+    data = bytearray(size)
+    try:
+        count = os.preadv(fd, [data], at, os.RWF_NOWAIT)
+    except OSError:
+        # It is not in memory, or the file system cannot tell.
+        return await anyio.to_thread.run_sync(os.pread, fd, size, at)
+    return bytes(memoryview(data)[:count])
+
+
 class Files:
     """Sends files of a folder, which decides what may be seen."""
 
@@ -47,17 +58,17 @@ class Files:
                 self._start(link, request.stream_id, 200, content_type(path), None)
                 endpoint.changed(link)
                 return
-            size = status.st_size
+            at, size = 0, status.st_size
             self._start(link, request.stream_id, 200, content_type(path), size)
-            while size:
+            while at < size:
                 await link.wait_room(request.stream_id)
-                data = await anyio.to_thread.run_sync(os.read, fd, min(size, CHUNK))
+                data = await _read(fd, at, min(size - at, CHUNK))
                 if not data:
                     # The file has become shorter: the client has to see that this is not all.
                     link.quic.reset_stream(request.stream_id, INTERNAL_ERROR)
                     break
-                size -= len(data)
-                link.h3.send_data(request.stream_id, data, end_stream=not size)
+                at += len(data)
+                link.h3.send_data(request.stream_id, data, end_stream=at == size)
                 endpoint.changed(link)
             endpoint.changed(link)
         finally:
