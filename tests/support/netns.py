@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 SENDER, RECEIVER, SINK = "10.77.0.1", "10.77.0.2", "10.77.1.1"
+SENDER_IPV6, RECEIVER_IPV6 = "fd77::1", "fd77::2"
 
 
 class Namespace:
@@ -83,6 +84,7 @@ class Rig:
             link set lo up
             link add out type veth peer name in netns {self.receiver.path}
             address add {SENDER}/24 dev out
+            address add {SENDER_IPV6}/64 dev out nodad
             link set out up
             link add sink type ifb
             address add 10.77.1.2/24 dev sink
@@ -93,7 +95,12 @@ class Rig:
             ip,
             "-batch",
             "-",
-            lines=f"link set lo up\naddress add {RECEIVER}/24 dev in\nlink set in up\n",
+            lines=f"""
+            link set lo up
+            address add {RECEIVER}/24 dev in
+            address add {RECEIVER_IPV6}/64 dev in nodad
+            link set in up
+            """,
         )
         self.shape(rate)
 
@@ -126,14 +133,16 @@ class Rig:
                 yield client, peer
 
     @contextmanager
-    def datagrams(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+    def datagrams(
+        self, family: int = socket.AF_INET
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
         """Make a connected UDP socket, and the one in the other namespace that receives from it."""
         with (
-            self.receiver.socket(kind=socket.SOCK_DGRAM) as receiver,
-            self.sender.socket(kind=socket.SOCK_DGRAM) as sender,
+            self.receiver.socket(family, socket.SOCK_DGRAM) as receiver,
+            self.sender.socket(family, socket.SOCK_DGRAM) as sender,
         ):
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-            receiver.bind((RECEIVER, 0))
+            receiver.bind((RECEIVER if family == socket.AF_INET else RECEIVER_IPV6, 0))
             receiver.settimeout(LIMIT)
             sender.setblocking(False)
             sender.connect(receiver.getsockname())
