@@ -21,7 +21,8 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 COUNT = int(os.environ.get("DATAGRAMS", "4000"))
-MOST = 240
+# More would not fit what a processor takes from a device at a time (net.core.netdev_max_backlog).
+MOST = 120
 
 
 def datagrams_of(numbers: random.Random, first: int) -> list[bytes]:
