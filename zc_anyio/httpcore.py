@@ -5,6 +5,7 @@ Needs the extra ``httpcore``.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.tls import TLSAttribute, TLSStream
+from anyio.streams.tls import TLSAttribute
 
 from ._connecting.connect import connect_tcp, connect_unix
 from ._ring.ring import Ring
 from .streams import ZeroCopySocketStream
+from .tls import wrap_tls
 
 try:
     import httpcore
@@ -151,12 +153,13 @@ class _Connection(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         try:
             with _connecting(timeout):
-                stream = await TLSStream.wrap(
+                stream = await wrap_tls(
                     self._stream,
+                    ssl_context,
                     server_side=False,
-                    hostname=server_hostname,
-                    ssl_context=ssl_context,
+                    server_hostname=server_hostname,
                     standard_compatible=False,
+                    handshake_timeout=math.inf,
                 )
         except BaseException:
             await anyio.aclose_forcefully(self._stream)

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any, Literal, TypeAlias
 
 import anyio
-from anyio.abc import AnyByteStream, ByteStream, TaskGroup
+from anyio.abc import AnyByteStream, TaskGroup
 from anyio.streams import tls as anyio_tls
 
 from ._base.kernel_tls import why_no_kernel_tls
@@ -50,7 +50,7 @@ async def wrap_tls(
     standard_compatible: bool = True,
     kernel: Kernel = "auto",
     handshake_timeout: float = HANDSHAKE_SECONDS,
-) -> ByteStream:
+) -> anyio_tls.TLSStream:
     """Do a TLS handshake over a stream, and return the stream of what is encrypted.
 
     If the kernel encrypts, send groups, ``broadcast`` and ``send_file`` take the result, and what

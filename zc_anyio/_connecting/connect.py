@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from socket import SocketKind
@@ -17,6 +18,7 @@ from .._ring.opening import require_ring
 from .._ring.ring import Ring
 from .._seqpacket import make_unix_stream
 from ..streams import ZeroCopySocketStream, ZeroCopyUNIXSocketStream
+from ..tls import wrap_tls
 from .kinds import UNIXKind, of_kind
 from .wrap import take_over
 
@@ -108,12 +110,15 @@ async def connect_tcp(
     :param local_port: port to bind to.
     :param tls: do a TLS handshake; ``ssl_context`` and ``tls_hostname`` imply it.
     :param ssl_context: a new client context by default.
-    :param tls_standard_compatible: as in :meth:`anyio.streams.tls.TLSStream.wrap`.
+    :param tls_standard_compatible: as ``standard_compatible`` of :func:`zc_anyio.tls.wrap_tls`.
     :param tls_hostname: name that the certificate must have; ``remote_host`` by default.
     :param happy_eyeballs_delay: seconds until the next address is tried as well.
     :param ring: the ambient ring by default.
-    :return: a stream; with TLS, anyio's TLS stream over it, whose ciphertext uses the ring.
+    :return: a stream; with TLS, one as of :func:`zc_anyio.tls.wrap_tls`, which is a ``TLSStream``
+        of anyio, and which groups take if the kernel encrypts.
     :raises OSError: the connection failed.
+    :raises ssl.SSLError: the handshake failed.
+    :raises anyio.BrokenResourceError: the connection ended during the handshake.
     :raises RuntimeError: no ring is open.
     """
     ring = require_ring(ring)
@@ -128,16 +133,24 @@ async def connect_tcp(
     if not (tls or tls_hostname or ssl_context):
         return stream
     try:
-        return await TLSStream.wrap(
+        return await wrap_tls(
             stream,
+            ssl_context or _client_context(),
             server_side=False,
-            hostname=tls_hostname or str(remote_host),
-            ssl_context=ssl_context,
+            server_hostname=tls_hostname or str(remote_host),
             standard_compatible=tls_standard_compatible,
+            handshake_timeout=math.inf,
         )
     except BaseException:
         await aclose_forcefully(stream)
         raise
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    # As anyio does: an end without close_notify is to be noticed.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    return context
 
 
 async def connect_unix(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import anyio
-from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSStream
 
@@ -31,8 +30,11 @@ __all__ = ["KernelTLSStream", "SocketTLSStream", "handshake"]
 T = TypeVar("T")
 
 
-class SocketTLSStream(ByteStream):
-    """A TLS stream over a socket, whose records OpenSSL makes: the kernel lacks the cipher."""
+class SocketTLSStream(TLSStream):
+    """A TLS stream over a socket, whose records OpenSSL makes: the kernel lacks the cipher.
+
+    It is a ``TLSStream`` of anyio to those who ask, and does all of it in its own way.
+    """
 
     def __init__(
         self, plain: ZeroCopySocketStream, tls: ssl.SSLSocket, *, standard_compatible: bool
@@ -97,11 +99,6 @@ class SocketTLSStream(ByteStream):
         if not data:
             raise anyio.EndOfStream
         return data
-
-    async def send_eof(self) -> None:
-        """Raise :exc:`NotImplementedError`, as anyio's TLS streams do; cancelled or not."""
-        this: Any = self
-        await TLSStream.send_eof(this)
 
     async def unwrap(self) -> tuple[ZeroCopySocketStream, bytes]:
         """Send ``close_notify`` after all that was queued, and wait for the peer's.

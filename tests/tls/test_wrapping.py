@@ -3,123 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import socket
 import ssl
-import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import anyio
 import pytest
-import trustme
-from anyio.abc import SocketAttribute
 
 import zc_anyio
 from tests.streams.pairs import facing
-from tests.support.backends import one_backend
-from tests.support.needs import need_command
 from tests.support.waiting import LIMIT
+from tests.tls.sessions import (
+    DATA,
+    KERNEL_HAS_TLS,
+    SESSIONS,
+    Peer,
+    check_place,
+    client_context,
+    counted_by_kernel,
+    kernel_encrypts,
+    server_context,
+    wrap,
+)
 from zc_anyio import tls
-from zc_anyio._base.kernel_tls import why_no_kernel_tls
 
 pytestmark = pytest.mark.anyio
-
-KERNEL_HAS_TLS = why_no_kernel_tls() is None
-DATA = random.Random(5).randbytes(3 << 20)
-AUTHORITY = trustme.CA()
-CERTIFICATE = AUTHORITY.issue_cert("localhost", "127.0.0.1")
-# TLS 1.2's last one is none that a kernel knows.
-SESSIONS = {
-    "tls13": (ssl.TLSVersion.TLSv1_3, None),
-    "tls12": (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM"),
-    "tls12-cbc": (ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-SHA256"),
-}
-
-
-@pytest.fixture(params=["memory", "socket"])
-def place(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where OpenSSL runs; on the socket, it gives the kernel its keys if the kernel has TLS."""
-    if request.param == "socket" and not KERNEL_HAS_TLS:
-        # Then it goes on by itself, as with a cipher that the kernel does not know.
-        with mock.patch.object(tls, "why_no_kernel_tls", return_value=None):
-            yield request.param
-    else:
-        yield request.param
-
-
-def server_context(session: str = "tls13") -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = context.maximum_version = SESSIONS[session][0]
-    if (ciphers := SESSIONS[session][1]) is not None:
-        context.set_ciphers(ciphers)
-    CERTIFICATE.configure_cert(context)
-    return context
-
-
-def client_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-    AUTHORITY.configure_trust(context)
-    return context
-
-
-async def wrap(stream: Any, place: str, **more: Any) -> Any:
-    more.setdefault("server_side", True)
-    if more["server_side"]:
-        context = more.pop("context", None) or server_context()
-    else:
-        context = more.pop("context", None) or client_context()
-        more.setdefault("server_hostname", "localhost")
-    kernel: Any = "never" if place == "memory" else "auto"
-    return await tls.wrap_tls(stream, context, kernel=kernel, **more)
-
-
-class Peer(threading.Thread):
-    """A client of Python's ssl, which reads to the end and then closes."""
-
-    def __init__(self, sock: socket.socket, *, say: bytes = b"", **more: Any) -> None:
-        super().__init__(daemon=True)
-        self.sock, self.say, self.more = sock, say, more
-        self.context = more.pop("context", None) or client_context()
-        self.size, self.digest = 0, hashlib.sha256()
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with self.context.wrap_socket(
-                self.sock, server_hostname="localhost", suppress_ragged_eofs=False
-            ) as session:
-                session.sendall(self.say)
-                while data := session.recv(65536):
-                    self.size += len(data)
-                    self.digest.update(data)
-                with suppress(OSError):
-                    session.unwrap()
-        except (OSError, ValueError) as exc:
-            self.error = exc
-
-    async def end(self) -> None:
-        await anyio.to_thread.run_sync(self.join, LIMIT)
-        assert not self.is_alive()
-
-
-@contextmanager
-def counted_by_kernel(*, growing: bool) -> Iterator[None]:
-    def count() -> int:
-        path = Path("/proc/net/tls_stat")
-        if not path.exists():
-            return 0
-        return int(path.read_text().split("TlsTxSw", 1)[1].split()[0])
-
-    before = count()
-    yield
-    assert (count() > before) == growing
 
 
 # --- what arrives ---
@@ -129,16 +41,14 @@ def counted_by_kernel(*, growing: bool) -> Iterator[None]:
 async def test_sends_of_every_kind_arrive_in_order(
     driver: Any, place: str, session: str, tmp_path: Path
 ) -> None:
-    by_kernel = KERNEL_HAS_TLS and place == "socket" and session != "tls12-cbc"
+    by_kernel = kernel_encrypts(place, session)
     path = tmp_path / "file"
     path.write_bytes(DATA)
     with counted_by_kernel(growing=by_kernel):
         async with zc_anyio.open_ring(driver=driver) as ring, facing() as (plain, sock):
             peer = Peer(sock, say=b"hello")
             async with await wrap(plain, place, context=server_context(session)) as stream:
-                assert stream.extra(tls.KernelTLSAttribute.kernel_sends) is by_kernel
-                why = stream.extra(tls.KernelTLSAttribute.why_not_kernel)
-                assert (why is None) == by_kernel
+                check_place(stream, place, session)
                 assert await stream.receive() == b"hello"
                 wanted = hashlib.sha256()
                 for data in DATA[:100], DATA, bytearray(DATA):
@@ -342,72 +252,3 @@ async def test_a_context_keeps_its_options(driver: Any, place: str) -> None:
         async with await wrap(plain, place, context=context):
             assert context.options == before
         await peer.end()
-
-
-# --- other peers ---
-
-
-@one_backend
-async def test_openssl_asks_for_new_keys(driver: Any, place: str) -> None:
-    """``K`` asks this end for new keys too, which OpenSSL cannot give to the kernel."""
-    both = b"k\n" if KERNEL_HAS_TLS and place == "socket" else b"K\n"
-    openssl = need_command("openssl", "openssl")
-    async with zc_anyio.open_ring(driver=driver):
-        listener = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
-        port = listener.extra(SocketAttribute.local_port)
-        command = [openssl, "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3"]
-        async with await anyio.open_process(command, stderr=subprocess.STDOUT) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            (accepted,) = [await listener.listeners[0].accept()]  # type: ignore[attr-defined]
-            stream = await wrap(accepted, place, standard_compatible=False)
-            for letter, word in ((b"k\n", b"one\n"), (both, b"two\n"), (b"k\n", b"three\n")):
-                await process.stdin.send(letter)
-                await anyio.sleep(0.2)  # s_client takes a letter only if it is alone
-                await process.stdin.send(word)
-                assert await stream.receive() == word
-                await stream.send(b"answer to " + word)
-            said = b""
-            with anyio.fail_after(LIMIT):
-                while b"answer to three" not in said:
-                    said += await process.stdout.receive()
-            assert b"answer to two" in said
-            await stream.aclose()
-            process.kill()
-        await listener.aclose()
-
-
-@one_backend
-async def test_curl_downloads_a_file(driver: Any, place: str, tmp_path: Path) -> None:
-    curl = need_command("curl", "curl")
-    path, root = tmp_path / "file", tmp_path / "root.pem"
-    path.write_bytes(DATA)
-    AUTHORITY.cert_pem.write_to_path(str(root))
-
-    async def serve(stream: Any) -> None:
-        async with stream:
-            assert (await stream.receive()).startswith(b"GET ")
-            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-            await stream.send(head % len(DATA))
-            if stream.extra(tls.KernelTLSAttribute.kernel_sends):
-                async with zc_anyio.send_group() as group:
-                    await group.send_file(stream, path)
-            else:
-                await stream.send(DATA)
-
-    async with zc_anyio.open_ring(driver=driver):
-        below = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
-        listener = tls.TLSListener(
-            below,
-            server_context(),
-            standard_compatible=False,
-            kernel="never" if place == "memory" else "auto",
-        )
-        url = f"https://localhost:{below.extra(SocketAttribute.local_port)}/"
-        async with listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, serve)
-            done = await anyio.run_process(
-                [curl, "-sS4", "--noproxy", "*", "--cacert", str(root), url]
-            )
-            assert done.stdout == DATA
-            tasks.cancel_scope.cancel()
