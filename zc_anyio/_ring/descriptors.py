@@ -48,6 +48,12 @@ def descriptor_of(stream: Any) -> tuple[int, Callable[[], int], int]:
             return -1, is_closing, False
         # The same as SocketAttribute.raw_socket, which would ask the kernel for both addresses too.
         raw: Any = stream._raw_socket
+        if (
+            ssl is not None
+            and isinstance(raw, ssl.SSLSocket)
+            and not isinstance(stream, EncryptedByKernel)
+        ):
+            raise TypeError(f"{stream!r} is in use by TLS: send to the TLS stream")
         fd = raw.fileno()
         return (fd, raw.fileno, fd) if is_closing is None else (fd, is_closing, False)
     raise TypeError(

@@ -172,6 +172,11 @@ class SocketTable:
             self._known[stream] = attached, sock.fileno, fd, fd
         return attached
 
+    def hide(self, stream: object) -> None:
+        """Forget which socket a stream means, but not the socket; the next send asks the stream."""
+        self._known.pop(stream, None)
+        self.by_stream.pop(stream, None)
+
     def let_go(self, attached: AttachedSocket, name: object) -> bool:
         """Detach a socket that was kept, as soon as what was queued is sent and released.
 

@@ -9,6 +9,7 @@ fall between those of the ring, never into them.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -18,12 +19,14 @@ import anyio
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSStream
 
+from .._base.errors import os_error
 from .._base.halves import Half
 from .._base.kernel_tls import OP_ENABLE_KTLS, InKernel, in_kernel
 from .._ring.descriptors import EncryptedByKernel
 from .._sending.buffers import Buffer
 from ..streams import ZeroCopySocketStream
 from .attributes import KernelTLSAttribute, session_attributes
+from .key_requests import tell_of_requests
 
 __all__ = ["KernelTLSStream", "SocketTLSStream", "handshake"]
 
@@ -48,6 +51,8 @@ class SocketTLSStream(TLSStream):
         self._sending = Half("writing to")
         self._receiving = Half("reading from")
         self._closed = self._unwrapped = self._broken = False
+        # Why nothing may be sent any more, although the connection is whole.
+        self._refused: OSError | None = None
         self._in_kernel = InKernel(sending=False, receiving=False)
 
     def __repr__(self) -> str:
@@ -106,18 +111,31 @@ class SocketTLSStream(TLSStream):
         If cancelled, it may have sent it; then only :meth:`aclose` is left to do.
 
         :return: the stream below, and ``b""``: bytes behind the peer's ``close_notify`` are still
-            in it.  Where the kernel encrypted, it goes on doing so, and the stream refuses to send.
+            in it.  Where the kernel encrypted, it goes on doing so, and the stream refuses to send;
+            where it decrypted, receiving raises :exc:`anyio.BrokenResourceError`.
         :raises ssl.SSLError: the peer sent data meanwhile, or broke the protocol.
+        :raises anyio.BrokenResourceError: sending has failed, or what :meth:`receive` says.
 
         Raises what :meth:`receive` raises.
         """
+        await self._exchange_ends()
+        self._give_back()
+        return self._plain, b""
+
+    async def _exchange_ends(self) -> None:
         with self._sending, self._receiving:
             await checkpoint()
+            self._check_refused()
             await self._plain._output.wait_sent()
             self._end_sending()
             await self._call(self._tls.unwrap)
         self._leave()
-        return self._plain, b""
+
+    def _give_back(self) -> None:
+        """Have the stream below work by itself again."""
+        sock = socket.socket(fileno=self._tls.detach())
+        sock.setblocking(False)
+        self._plain._adopt(sock)
 
     async def aclose(self) -> None:
         """Close the stream; tasks that wait in it get :exc:`anyio.ClosedResourceError`.
@@ -135,13 +153,14 @@ class SocketTLSStream(TLSStream):
         try:
             if not self._unwrapped:
                 # A send that is cut off ends the stream as a lost connection does.
-                if self.standard_compatible and not self._broken and not self._sending.taken:
+                cut = self._broken or self._refused is not None or self._sending.taken
+                if self.standard_compatible and not cut:
                     # Who waited for bytes leaves with the next turns of the event loop.
                     while self._receiving.taken:
                         await checkpoint()
                     self._closed = False
                     try:
-                        await self.unwrap()
+                        await self._exchange_ends()
                     finally:
                         self._closed = True
                 elif self._loses_nothing():
@@ -159,6 +178,10 @@ class SocketTLSStream(TLSStream):
             return not self._tls.recv(1)
         except OSError:
             return False
+
+    def _check_refused(self) -> None:
+        if self._refused is not None:
+            raise anyio.BrokenResourceError from self._refused
 
     def _end_sending(self) -> None:
         """Refuse further sends of this stream."""
@@ -234,10 +257,19 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         # Failures are reported for this stream from now on.
         attached = plain._ring._sockets.keep(self, plain._socket)
         plain._ring._native.encrypted_by_kernel(attached.handle)
+        tell_of_requests(tls, self)
 
     @property
     def _raw_socket(self) -> socket.socket:
+        self._check_refused()
+        if self._plain._eof_sent:
+            raise anyio.ClosedResourceError("the end of the stream was sent")
         return self._plain._socket
+
+    def _asked_for_keys(self) -> None:
+        reason = "the peer asked for new keys, which the kernel does not take"
+        self._refused = os_error(errno.EKEYEXPIRED, reason)
+        self._end_sending()
 
     async def send(self, item: Buffer) -> None:
         """Send bytes through the ring, in order with groups.
@@ -246,10 +278,16 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
 
         :param item: any C-contiguous buffer.
         """
+        self._check_refused()
         await self._plain.send(item)
 
     def _end_sending(self) -> None:
         self._plain._eof_sent = True
+        for stream in self, self._plain:
+            self._plain._ring._sockets.hide(stream)
+
+    def _give_back(self) -> None:
+        """Do nothing: the kernel keeps its keys for as long as the connection lasts."""
 
     def _why_not(self) -> str | None:
         return None
@@ -281,6 +319,8 @@ async def handshake(
     found = in_kernel(tls)
     if found.sending:
         made = KernelTLSStream(plain, tls, standard_compatible=standard_compatible)
+    else:
+        plain._ring._sockets.hide(plain)
     made._in_kernel = found
     return made
 
