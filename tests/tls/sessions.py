@@ -113,8 +113,19 @@ class EchoServer:
     def _serve(self, sock: socket.socket) -> None:
         try:
             with self.context.wrap_socket(
-                sock, server_side=True, suppress_ragged_eofs=False
+                sock,
+                server_side=True,
+                suppress_ragged_eofs=False,
+                do_handshake_on_connect=False,
             ) as session:
+                try:
+                    session.do_handshake()
+                except OSError:
+                    # Closed with bytes unread it would reset the connection: its alert is lost.
+                    with suppress(OSError):
+                        while socket.socket.recv(session, 16384):
+                            pass
+                    raise
                 self.handshakes.append(
                     {
                         "alpn": session.selected_alpn_protocol(),

@@ -65,7 +65,13 @@ async def served(
             results.append(await anyio.to_thread.run_sync(client, sock))
 
         tasks.start_soon(run)
-        async with await wrap(plain, place, context=context) as stream:
+        try:
+            wrapped = await wrap(plain, place, context=context)
+        except BaseException:
+            # The client waits for the end.
+            await anyio.aclose_forcefully(plain)
+            raise
+        async with wrapped as stream:
             check_place(stream, place, version)
             if check is not None:
                 await check(stream)
@@ -73,12 +79,12 @@ async def served(
     return results[0]
 
 
-def read_all(session: ssl.SSLSocket) -> None:
-    """Assert that the rest of a session is DATA, and end it."""
+def read_all(session: ssl.SSLSocket, wanted: bytes = DATA) -> None:
+    """Assert what the rest of a session is, and end it."""
     got = bytearray()
     while data := session.recv(65536):
         got += data
-    assert got == DATA
+    assert got == wanted
     session.unwrap()
 
 
@@ -114,10 +120,9 @@ async def test_a_certificate_for_each_name(place: str, version: str, name: str) 
 
 
 async def test_a_name_that_is_not_served(place: str, version: str) -> None:
-    def client(sock: socket.socket) -> str:
-        with pytest.raises(ssl.SSLError) as caught:
+    def client(sock: socket.socket) -> None:
+        with pytest.raises(OSError):
             client_context().wrap_socket(sock, server_hostname="other.example")
-        return str(caught.value.reason)
 
     with pytest.raises(ExceptionGroup) as caught:
         await served(by_name(version), place, version, client)
@@ -155,7 +160,7 @@ async def test_a_client_with_a_certificate(place: str, version: str) -> None:
 
 async def test_a_client_without_a_certificate(place: str, version: str) -> None:
     def client(sock: socket.socket) -> None:
-        with suppress(ssl.SSLError):
+        with suppress(OSError):
             with client_context().wrap_socket(sock, server_hostname="localhost") as session:
                 # In TLS 1.3 a client learns only now that it is refused.
                 session.recv(1)
@@ -210,8 +215,9 @@ async def test_protocols(place: str, version: str, offered: list[str], chosen: s
 
     def client(sock: socket.socket) -> str | None:
         with asking_for.wrap_socket(sock, server_hostname="localhost") as session:
+            protocol = session.selected_alpn_protocol()
             read_all(session)
-            return session.selected_alpn_protocol()
+            return protocol
 
     async def check(stream: Any) -> None:
         assert stream.extra(TLSAttribute.alpn_protocol) == chosen
@@ -238,9 +244,11 @@ async def test_a_session_is_resumed(place: str, version: str) -> None:
         with asking_for.wrap_socket(
             sock, server_hostname="localhost", session=sessions[-1]
         ) as session:
-            read_all(session)
+            reused = session.session_reused
+            assert session.recv(1) == DATA[:1]  # in TLS 1.3 tickets come before the data
             sessions.append(session.session)
-            return session.session_reused
+            read_all(session, DATA[1:])
+            return reused
 
     assert await served(serving, place, version, client) is False
     assert await served(serving, place, version, client) is True
