@@ -28,6 +28,11 @@ KERNEL_TESTS ?= tests/native/test_direct.py tests/native/test_receiving.py \
 	tests/streams/test_content.py tests/streams/test_ring_receiving.py
 KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_groups \
 	and not without_waiting and not each_arrives_as_it_was_cut and not wrong_segments
+# The tests of the kernel's TLS, in the same machine with the module tls loaded: there they fail if the
+# kernel does not encrypt.
+KERNEL_TLS_TESTS ?= tests/tls/test_wrapping.py tests/tls/test_connecting.py \
+	tests/tls/test_key_updates.py tests/tls/test_peers.py
+KERNEL_TLS_CHOICE ?= socket and asyncio and not msg_zerocopy and not copy
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server for comparison, a load generator, a source of videos, and
@@ -187,8 +192,8 @@ test-kernels: $(VENV)/.peers ## Run KERNEL_TESTS on the kernels of KERNELS, in a
 	@scripts/install_debian_packages "$(PYTHON)" $(KERNEL_PACKAGES)
 	@for suite in $(KERNELS); do \
 		echo "test-kernels: $$suite"; \
-		scripts/run_kernel $$suite $(BIN)/python -m pytest -q -n 2 -p no:cacheprovider \
-			--timeout 300 -k "$(KERNEL_CHOICE)" $(KERNEL_TESTS) $(PYTEST_ARGS) || exit 1; \
+		scripts/run_kernel $$suite scripts/test_kernel $(BIN)/python "$(KERNEL_CHOICE)" \
+			"$(KERNEL_TESTS)" "$(KERNEL_TLS_CHOICE)" "$(KERNEL_TLS_TESTS)" $(PYTEST_ARGS) || exit 1; \
 	done
 
 clean: ## Remove everything that was built and installed here
