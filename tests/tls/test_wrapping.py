@@ -208,6 +208,60 @@ async def test_a_cancelled_receive_has_taken_nothing(driver: Any, place: str) ->
         assert (peer.error, peer.size) == (None, len(DATA))
 
 
+@pytest.mark.parametrize("session", ["tls13", "tls12", "tls12-cbc"])
+async def test_the_stream_below_after_unwrapping(driver: Any, place: str, session: str) -> None:
+    """It goes on in plaintext, except that a kernel that encrypted does so for ever."""
+    plaintext = b"plain" * 10  # a kernel that decrypts waits for the head of a record
+
+    def peer(sock: socket.socket) -> bytes:
+        with client_context().wrap_socket(sock, server_hostname="localhost") as secure:
+            assert secure.recv(100) == b"secret"
+            assert secure.recv(100) == b""
+            with secure.unwrap() as below:
+                below.sendall(plaintext)
+                got = b""
+                with suppress(ConnectionResetError):  # closed with bytes unread
+                    while data := below.recv(100):
+                        got += data
+                return got
+
+    got: list[bytes] = []
+    by_kernel = kernel_encrypts(place, session)
+    async with zc_anyio.open_ring(driver=driver), facing() as (plain, sock):
+        async with anyio.create_task_group() as tasks, zc_anyio.send_group() as group:
+
+            async def run() -> None:
+                got.append(await anyio.to_thread.run_sync(peer, sock))
+
+            tasks.start_soon(run)
+            stream = await wrap(plain, place, context=server_context(session))
+            if place == "socket" and not by_kernel:
+                with pytest.raises(TypeError, match="in use by TLS"):
+                    await group.send(plain, b"not secret")
+            await stream.send(b"secret")
+            below, received = await stream.unwrap()
+            assert below is plain
+            if by_kernel:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await below.send(b"no")
+                with pytest.raises(TypeError, match="in use by TLS"):
+                    await group.send(below, b"no")
+                with pytest.raises(anyio.ClosedResourceError):
+                    await group.send(stream, b"no")
+            if by_kernel and stream.extra(tls.KernelTLSAttribute.kernel_receives):
+                with pytest.raises(anyio.BrokenResourceError):
+                    await below.receive()
+            else:
+                while len(received) < len(plaintext):
+                    received += await below.receive()
+                assert received == plaintext
+            if not by_kernel:
+                await below.send(b"one")
+                await group.send(below, b"two")
+            await below.aclose()
+    assert got == [b"" if by_kernel else b"onetwo"]
+
+
 # --- the choice ---
 
 
