@@ -44,6 +44,14 @@ class RedisServer:
             assert time.monotonic() < end, "redis-server does not start"
             time.sleep(0.01)
 
+    def url_of(self, user: str) -> str:
+        """Return where it is for a user: Redis can be kept from one server of several."""
+        return self.url.replace("://", f"://{user}:secret@")
+
+    def let_in(self, user: str) -> None:
+        """Allow a user everything."""
+        assert self.ask(f"ACL SETUSER {user} on >secret ~* &* +@all") == "+OK"
+
     def kill(self) -> None:
         """End it at once; what it had is lost."""
         if self._process is not None:

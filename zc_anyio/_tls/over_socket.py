@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import anyio
+from anyio.abc import AnyByteStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSStream
 
@@ -42,7 +43,7 @@ class SocketTLSStream(TLSStream):
     def __init__(
         self, plain: ZeroCopySocketStream, tls: ssl.SSLSocket, *, standard_compatible: bool
     ) -> None:
-        self.transport_stream = plain
+        self.transport_stream: AnyByteStream = plain
         self.standard_compatible = standard_compatible
         self._plain = plain
         self._tls = tls

@@ -43,15 +43,6 @@ async def shared(one: Member, expected: bool) -> None:
             pass
 
 
-def url(redis: RedisServer, user: str) -> str:
-    """Each server is a user of its own, so that Redis can be kept from one of them."""
-    return redis.url.replace("://", f"://{user}:secret@")
-
-
-def let_in(redis: RedisServer, user: str) -> None:
-    assert redis.ask(f"ACL SETUSER {user} on >secret ~* &* +@all") == "+OK"
-
-
 async def present(server: Running, names: set[str]) -> None:
     """Wait until a new member is told that all these are there."""
     with anyio.fail_after(LIMIT):
@@ -269,12 +260,12 @@ async def test_messages_missed_while_the_connection_was_lost_are_read_from_the_s
 async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
     redis: RedisServer,
 ) -> None:
-    let_in(redis, "first")
-    let_in(redis, "second")
+    redis.let_in("first")
+    redis.let_in("second")
     async with (
-        chat_server("--redis", url(redis, "first")) as first,
+        chat_server("--redis", redis.url_of("first")) as first,
         # It cannot put back what it has seen but not kept.
-        chat_server("--redis", url(redis, "second"), history=1) as second,
+        chat_server("--redis", redis.url_of("second"), history=1) as second,
         member(first, "ada") as ada,
         member(second, "bob") as bob,
         member(second, "dan") as dan,
@@ -290,11 +281,11 @@ async def test_what_redis_lost_and_one_server_had_is_delivered_by_the_others(
         redis.kill()
         await shared(ada, False)
         redis.start()
-        let_in(redis, "second")
+        redis.let_in("second")
         await shared(bob, True)
         await bob.say_and_wait("later")
         assert await bob.receive_texts(1) == ["later"]
-        let_in(redis, "first")
+        redis.let_in("first")
         await shared(ada, True)
         assert await bob.receive_texts(1) == ["seen by one"]
         # The late messages do not make the later ones come again.
@@ -332,11 +323,11 @@ async def test_what_a_server_has_appended_and_not_got_back_is_delivered_once(
 
     monkeypatch.setattr(RedisLog, "attach", note)
     monkeypatch.setattr(RedisLog, "_received", receive)
-    let_in(redis, "first")
-    let_in(redis, "second")
+    redis.let_in("first")
+    redis.let_in("second")
     async with (
-        chat_server("--redis", url(redis, "first")) as first,
-        chat_server("--redis", url(redis, "second")) as second,
+        chat_server("--redis", redis.url_of("first")) as first,
+        chat_server("--redis", redis.url_of("second")) as second,
         member(first, "ada") as ada,
         member(second, "bob") as bob,
     ):
@@ -353,7 +344,7 @@ async def test_what_a_server_has_appended_and_not_got_back_is_delivered_once(
         deaf.clear()
         redis.start()
         for user in back:
-            let_in(redis, user)
+            redis.let_in(user)
             await shared(members[user], True)
         await ada.say_and_wait("after")
         assert await bob.receive_texts(1) == await ada.receive_texts(1) == ["after"]
