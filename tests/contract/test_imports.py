@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import zc_anyio
+from tests.support.commands import ROOT
 
 PACKAGE = Path(zc_anyio.__file__).parent
 # From the bottom to the top: rooms, and modules outside of rooms.  Each imports only from those on
@@ -100,6 +101,21 @@ def test_a_room_says_what_it_is_for_and_exports_nothing(room: str) -> None:
     assert ast.get_docstring(tree)
     assert len(tree.body) == 1
     assert len(list((PACKAGE / room).glob("*.py"))) <= 9  # eight modules and this one
+
+
+@pytest.mark.parametrize(
+    "folder", ["zc_anyio", "_native", "examples", "benchmarks", "tests", "scripts"]
+)
+def test_a_module_has_400_lines_at_most(folder: str) -> None:
+    sources = [
+        path
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".pyi", ".c", ".h", ".js", ".css"} and path.is_file()
+    ]
+    long = {
+        str(path): lines for path in sources if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
 
 
 def test_public_names() -> None:
