@@ -54,6 +54,15 @@ def test_a_socket_without_zero_copy_is_sent_plainly(queues: list[Queue], kind: i
     assert q.stats("copied") == 1
 
 
+def test_what_the_kernel_encrypts_is_sent_plainly(q: Queue) -> None:
+    assert lib.zc_sock_encrypted(q.sock) == 0
+    q.send(100_000)
+    req = q.take()
+    assert req.zero_copy == 0
+    q.result(req, req.bytes, 0)
+    assert (q.stats("zero_copied"), q.stats("copied"), q.stats("kernel_tls")) == (0, 1, 1)
+
+
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOBUFS])
 @pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
 def test_without_memory_everything_is_copied_for_a_while(
