@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 # coredis does not close the memory streams of a connection that it could not make.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*MemoryObject:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored .*MemoryObject:pytest.PytestUnraisableExceptionWarning"
 )
 
 
