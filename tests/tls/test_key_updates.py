@@ -16,29 +16,41 @@ from anyio.abc import SocketAttribute
 import zc_anyio
 from tests.support.needs import need_command
 from tests.support.waiting import LIMIT
-from tests.tls.sessions import DATA, kernel_encrypts, wrap
+from tests.tls.sessions import CERTIFICATE, DATA, client_context, kernel_encrypts, wrap
 from zc_anyio._tls import key_requests
 
 pytestmark = pytest.mark.anyio
 
-# Letters of s_client's: new keys of its own, and of both ends.
+# Letters of s_client's and s_server's: new keys of its own, and of both ends.
 OWN, BOTH = b"k\n", b"K\n"
 
 
-class Client:
-    """OpenSSL's ``s_client``, which changes keys when it is told to."""
+@pytest.fixture(params=["server", "client"])
+def end(request: pytest.FixtureRequest) -> str:
+    """Which end of the connection is this library's."""
+    return request.param
 
-    def __init__(self, process: Any) -> None:
-        self.process, self.said = process, b""
+
+class Program:
+    """OpenSSL's ``s_client`` or ``s_server``, which changes keys when it is told to.
+
+    :param tells: what it says when it has done so, unless it keeps its output back.
+    """
+
+    def __init__(self, process: Any, tells: bytes | None) -> None:
+        self.process, self.tells, self.said = process, tells, b""
 
     async def say(self, line: bytes) -> None:
         await self.process.stdin.send(line)
 
     async def change(self, letter: bytes) -> None:
-        """Have it change keys, which it tells; it takes a letter only if that is alone."""
-        before = self.said.count(b"KEYUPDATE")
+        """Have it change keys; it takes a letter only if that is alone."""
+        before = self.said.count(self.tells or b"")
         await self.say(letter)
-        await self.hear(b"KEYUPDATE", before + 1)
+        if self.tells is None:
+            await anyio.sleep(0.2)
+        else:
+            await self.hear(self.tells, before + 1)
 
     async def hear(self, words: bytes, times: int = 1) -> None:
         with anyio.fail_after(LIMIT):
@@ -47,61 +59,88 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(place: str, *, standard: bool = False) -> AsyncIterator[tuple[Any, Client]]:
-    """A stream, and ``s_client`` at its other end; it may be closed within."""
+async def program(tells: bytes | None, *arguments: str) -> AsyncIterator[Program]:
     openssl = need_command("openssl", "openssl")
-    listener = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(SocketAttribute.local_port)
-    command = [openssl, "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3"]
-    async with listener, await anyio.open_process(command, stderr=subprocess.STDOUT) as process:
-        accepted: Any = await listener.listeners[0].accept()  # type: ignore[attr-defined]
-        stream = await wrap(accepted, place, standard_compatible=standard)
-        client = Client(process)
+    command = [openssl, *arguments, "-tls1_3"]
+    async with await anyio.open_process(command, stderr=subprocess.STDOUT) as process:
         try:
-            await client.hear(b"Verify return code")
-            yield stream, client
+            yield Program(process, tells)
         finally:
-            await anyio.aclose_forcefully(stream)
             process.kill()
 
 
-async def exchange(stream: Any, client: Client, word: bytes) -> None:
-    await client.say(word + b"\n")
+@asynccontextmanager
+async def connected(
+    place: str, end: str, *, standard: bool = False
+) -> AsyncIterator[tuple[Any, Program]]:
+    """A stream, and OpenSSL's program at its other end; it may be closed within."""
+    if end == "server":
+        listener = await zc_anyio.create_tcp_listener(local_host="127.0.0.1")
+        address = f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        async with listener, program(b"KEYUPDATE", "s_client", "-connect", address) as other:
+            accepted: Any = await listener.listeners[0].accept()  # type: ignore[attr-defined]
+            stream = await wrap(accepted, place, standard_compatible=standard)
+            try:
+                await other.hear(b"Verify return code")
+                yield stream, other
+            finally:
+                await anyio.aclose_forcefully(stream)
+        return
+    with CERTIFICATE.private_key_and_cert_chain_pem.tempfile() as file:
+        command = ["s_server", "-accept", "127.0.0.1:0", "-cert", file]
+        async with program(None, *command) as other:
+            await other.hear(b"ACCEPT 127.0.0.1:")
+            port = int(other.said.rpartition(b":")[2])
+            stream = await zc_anyio.connect_tcp(
+                "127.0.0.1",
+                port,
+                ssl_context=client_context(),
+                tls_standard_compatible=standard,
+            )
+            try:
+                await other.hear(b"CIPHER is")
+                yield stream, other
+            finally:
+                await anyio.aclose_forcefully(stream)
+
+
+async def exchange(stream: Any, other: Program, word: bytes) -> None:
+    await other.say(word + b"\n")
     assert await stream.receive() == word + b"\n"
     await stream.send(b"answer to " + word)
-    await client.hear(b"answer to " + word)
+    await other.hear(b"answer to " + word)
 
 
-async def test_a_peer_changes_its_own_keys(driver: Any, place: str) -> None:
-    async with zc_anyio.open_ring(driver=driver), connected(place) as (stream, client):
+async def test_a_peer_changes_its_own_keys(driver: Any, place: str, end: str) -> None:
+    async with zc_anyio.open_ring(driver=driver), connected(place, end) as (stream, other):
         for word in b"one", b"two", b"three":
-            await client.change(OWN)
-            await exchange(stream, client, word)
+            await other.change(OWN)
+            await exchange(stream, other, word)
 
 
-async def test_a_peer_asks_for_new_keys(driver: Any, place: str) -> None:
+async def test_a_peer_asks_for_new_keys(driver: Any, place: str, end: str) -> None:
     if kernel_encrypts(place):
         pytest.skip("see below")
-    async with zc_anyio.open_ring(driver=driver), connected(place) as (stream, client):
+    async with zc_anyio.open_ring(driver=driver), connected(place, end) as (stream, other):
         for letter, word in (BOTH, b"one"), (OWN, b"two"), (BOTH, b"three"), (BOTH, b"four"):
-            await client.change(letter)
-            await exchange(stream, client, word)
+            await other.change(letter)
+            await exchange(stream, other, word)
 
 
 @pytest.mark.parametrize("standard", [True, False], ids=["standard", "not-standard"])
 async def test_a_kernel_is_asked_for_new_keys(
-    driver: Any, place: str, standard: bool, tmp_path: Path
+    driver: Any, place: str, end: str, standard: bool, tmp_path: Path
 ) -> None:
     """Nothing more is sent, under no keys; what the peer sends still arrives, in all its keys."""
     if not kernel_encrypts(place):
         pytest.skip("OpenSSL changes them, see above")
     path = tmp_path / "file"
     path.write_bytes(DATA)
-    async with zc_anyio.open_ring(driver=driver), connected(place, standard=standard) as pair:
-        stream, client = pair
-        await exchange(stream, client, b"one")
-        await client.change(BOTH)
-        await client.say(b"two\n")
+    async with zc_anyio.open_ring(driver=driver), connected(place, end, standard=standard) as pair:
+        stream, other = pair
+        await exchange(stream, other, b"one")
+        await other.change(BOTH)
+        await other.say(b"two\n")
         assert await stream.receive() == b"two\n"
         for data in b"forbidden", bytearray(DATA):
             with pytest.raises(anyio.BrokenResourceError) as caught:
@@ -119,25 +158,25 @@ async def test_a_kernel_is_asked_for_new_keys(
         with pytest.raises(anyio.BrokenResourceError):
             await stream.unwrap()
         for letter, word in (OWN, b"three\n"), (BOTH, b"four\n"):
-            await client.change(letter)
-            await client.say(word)
+            await other.change(letter)
+            await other.say(word)
             assert await stream.receive() == word
-        assert b":error:" not in client.said
+        assert b":error:" not in other.said
         await stream.aclose()
         # The end comes without a close_notify: the peer is not to take it for the end of the data.
         with anyio.fail_after(LIMIT):
-            async for said in client.process.stdout:
-                client.said += said
-        assert b"unexpected eof" in client.said
-        assert b"forbidden" not in client.said
+            async for said in other.process.stdout:
+                other.said += said
+        assert b"unexpected eof" in other.said
+        assert b"forbidden" not in other.said
 
 
-async def test_streams_are_not_kept(driver: Any, place: str) -> None:
+async def test_streams_are_not_kept(driver: Any, place: str, end: str) -> None:
     gc.collect()
     before = len(key_requests._streams)
-    async with zc_anyio.open_ring(driver=driver), connected(place) as (stream, client):
-        await exchange(stream, client, b"one")
+    async with zc_anyio.open_ring(driver=driver), connected(place, end) as (stream, other):
+        await exchange(stream, other, b"one")
         assert len(key_requests._streams) == before + kernel_encrypts(place)
-        del stream, client
+        del stream, other
     gc.collect()
     assert len(key_requests._streams) <= before
