@@ -37,7 +37,7 @@ KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server for comparison, a load generator, a source of videos, and
 # the server through which several chat servers share rooms.
-TEST_PACKAGES := chromium ffmpeg nftables nginx redis-server wrk
+TEST_PACKAGES := chromium ffmpeg nftables nginx openssl redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
 # The length of the whole `make soak`; three backends share it.
