@@ -249,6 +249,9 @@ int64_t zc_queue_or_send(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *
 int64_t zc_queue_or_send_segments(zc_ring *ring, zc_ctx *ctx, zc_sock *sock,
                                   const char *const *data, const size_t *sizes, size_t count,
                                   size_t segment, uint32_t flags, const char *to, size_t to_size);
+int64_t zc_queue_or_send_many(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                              const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                              size_t to_size, size_t *taken);
 
 /* attach.c */
 int zc_address(const char *host, uint16_t port, uint32_t flow, uint32_t scope, char *out);

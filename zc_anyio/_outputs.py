@@ -25,7 +25,7 @@ from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
 from ._sending.buffers import Buffer, Data
 from ._sending.groups import send_group
-from ._sending.trains import Segments, Trains
+from ._sending.trains import Many, Segments, Trains
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
@@ -127,21 +127,37 @@ class Output(Trains):
 
         Raises what :meth:`offer` raises.
         """
-        parts: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
-        await self._send_segments(self, [self._fixed(part) for part in parts], segment_size, to)
+        await self._send_segments(self, data, segment_size, to)
 
     async def send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
         """Queue datagrams with the packed addresses that they go to; what can change is copied.
 
         Raises what :meth:`offer` raises.
         """
-        await self._send_many(self, ((self._fixed(data), to) for data, to in datagrams))
+        await self._send_many(self, datagrams)
+
+    def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
+        pinned = super()._pin_all(parts)
+        if pinned[2] & SEND_MUTABLE:
+            pinned = super()._pin_all([self._fixed(part) for part in parts])
+        return pinned
 
     def _fixed(self, data: Buffer) -> Buffer:
-        if type(data) is bytes:
-            return data
         _, _, flags, _ = self._pin(data)
         return memoryview(data).tobytes() if flags & SEND_MUTABLE else data
+
+    @uninterrupted
+    def _queue_many(self, socket: AttachedSocket, many: Many) -> bool:
+        sent, taken = many.datagrams.queue_or_send_many(
+            self._native.ring, self._context.handle, socket.handle, many.left, many.flags
+        )
+        if sent < 0:
+            return self._refused(sent, socket)
+        queued = many.left[:taken]
+        many.left = many.left[taken:]
+        if sent != SENT_COPIED:
+            self._queued(sent, many.references[queued.start : queued.stop])
+        return True
 
     @uninterrupted
     def _queue_segments(self, socket: AttachedSocket, segments: Segments) -> bool:

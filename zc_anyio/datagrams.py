@@ -8,6 +8,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, SupportsIndex
 
 import anyio
@@ -73,12 +75,14 @@ class _Datagrams:
     ) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
+            self._ring.put_off_yield()
             await self._output.send_segments(data, segment_size, address)
             await self._ring._loop_calls.checkpoint_after()
 
     async def _send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
+            self._ring.put_off_yield()
             await self._output.send_many(datagrams)
             await self._ring._loop_calls.checkpoint_after()
 
@@ -195,7 +199,7 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
 
         Raises what :meth:`send` raises.
         """
-        await self._send_many((data, NO_ADDRESS) for data in datagrams)
+        await self._send_many(zip(datagrams, repeat(NO_ADDRESS)))
 
     async def receive_segments(self) -> tuple[bytes, int]:
         """Return what came in one piece: ``(data, segment_size)``, datagrams one behind another.
@@ -269,8 +273,11 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
         Raises what :meth:`send` raises.
         """
         items = list(datagrams)
-        found = {address: await self._look_up(address) for address in {item[1] for item in items}}
-        await self._send_many((data, found[address]) for data, address in items)
+        addresses = list(map(itemgetter(1), items))
+        found = {address: await self._look_up(address) for address in set(addresses)}
+        # Nothing here is a step for each datagram in Python.
+        parts, to = map(itemgetter(0), items), map(found.get, addresses)
+        await self._send_many(zip(parts, to, strict=True))
 
     async def receive_segments(self) -> tuple[bytes, int, Address]:
         """Return what came in one piece: ``(data, segment_size, (host, port))``.

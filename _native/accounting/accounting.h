@@ -371,6 +371,7 @@ void zc_count_direct(struct zc_core *core, struct zc_ctx *ctx, struct zc_sock *s
 
 /* trains.c */
 size_t zc_train_bytes(struct zc_sock *sock, size_t segment);
+size_t zc_next_train(struct zc_sock *sock, const size_t *sizes, size_t count, size_t *bytes);
 bool zc_is_train_refused(int error);
 void zc_refuse_trains(struct zc_sock *sock, size_t segment);
 void zc_mark_train(struct msghdr *msg, void *control, size_t size, uint32_t segment);

@@ -261,6 +261,18 @@ int64_t zc_queue_segments(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char 
     return sent;
 }
 
+/* How many of these datagrams make up the next train, and of how many bytes it is. */
+size_t zc_next_train(struct zc_sock *sock, const size_t *sizes, size_t count, size_t *bytes)
+{
+    size_t size = sizes[0], total = size, used = 1;
+    size_t most = size ? zc_train_bytes(sock, size) : 0;
+    while (used < count && total + size <= most && total == used * size && sizes[used] &&
+           sizes[used] <= size)
+        total += sizes[used++];
+    *bytes = total;
+    return used;
+}
+
 /*
  * Queues buffers as a datagram each, neighbours of one size in trains; as many as the window takes,
  * which is `taken`.  What is refused says so if it is the first.
@@ -276,11 +288,8 @@ int64_t zc_queue_many(zc_core *core, zc_ctx *ctx, zc_sock *sock, const char *con
         return -EINVAL;
     int64_t sent = 0, one = 0;
     for (*taken = 0; *taken < count;) {
-        size_t at = *taken, size = sizes[at], total = size, used = 1;
-        size_t most = size ? zc_train_bytes(sock, size) : 0;
-        while (at + used < count && total + size <= most && total == used * size &&
-               sizes[at + used] && sizes[at + used] <= size)
-            total += sizes[at + used++];
+        size_t at = *taken, size = sizes[at], total;
+        size_t used = zc_next_train(sock, sizes + at, count - at, &total);
         if (size > UINT16_MAX)
             one = -EMSGSIZE;
         else if (zc_window_full(ctx, total))

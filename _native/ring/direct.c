@@ -130,7 +130,7 @@ static int64_t send_train(struct zc_core *core, struct zc_ctx *ctx, struct zc_so
             return 0;
     }
     if (!total || !is_direct(core, ctx, sock, total, segment, 0) ||
-        total > zc_train_bytes(sock, segment))
+        (total > segment && total > zc_train_bytes(sock, segment)))
         return 0;
     if (zc_window_full(ctx, total))
         return -EAGAIN;
@@ -171,4 +171,33 @@ int64_t zc_queue_or_send_segments(zc_ring *ring, zc_ctx *ctx, zc_sock *sock,
             return -EMSGSIZE;
     return zc_queue_segments(ring->core, ctx, sock, data, sizes, count, 0, total, segment, flags,
                              to, to_size);
+}
+
+/*
+ * Like zc_queue_many, but tries to hand each train over at once, as zc_queue_or_send does.  If the
+ * kernel takes all of them, it returns ZC_SENT_COPIED; of what is left, the rest is queued.
+ */
+int64_t zc_queue_or_send_many(zc_ring *ring, zc_ctx *ctx, zc_sock *sock, const char *const *data,
+                              const size_t *sizes, size_t count, uint32_t flags, const char *to,
+                              size_t to_size, size_t *taken)
+{
+    if (!ring || !ctx || !sock || !data || !sizes || !count || !taken ||
+        sock->kind != ZC_DATAGRAM)
+        return -EINVAL;
+    if (!zc_may_send(ring->core))
+        return -EPERM;
+    int64_t sent = ZC_SENT_COPIED;
+    size_t at = 0, queued = 0;
+    while (!flags && at < count && sent == ZC_SENT_COPIED) {
+        size_t bytes, used = zc_next_train(sock, sizes + at, count - at, &bytes);
+        sent = send_train(ring->core, ctx, sock, data + at, sizes + at, used, sizes[at], to, to_size);
+        if (sent == ZC_SENT_COPIED)
+            at += used;
+    }
+    if (at < count && sent >= 0)
+        sent = zc_queue_many(ring->core, ctx, sock, data + at, sizes + at, count - at, flags, to,
+                             to_size, &queued);
+    *taken = at + queued;
+    /* What is refused says so when it comes first. */
+    return sent < 0 && at ? ZC_SENT_COPIED : sent;
 }

@@ -75,6 +75,33 @@ async def test_our_sockets_send_and_receive_in_trains(driver: str, family: int) 
             assert ring.statistics().failed == 0
 
 
+@pytest.mark.parametrize("zero_copy", ["auto", "always"])
+@pytest.mark.usefixtures("loopback_keeps_trains")
+async def test_many_that_would_be_copied_leave_without_a_request(
+    driver: str, zero_copy: zc_anyio.ZeroCopy
+) -> None:
+    """What is large enough to be queued keeps its place among them."""
+    data = os.urandom(60_000)
+    small = cut(data[:12_000], 1000)
+    many = [*small, b"", data, *small, data[:999]]
+    async with (
+        zc_anyio.open_ring(driver=driver, zero_copy=zero_copy) as ring,
+        await zc_anyio.create_udp_socket(local_host="127.0.0.1") as free,
+    ):
+        port = free.extra(anyio.abc.SocketAttribute.local_port)
+        with anyio.move_on_after(0.01):
+            await free.receive_segments()
+        async with await zc_anyio.create_connected_udp_socket("127.0.0.1", port) as connected:
+            await connected.send_many(small)
+            assert (await free.receive_segments())[:2] == (data[:12_000], 1000)
+            if zero_copy == "auto" or driver == "copy":
+                assert ring.statistics().requests == 0
+            await connected.send_many(many)
+            assert [(await free.receive())[0] for _ in many] == many
+        assert ring.statistics().sends == len(small) + len(many)
+        assert ring.statistics().failed == 0
+
+
 async def test_a_socket_that_is_closed_sends_and_receives_no_trains(driver: str) -> None:
     async with zc_anyio.open_ring(driver=driver):
         free = await zc_anyio.create_udp_socket(local_host="127.0.0.1")

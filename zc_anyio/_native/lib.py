@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol, cast
 
 from .._base.errors import os_error
@@ -201,6 +202,7 @@ def part_of(pinned: Any, offset: int) -> Any:
     return ffi.gc(pinned + offset, lambda _, _keep=pinned: None)
 
 
+@lru_cache(maxsize=1024)
 def address_of(host: str, port: int, flow: int = 0, scope: int = 0) -> bytes:
     """Return the ``struct sockaddr`` of a numeric address; raise ``ValueError`` for any other."""
     out = ffi.new("char[28]")
@@ -268,6 +270,16 @@ class Datagrams:
         parts = self._pointers + part.start, self._sizes + part.start, len(part)
         result: int = lib.zc_queue_many(
             core, context, socket, *parts, flags, *self._to, self._taken
+        )
+        return result, self._taken[0] if result >= 0 else 0
+
+    def queue_or_send_many(
+        self, ring: Any, context: Any, socket: Any, part: range, flags: int
+    ) -> tuple[int, int]:
+        """Do what :meth:`queue_many` does; what need not wait goes to the kernel."""
+        parts = self._pointers + part.start, self._sizes + part.start, len(part)
+        result: int = lib.zc_queue_or_send_many(
+            ring, context, socket, *parts, flags, *self._to, self._taken
         )
         return result, self._taken[0] if result >= 0 else 0
 

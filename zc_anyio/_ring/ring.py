@@ -176,6 +176,10 @@ class Ring:
         """Notice cancellation, and yield."""
         self._reaper.expect_more()
         await self._loop_calls.checkpoint()
+        self.put_off_yield()
+
+    def put_off_yield(self) -> None:
+        """Note that the calling task has just yielded, or is about to."""
         self._yield_at = monotonic() + YIELD_SECONDS
 
     def new_context(

@@ -94,7 +94,7 @@ class Trains(Queueing):
         """Queue datagrams with the packed addresses that they go to."""
         for batch in _in_batches(datagrams):
             runs = [
-                Many(self._pin_all([data for data, _ in run]), address)
+                Many(self._pin_all(list(map(operator.itemgetter(0), run))), address)
                 for address, run in groupby(batch, key=operator.itemgetter(1))
             ]
             await self._send_pinned(stream, runs)
@@ -121,14 +121,18 @@ class Trains(Queueing):
             raise TypeError("only a UDP socket sends datagrams")
         if isinstance(pinned, Segments):
             return self._queue_segments(socket, pinned)
-        sent, taken = pinned.datagrams.queue_many(
-            self._core, self._context.handle, socket.handle, pinned.left, pinned.flags
+        return self._queue_many(socket, pinned)
+
+    @uninterrupted
+    def _queue_many(self, socket: AttachedSocket, many: Many) -> bool:
+        sent, taken = many.datagrams.queue_many(
+            self._core, self._context.handle, socket.handle, many.left, many.flags
         )
         if sent < 0:
             return self._refused(sent, socket)
-        queued = pinned.left[:taken]
-        pinned.left = pinned.left[taken:]
-        self._queued(sent, pinned.references[queued.start : queued.stop])
+        queued = many.left[:taken]
+        many.left = many.left[taken:]
+        self._queued(sent, many.references[queued.start : queued.stop])
         return True
 
     @uninterrupted
