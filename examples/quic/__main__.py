@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 import trustme
@@ -42,9 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--authority",
         type=Path,
-        default=Path("authority.pem"),
         metavar="PEM",
-        help="where to write what clients need to trust a certificate that is made (%(default)s)",
+        help="where to write what clients need to trust a certificate that is made "
+        "(in a temporary folder, for as long as this runs)",
     )
     parser.set_defaults(access_log=False)
     options = parser.parse_args()
@@ -53,8 +54,8 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def configure(options: argparse.Namespace) -> QuicConfiguration:
-    """Load the certificate, or make one for this machine."""
+def configure(options: argparse.Namespace, temporary: Path) -> QuicConfiguration:
+    """Load the certificate, or make one for this machine, and say where its authority is."""
     configuration = QuicConfiguration(
         alpn_protocols=H3_ALPN, is_client=False, max_data=WINDOW, max_stream_data=WINDOW
     )
@@ -65,14 +66,22 @@ def configure(options: argparse.Namespace) -> QuicConfiguration:
     made = authority.issue_cert("localhost", "127.0.0.1", "::1")
     with made.private_key_pem.tempfile() as key, made.cert_chain_pems[0].tempfile() as chain:
         configuration.load_cert_chain(chain, key)
-    authority.cert_pem.write_to_path(str(options.authority))
+    where = options.authority or temporary / "authority.pem"
+    authority.cert_pem.write_to_path(str(where))
+    print(f"clients that load {where.resolve()} trust the certificate", flush=True)
     return configuration
 
 
 async def main(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
+    with TemporaryDirectory() as temporary:
+        await serve(options, configure(options, Path(temporary)))
+
+
+async def serve(options: argparse.Namespace, configuration: QuicConfiguration) -> None:
+    """Serve with a certificate until a signal comes."""
     server = Server(
-        configure(options), Files(Folder(options.folder)), Limits(connections=options.connections)
+        configuration, Files(Folder(options.folder)), Limits(connections=options.connections)
     )
     async with (
         zc_anyio.open_ring(driver=options.driver, drain_timeout=1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import anyio
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
@@ -53,7 +54,7 @@ class Client(Endpoint):
         self._authority = f"[{address[0]}]" if ":" in address[0] else address[0]
         self._responses: dict[int, Response] = {}
         self.links.add(self._link)
-        self._link.quic.connect(address, now=anyio.current_time())
+        self._link.quic.connect(address, now=monotonic())
         self.changed(self._link)
 
     async def get(
@@ -78,8 +79,8 @@ class Client(Endpoint):
                 stream_id, [(k.encode(), v.encode()) for k, v in fields.items()], end_stream=True
             )
             self.changed(self._link)
-            while not response.ended:
-                await self._link.wait_progress()
+            self.transmit_soon()
+            await self._link.wait_until(lambda: response.ended)
             if response.reset:
                 raise ConnectionError("the server has given up the answer")
             return response
@@ -89,26 +90,26 @@ class Client(Endpoint):
     async def run(self) -> None:
         """Receive and send until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.run_sending)
+            tasks.start_soon(self.run_timers)
             while True:
                 data, size = await self._socket.receive_segments()
-                now = anyio.current_time()
+                now = monotonic()
                 for datagram in self.count_received(data, size):
                     self._link.quic.receive_datagram(datagram, self._address, now=now)
                 self.changed(self._link)
+                await self.transmit()
 
     async def wait_connected(self) -> None:
         """Wait for the end of the handshake.
 
         :raises ConnectionError: it has failed.
         """
-        while not self._link.agreed:
-            await self._link.wait_progress()
+        await self._link.wait_until(lambda: self._link.agreed)
 
     async def aclose(self) -> None:
         """Tell the server that the connection ends."""
         self._link.quic.close(error_code=NO_ERROR)
-        await self._send(self._link.quic.datagrams_to_send(now=anyio.current_time()))
+        await self._send(self._link.quic.datagrams_to_send(now=monotonic()))
 
     async def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
         await self._socket.send_many([data for data, _ in datagrams])

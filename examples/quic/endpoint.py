@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import anyio
 from aioquic.h3.connection import H3Connection
 from aioquic.h3.events import H3Event
 from aioquic.quic.connection import NetworkAddress, QuicConnection
 from aioquic.quic.events import ConnectionTerminated, ProtocolNegotiated, QuicEvent
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 __all__ = ["INTERNAL_ERROR", "Endpoint", "Figures", "Link"]
 
 # Bytes of a stream that may wait to be sent or acknowledged.
 STREAM_BUFFER = 1 << 20
 ANSWERS_MOST = 1000
+# Timers are looked at this many seconds after something was sent, at the earliest: aioquic's pacing
+# asks for single packets, and those of a while leave in one train.
+GRANULARITY = 1e-3
 # H3_INTERNAL_ERROR, RFC 9114, section 8.1.
 INTERNAL_ERROR = 0x102
 logger = logging.getLogger(__name__)
@@ -44,15 +48,13 @@ class Link:
     """A QUIC connection, and HTTP/3 on it as soon as that is agreed.
 
     :ivar closed: why the connection has ended.
-    :ivar deadline: when its timer is due.
     """
 
     def __init__(self, quic: QuicConnection) -> None:
         self.quic = quic
         self._h3: H3Connection | None = None
         self.closed: ConnectionTerminated | None = None
-        self.deadline = math.inf
-        self._progress: anyio.Event | None = None
+        self._waiting: dict[anyio.Event, Callable[[], bool]] = {}
 
     @property
     def h3(self) -> H3Connection:
@@ -72,19 +74,26 @@ class Link:
         return [] if self._h3 is None else self._h3.handle_event(event)
 
     def progressed(self) -> None:
-        """Let those who wait look again."""
-        if self._progress is not None:
-            self._progress.set()
-            self._progress = None
+        """Wake those for whom what they wait for has come."""
+        for waiter, reached in list(self._waiting.items()):
+            if self.closed is not None or reached():
+                waiter.set()
 
-    async def wait_progress(self) -> None:
-        """Wait until something was received or sent.
+    async def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait until something holds, which is looked at when something was received.
 
         :raises ConnectionError: the connection has ended.
         """
-        if self._progress is None:
-            self._progress = anyio.Event()
-        await self._progress.wait()
+        self.check()
+        if reached():
+            await checkpoint()
+            return
+        waiter = anyio.Event()
+        self._waiting[waiter] = reached
+        try:
+            await waiter.wait()
+        finally:
+            del self._waiting[waiter]
         self.check()
 
     def check(self) -> None:
@@ -97,12 +106,10 @@ class Link:
 
         :raises ConnectionError: the connection has ended.
         """
-        while self._buffered(stream_id) >= STREAM_BUFFER:
-            await self.wait_progress()
-        await checkpoint_if_cancelled()
+        await self.wait_until(lambda: self._buffered(stream_id) < STREAM_BUFFER)
 
     def _buffered(self, stream_id: int) -> int:
-        # aioquic has no public way to ask.
+        # aioquic (1.7) has no public way to ask, and no event for what was acknowledged.
         stream = self.quic._streams.get(stream_id)
         return 0 if stream is None else len(stream.sender._buffer)
 
@@ -118,7 +125,9 @@ class Endpoint(ABC):
         self.figures = Figures()
         self._due: set[Link] = set()
         self._answers: list[tuple[bytes, NetworkAddress]] = []
+        self._sends = False
         self._wake = anyio.Event()
+        self._sleep = anyio.CancelScope()
 
     @abstractmethod
     async def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None: ...
@@ -138,7 +147,7 @@ class Endpoint(ABC):
         return datagrams
 
     def changed(self, link: Link) -> None:
-        """Handle a link's events, and send soon what it has to send."""
+        """Handle a link's events; :meth:`transmit` sends what it has to send."""
         if link.closed is not None:
             return
         while (event := link.quic.next_event()) is not None:
@@ -149,7 +158,6 @@ class Endpoint(ABC):
                 self._on_h3_event(link, h3_event)
         link.progressed()
         self._due.add(link)
-        self._wake.set()
 
     @contextmanager
     def guarded(self, link: Link) -> Iterator[None]:
@@ -168,32 +176,59 @@ class Endpoint(ABC):
         self.links.discard(link)
 
     def answer(self, datagram: bytes, address: NetworkAddress) -> None:
-        """Send soon a datagram that belongs to no link; if many wait already, it is dropped."""
+        """Have a datagram sent that belongs to no link; if many wait already, it is dropped."""
         if len(self._answers) < ANSWERS_MOST:
             self._answers.append((datagram, address))
-            self._wake.set()
 
-    async def run_sending(self) -> None:
-        """Send what links have to send, and run their timers, until cancelled."""
+    async def transmit(self) -> None:
+        """Send what links have to send.
+
+        Who has received calls this itself: what an acknowledgement lets go then leaves without
+        another task.  What a call finds that another one is sending for is left to that one.
+        """
+        if self._sends:
+            return
+        self._sends = True
+        try:
+            while self._due or self._answers:
+                now = monotonic()
+                due, self._due = self._due, set()
+                datagrams, self._answers = self._answers, []
+                for link in due:
+                    with self.guarded(link):
+                        datagrams += link.quic.datagrams_to_send(now=now)
+                if datagrams:
+                    self.figures.calls += 1
+                    self.figures.sent += len(datagrams)
+                    await self._send(datagrams)
+        finally:
+            self._sends = False
+        self._sleep.deadline = self._next_look()
+
+    def transmit_soon(self) -> None:
+        """Have another task send what links have to send."""
+        self._wake.set()
+
+    async def run_timers(self) -> None:
+        """Run the timers of links, and send what they lead to, until cancelled."""
         while True:
-            now = anyio.current_time()
-            for link in [link for link in self.links if link.deadline <= now]:
-                with self.guarded(link):
-                    link.quic.handle_timer(now=now)
-                    self.changed(link)
-            self._wake = anyio.Event()
-            due, self._due = self._due, set()
-            datagrams, self._answers = self._answers, []
-            for link in due:
-                with self.guarded(link):
-                    datagrams += link.quic.datagrams_to_send(now=now)
-                    timer = link.quic.get_timer()
-                    link.deadline = math.inf if timer is None else timer
-            if datagrams:
-                self.figures.calls += 1
-                self.figures.sent += len(datagrams)
-                await self._send(datagrams)
-                continue
-            deadline = min((link.deadline for link in self.links), default=math.inf)
-            with anyio.move_on_after(max(0, deadline - anyio.current_time())):
+            now = monotonic()
+            for link in list(self.links):
+                if _deadline(link) <= now:
+                    with self.guarded(link):
+                        link.quic.handle_timer(now=now)
+                        self.changed(link)
+            await self.transmit()
+            with anyio.CancelScope(deadline=self._next_look()) as self._sleep:
                 await self._wake.wait()
+            self._wake = anyio.Event()
+
+    def _next_look(self) -> float:
+        """Return when, by the clock of the event loop, the next timer has run out for sure."""
+        deadline = min(map(_deadline, self.links), default=math.inf)
+        return anyio.current_time() + max(deadline - monotonic(), GRANULARITY)
+
+
+def _deadline(link: Link) -> float:
+    timer = link.quic.get_timer()
+    return math.inf if timer is None else timer

@@ -14,18 +14,7 @@ from .endpoint import INTERNAL_ERROR, Endpoint, Link
 
 __all__ = ["Files"]
 
-CHUNK = 256 << 10
-
-
-async def _read(fd: int, at: int, size: int) -> bytes:
-    """Read a part of a file; a worker thread waits for the disk."""
-    data = bytearray(size)
-    try:
-        count = os.preadv(fd, [data], at, os.RWF_NOWAIT)
-    except OSError:
-        # It is not in memory, or the file system cannot tell.
-        return await anyio.to_thread.run_sync(os.pread, fd, size, at)
-    return bytes(memoryview(data)[:count])
+CHUNK = 1 << 20
 
 
 class Files:
@@ -51,26 +40,30 @@ class Files:
         except HTTPException as exc:
             self.refuse(link, request.stream_id, exc.status_code)
             endpoint.changed(link)
+            endpoint.transmit_soon()
             return
         try:
             if method == b"HEAD":
                 # Without the size: aioquic's clients hold it against the empty body.
                 self._start(link, request.stream_id, 200, content_type(path), None)
                 endpoint.changed(link)
+                endpoint.transmit_soon()
                 return
-            at, size = 0, status.st_size
+            size = status.st_size
             self._start(link, request.stream_id, 200, content_type(path), size)
-            while at < size:
+            while size:
                 await link.wait_room(request.stream_id)
-                data = await _read(fd, at, min(size - at, CHUNK))
+                data = await anyio.to_thread.run_sync(os.read, fd, min(size, CHUNK))
                 if not data:
                     # The file has become shorter: the client has to see that this is not all.
                     link.quic.reset_stream(request.stream_id, INTERNAL_ERROR)
                     break
-                at += len(data)
-                link.h3.send_data(request.stream_id, data, end_stream=at == size)
+                size -= len(data)
+                link.h3.send_data(request.stream_id, data, end_stream=not size)
                 endpoint.changed(link)
+                endpoint.transmit_soon()
             endpoint.changed(link)
+            endpoint.transmit_soon()
         finally:
             os.close(fd)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 
 import anyio
 from aioquic.buffer import Buffer
@@ -87,28 +88,28 @@ class Server(Endpoint):
         self._socket = sock
         try:
             async with anyio.create_task_group() as self._tasks:
-                self._tasks.start_soon(self.run_sending)
+                self._tasks.start_soon(self.run_timers)
                 while True:
                     try:
                         data, size, address = await sock.receive_segments()
                     except anyio.BrokenResourceError:
                         continue
-                    await self._received(self.count_received(data, size), address)
+                    self._received(self.count_received(data, size), address)
+                    await self.transmit()
         finally:
             with anyio.move_on_after(1, shield=True):
                 await self._close_all()
 
-    async def _received(self, datagrams: list[bytes], address: NetworkAddress) -> None:
-        now = anyio.current_time()
-        touched: dict[Served, None] = {}
+    def _received(self, datagrams: list[bytes], address: NetworkAddress) -> None:
+        now = monotonic()
+        arrived: dict[Served, list[bytes]] = {}
         for datagram in datagrams:
-            link = self._link_of(datagram, address, now)
-            if link is not None:
-                touched[link] = None
-                with self.guarded(link):
-                    link.quic.receive_datagram(datagram, address, now=now)
-        for link in touched:
+            if (link := self._link_of(datagram, address, now)) is not None:
+                arrived.setdefault(link, []).append(datagram)
+        for link, parts in arrived.items():
             with self.guarded(link):
+                for part in parts:
+                    link.quic.receive_datagram(part, address, now=now)
                 self.changed(link)
 
     def _link_of(self, datagram: bytes, address: NetworkAddress, now: float) -> Served | None:
@@ -184,7 +185,7 @@ class Server(Endpoint):
     async def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
         # An address may be unreachable; QUIC sends again what was lost of others.
         with suppress(anyio.BrokenResourceError):
-            await self._socket.send_many([(data, (to[0], to[1])) for data, to in datagrams])
+            await self._socket.send_many(datagrams)
 
     def _on_quic_event(self, link: Link, event: QuicEvent) -> None:
         assert isinstance(link, Served)
@@ -233,7 +234,7 @@ class Server(Endpoint):
             link.received.pop(event.stream_id, None)
 
     async def _close_all(self) -> None:
-        now = anyio.current_time()
+        now = monotonic()
         farewell = []
         for link in self.links:
             link.quic.close(error_code=NO_ERROR)

@@ -95,8 +95,8 @@ async def test_a_file_leaves_and_arrives_in_trains(
     assert server.figures.sent >= SIZE / 1200
     assert server.figures.sent >= 2 * server.figures.calls
     if trains:
-        # Fewer requests than datagrams, and the kernel kept together what went together.
-        assert 0 < statistics.requests < (server.figures.sent + client.figures.sent) / 2
+        # Small trains wait for no request, and the kernel kept together what went together.
+        assert statistics.requests < (server.figures.sent + client.figures.sent) / 20
         assert client.figures.received >= 2 * client.figures.pieces
 
 
