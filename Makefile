@@ -36,12 +36,14 @@ KERNEL_TLS_CHOICE ?= socket and asyncio and not msg_zerocopy and not copy
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=
 # Peers of the tests: a browser, a web server for comparison, a load generator, a source of videos, and
-# the server through which several chat servers share rooms.
-TEST_PACKAGES := chromium ffmpeg nftables nginx openssl redis-server wrk
+# the server through which several chat servers share rooms; and what sets a device up.
+TEST_PACKAGES := chromium ethtool ffmpeg nftables nginx openssl redis-server wrk
 # Tests wait for peers more than they compute.
 JOBS ?= $(shell expr $$(nproc) + 1)
 # The length of the whole `make soak`; three backends share it.
 MINUTES ?= 10
+# How many datagrams `make soak-trains` sends.
+DATAGRAMS ?= 10000000
 # The length of `make fuzz`.
 SECONDS ?= 600
 # The cross compiler, the other libc and the emulator of `make dist`.
@@ -76,7 +78,7 @@ ASAN_PYTEST = -m pytest -n $(JOBS) --capture=sys -p no:faulthandler
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo stream chat test test-anyio test-autobahn bench bench-web bench-quick \
-	bench-page docs lint types asan soak fuzz fuzz-replay fuzz-keep mutants wheel dist test-versions test-kernels clean
+	bench-page docs lint types asan soak soak-trains fuzz fuzz-replay fuzz-keep mutants wheel dist test-versions test-kernels clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -144,6 +146,9 @@ asan: build/asan/.built ## Run ASAN_TESTS with AddressSanitizer and UndefinedBeh
 
 soak: $(VENV)/.installed ## Do random work for MINUTES, and check that nothing grows (ARGS="--seed ...")
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+soak-trains: $(VENV)/.peers ## Send DATAGRAMS of random sizes in trains, and look at each (as root)
+	@$(BIN)/python -m tests.soak.trains --datagrams $(DATAGRAMS) $(ARGS)
 
 # New inputs go into build/fuzz/corpus; `make fuzz-keep` keeps what they reach.
 fuzz: build/fuzz/.corpus ## Fuzz the native accounting for SECONDS

@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 SENDER, RECEIVER, SINK = "10.77.0.1", "10.77.0.2", "10.77.1.1"
-SENDER_IPV6, RECEIVER_IPV6 = "fd77::1", "fd77::2"
+SENDER_6, RECEIVER_6 = "fd77::1", "fd77::2"
+# Known from the start: what waits for neighbour discovery is dropped from a number on.
+RECEIVER_MAC = "02:00:00:00:77:02"
 
 
 class Namespace:
@@ -82,10 +84,11 @@ class Rig:
             "-",
             lines=f"""
             link set lo up
-            link add out type veth peer name in netns {self.receiver.path}
+            link add out type veth peer name in address {RECEIVER_MAC} netns {self.receiver.path}
             address add {SENDER}/24 dev out
-            address add {SENDER_IPV6}/64 dev out nodad
+            address add {SENDER_6}/64 dev out nodad
             link set out up
+            neighbour add {RECEIVER_6} dev out lladdr {RECEIVER_MAC}
             link add sink type ifb
             address add 10.77.1.2/24 dev sink
             link set sink mtu 65535 up
@@ -98,7 +101,7 @@ class Rig:
             lines=f"""
             link set lo up
             address add {RECEIVER}/24 dev in
-            address add {RECEIVER_IPV6}/64 dev in nodad
+            address add {RECEIVER_6}/64 dev in nodad
             link set in up
             """,
         )
@@ -142,7 +145,7 @@ class Rig:
             self.sender.socket(family, socket.SOCK_DGRAM) as sender,
         ):
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
-            receiver.bind((RECEIVER if family == socket.AF_INET else RECEIVER_IPV6, 0))
+            receiver.bind((RECEIVER if family == socket.AF_INET else RECEIVER_6, 0))
             receiver.settimeout(LIMIT)
             sender.setblocking(False)
             sender.connect(receiver.getsockname())
