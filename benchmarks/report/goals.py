@@ -14,6 +14,7 @@ from benchmarks.report.tables import spread_text
 __all__ = ["defaults_table", "goals_table"]
 
 ANYIO, UVLOOP = "anyio stream on trio", "StreamWriter on uvloop"
+ANYIO_UDP = "anyio UDP socket on trio"
 LIBURING, LIBURING_HUGE = "liburing send-zerocopy", "liburing send-zerocopy, huge pages"
 SEND = "socket.send loop"
 # Noise: "not slower" means not slower by more than this share.
@@ -49,6 +50,7 @@ def _at_least(
 
 STREAM = "zc_anyio stream on {}"
 OURS, POOL, HUGE = "zc_anyio on {}", "zc_anyio on {}, pool", "zc_anyio on {}, huge pages"
+SEGMENTS, MANY = "zc_anyio on {}, send_segments", "zc_anyio on {}, send_many"
 GOALS = [
     *_at_least("64 B", "stream", "64 B", OURS, a=(ANYIO, 20), u=(UVLOOP, 4)),
     *_at_least("1 KiB", "stream", "1 KiB", OURS, a=(ANYIO, 15), u=(UVLOOP, 4)),
@@ -93,6 +95,17 @@ GOALS = [
         *("UDP, 60,000 B, registered", "datagrams", "60,000 B", POOL),
         z=("MSG_ZEROCOPY in C", 1.8),
         c=(LIBURING, 0.95),
+    ),
+    *_at_least(
+        *("UDP, 1,400 B in trains", "datagrams", "1,400 B", SEGMENTS),
+        a=(ANYIO_UDP, 50),
+        c=(LIBURING, 12),
+    ),
+    *_at_least(
+        *("UDP, 4 KiB in trains", "datagrams", "4 KiB", SEGMENTS), z=("MSG_ZEROCOPY in C", 2.27)
+    ),
+    *_at_least(
+        *("UDP, 60,000 B, many", "datagrams", "60,000 B", MANY), z=("MSG_ZEROCOPY in C", 1.0)
     ),
     *[
         Goal(f"1 MiB to 200 stalled peers{how}", "stalled", "1 MiB to 200", ours, SEND, None, *rest)

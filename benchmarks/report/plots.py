@@ -27,13 +27,18 @@ STYLES: dict[str, dict[str, Any]] = {
     "zc_anyio on uvloop": {"color": "#5aa9e6", "marker": "o", "linewidth": 2.2},
     "zc_anyio on trio, pool": {"color": "#005f9e", "marker": "^", "linestyle": "--"},
     "zc_anyio on trio, huge pages": {"color": "#005f9e", "marker": "s", "linestyle": ":"},
+    "zc_anyio on trio, send_many": {"color": "#005f9e", "marker": "s", "linestyle": "--"},
+    "zc_anyio on trio, send_segments": {"color": "#005f9e", "marker": "D", "linestyle": ":"},
     "anyio stream on trio": {"color": "#b8480b", "marker": "v"},
+    "anyio UDP socket on trio": {"color": "#b8480b", "marker": "v"},
     "StreamWriter on uvloop": {"color": "#8a5a00", "marker": "D"},
     "socket.send loop": {"color": "#6b6b6b", "marker": "x"},
     "os.sendfile loop": {"color": "#6b6b6b", "marker": "x"},
     "loop.sock_sendfile on asyncio": {"color": "#8a5a00", "marker": "D"},
     "read and send on asyncio": {"color": "#b8480b", "marker": "v"},
+    "sendmsg with UDP_SEGMENT in Python": {"color": "#6b6b6b", "marker": "d", "linestyle": ":"},
     "MSG_ZEROCOPY in C": {"color": "#7b3fa0", "marker": "P"},
+    "sendmmsg in C": {"color": "#7b3fa0", "marker": "x", "linestyle": "--"},
     "liburing send-zerocopy": {"color": "#1b7f3b", "marker": "*"},
     "liburing send-zerocopy, huge pages": {"color": "#1b7f3b", "marker": "s", "linestyle": ":"},
 }
@@ -47,6 +52,7 @@ def draw(results: Results, folder: Path) -> None:
         for name, make in (
             ("summary", _summary),
             ("throughput-by-size", _throughput),
+            ("datagrams-by-size", _datagrams),
             ("delivery-by-connections", _deliveries),
             ("memory-by-stalled-peers", _memory),
             ("files-by-size", _files),
@@ -95,6 +101,22 @@ def _throughput(results: Results) -> Any:
     axes.set_xlabel("bytes of one send")
     axes.set_ylabel("GB/s, one core")
     axes.set_title("One TCP stream")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _datagrams(results: Results) -> Any:
+    cases = list(results.scenarios.get("datagrams", {}).values())
+    if not cases:
+        return None
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    _lines(axes, cases, lambda case: case.size, figures.throughput, 1e-9)
+    sizes = [case.size for case in cases]
+    # The two smallest are too near to each other for two labels.
+    axes.set_xticks(sizes[1:], [size_name(size) for size in sizes[1:]])
+    axes.set_xlabel("bytes of one datagram")
+    axes.set_ylabel("GB/s, one core")
+    axes.set_title("UDP")
     axes.legend(fontsize=8)
     return figure
 
