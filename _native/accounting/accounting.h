@@ -1,7 +1,6 @@
 /*
  * The accounting: which sends there are, which requests carry them, when their buffers are free.
- * Nothing in this folder makes a system call, so that tests and fuzzing can feed it completions of
- * their own making.  Its files share these structures.
+ * Nothing here makes a system call, so that tests and fuzzing can feed it their own completions.
  */
 #ifndef ZC_ACCOUNTING_H
 #define ZC_ACCOUNTING_H
