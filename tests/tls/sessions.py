@@ -188,6 +188,8 @@ class Peer(threading.Thread):
 
 @contextmanager
 def counted_by_kernel(*, growing: bool) -> Iterator[None]:
+    """Assert that the kernel has encrypted another connection, if it should have."""
+
     def count() -> int:
         path = Path("/proc/net/tls_stat")
         if not path.exists():
@@ -196,4 +198,5 @@ def counted_by_kernel(*, growing: bool) -> Iterator[None]:
 
     before = count()
     yield
-    assert (count() > before) == growing
+    # Other processes may have such connections at any time.
+    assert not growing or count() > before
