@@ -278,6 +278,8 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         Waits, raises and may be cancelled as :meth:`ZeroCopySocketStream.send`.
 
         :param item: any C-contiguous buffer.
+        :raises anyio.BrokenResourceError: also if the peer has asked for new keys, which the kernel
+            does not take; the cause says so, and receiving goes on.
         """
         self._check_refused()
         await self._plain.send(item)
