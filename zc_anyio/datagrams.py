@@ -207,7 +207,8 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
         Each has ``segment_size`` bytes; the last one may be shorter.  The kernel gathers what one
         sender has sent in a train or at once (``UDP_GRO``, Linux 5.0), from the first call on.
         What came before that comes by itself, as everything does on an older kernel.
-        :meth:`receive` still returns single datagrams.  Cancelled, the call has taken nothing.
+        :meth:`receive` still returns single datagrams.  What else comes with a datagram, ECN marks
+        or ``IP_PKTINFO``, is not handed over.  Cancelled, the call has taken nothing.
 
         Raises what :meth:`receive` raises.
         """
