@@ -120,7 +120,7 @@ async def plain(bursts: int) -> float:
 
 
 def main() -> None:
-    """Measure in turns, and print medians."""
+    """Measure in turns, and print medians and extremes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bursts", type=int, default=100, help=f"of {BURST} each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -144,7 +144,11 @@ def main() -> None:
         ours = statistics.median(results[str(trains.__doc__)])
         for text, values in results.items():
             median = statistics.median(values)
-            print(f"{name:8} {median:7.3f} us  {median / ours:6.1f} times  {text}", flush=True)
+            print(
+                f"{name:8} {median:7.3f} us ({min(values):.3f} to {max(values):.3f})  "
+                f"{median / ours:6.1f} times  {text}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
