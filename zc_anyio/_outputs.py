@@ -25,7 +25,7 @@ from ._ring.ring import Ring
 from ._ring.sockets import AttachedSocket
 from ._sending.buffers import Buffer, Data
 from ._sending.groups import send_group
-from ._sending.trains import Many, Segments, Trains
+from ._sending.trains import Many, Run, Segments, Trains
 
 __all__ = ["STREAM_WINDOW", "Output"]
 
@@ -129,12 +129,12 @@ class Output(Trains):
         """
         await self._send_segments(self, data, segment_size, to)
 
-    async def send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
-        """Queue datagrams with the packed addresses that they go to; what can change is copied.
+    async def send_many(self, batches: Iterable[list[Run]]) -> None:
+        """Queue datagrams; what can change is copied.
 
         Raises what :meth:`offer` raises.
         """
-        await self._send_many(self, datagrams)
+        await self._send_many(self, batches)
 
     def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
         pinned = super()._pin_all(parts)

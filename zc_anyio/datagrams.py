@@ -8,7 +8,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import repeat
 from operator import itemgetter
 from typing import Any, SupportsIndex
 
@@ -22,7 +21,7 @@ from ._outputs import Output
 from ._receiving.receiver import DirectReceiver
 from ._ring.ring import Ring
 from ._sending.buffers import Buffer, Data
-from ._sending.trains import Address
+from ._sending.trains import Address, Run, in_batches, in_runs
 
 __all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
 
@@ -79,11 +78,11 @@ class _Datagrams:
             await self._output.send_segments(data, segment_size, address)
             await self._ring._loop_calls.checkpoint_after()
 
-    async def _send_many(self, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
+    async def _send_many(self, batches: Iterable[list[Run]]) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
             self._ring.put_off_yield()
-            await self._output.send_many(datagrams)
+            await self._output.send_many(batches)
             await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:
@@ -199,7 +198,7 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
 
         Raises what :meth:`send` raises.
         """
-        await self._send_many(zip(datagrams, repeat(NO_ADDRESS)))
+        await self._send_many([(batch, NO_ADDRESS)] for batch in in_batches(datagrams))
 
     async def receive_segments(self) -> tuple[bytes, int]:
         """Return what came in one piece: ``(data, segment_size)``, datagrams one behind another.
@@ -274,11 +273,13 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
         Raises what :meth:`send` raises.
         """
         items = list(datagrams)
-        addresses = list(map(itemgetter(1), items))
-        found = {address: await self._look_up(address) for address in set(addresses)}
+        addresses = set(map(itemgetter(1), items))
+        found = {address: await self._look_up(address) for address in addresses}
         # Nothing here is a step for each datagram in Python.
-        parts, to = map(itemgetter(0), items), map(found.get, addresses)
-        await self._send_many(zip(parts, to, strict=True))
+        await self._send_many(
+            in_runs(map(itemgetter(0), batch), map(found.get, map(itemgetter(1), batch)))
+            for batch in in_batches(items)
+        )
 
     async def receive_segments(self) -> tuple[bytes, int, Address]:
         """Return what came in one piece: ``(data, segment_size, (host, port))``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol, cast
 
 from .._base.errors import os_error
@@ -286,6 +286,8 @@ class Datagrams:
 
 def _pointers(pinned: Sequence[Any]) -> list[Any]:
     # cffi takes bytes for `const char *` only as a direct argument.
+    if set(map(type, pinned)) == {bytes}:
+        return list(map(partial(from_buffer, "char[]"), pinned))
     return [from_buffer("char[]", part) if type(part) is bytes else part for part in pinned]
 
 

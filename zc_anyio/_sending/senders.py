@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 import anyio
 import anyio.to_thread
@@ -15,13 +15,31 @@ from .._native.lib import NO_ADDRESS, SEND_UNSTAGED, address_of
 from .._ring.contexts import Generation
 from .buffers import Buffer, Data
 from .files import File, open_part, read_cached, read_part
-from .trains import Address, Trains
+from .trains import Address, Run, Trains, in_batches, in_runs
 
 __all__ = ["DEFAULT_WINDOW", "Sender"]
 
 DEFAULT_WINDOW = 16 << 20
 # Up to this size reading a part of a file costs less than mapping and pinning it.
 READ_AT_MOST = 16 << 10
+
+
+def _in_runs(
+    batch: list[Buffer | tuple[Buffer, Address]], packed: dict[Address, object]
+) -> list[Run]:
+    """Take together what goes to one address, and remember the packed forms of addresses."""
+    if not any(issubclass(kind, tuple) for kind in set(map(type, batch))):
+        # The most common case has no step for each in Python.
+        return [(cast("list[Buffer]", batch), NO_ADDRESS)]
+    buffers: list[Buffer] = []
+    addresses: list[object] = []
+    for item in batch:
+        data, address = item if isinstance(item, tuple) else (item, None)
+        if address is not None and address not in packed:
+            packed[address] = address_of(*address)
+        buffers.append(data)
+        addresses.append(NO_ADDRESS if address is None else packed[address])
+    return in_runs(buffers, addresses)
 
 
 class _FileLease:
@@ -148,15 +166,8 @@ class Sender(Trains):
         Raises what :meth:`send` raises.
         """
         self._check()
-        packed: dict[Address | None, object] = {None: NO_ADDRESS}
-
-        def with_packed(item: Buffer | tuple[Buffer, Address]) -> tuple[Buffer, object]:
-            data, address = item if isinstance(item, tuple) else (item, None)
-            if address is not None and address not in packed:
-                packed[address] = address_of(*address)
-            return data, packed[address]
-
-        await self._send_many(stream, map(with_packed, datagrams))
+        packed: dict[Address, object] = {}
+        await self._send_many(stream, (_in_runs(batch, packed) for batch in in_batches(datagrams)))
 
     async def send_file(
         self, stream: object, file: File, *, offset: int = 0, count: int | None = None

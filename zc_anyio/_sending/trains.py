@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeAlias, TypeVar
 
 from .._base.loops import uninterrupted
 from .._native.lib import NO_ADDRESS, Datagrams
@@ -13,7 +13,7 @@ from .._ring.sockets import AttachedSocket
 from .buffers import Buffer, Data
 from .queueing import Queueing
 
-__all__ = ["Address", "Segments", "Trains"]
+__all__ = ["Address", "Many", "Run", "Segments", "Trains", "in_batches", "in_runs"]
 
 Address = tuple[str, int]
 T = TypeVar("T")
@@ -23,11 +23,25 @@ RUN_DATAGRAMS = 512
 SEGMENT_BOUND = 1 << 16
 
 
-def _in_batches(datagrams: Iterable[T]) -> Iterator[list[T]]:
+# Buffers that go to one address as a datagram each, and the packed address.
+Run: TypeAlias = tuple[Sequence[Buffer], Any]
+
+
+def in_batches(datagrams: Iterable[T]) -> Iterator[list[T]]:
     """Take as many at a time as one call queues."""
     left = iter(datagrams)
     while batch := list(islice(left, RUN_DATAGRAMS)):
         yield batch
+
+
+def in_runs(buffers: Iterable[Buffer], addresses: Iterable[Any]) -> list[Run]:
+    """Take together neighbours that go to one address."""
+    return [
+        (list(map(operator.itemgetter(0), run)), address)
+        for address, run in groupby(
+            zip(buffers, addresses, strict=True), key=operator.itemgetter(1)
+        )
+    ]
 
 
 class Many:
@@ -90,14 +104,11 @@ class Trains(Queueing):
         segments = Segments(self._pin_all(parts), segment_size, address)
         await self._send_pinned(stream, [segments])
 
-    async def _send_many(self, stream: object, datagrams: Iterable[tuple[Buffer, Any]]) -> None:
-        """Queue datagrams with the packed addresses that they go to."""
-        for batch in _in_batches(datagrams):
-            runs = [
-                Many(self._pin_all(list(map(operator.itemgetter(0), run))), address)
-                for address, run in groupby(batch, key=operator.itemgetter(1))
-            ]
-            await self._send_pinned(stream, runs)
+    async def _send_many(self, stream: object, batches: Iterable[list[Run]]) -> None:
+        """Queue datagrams, as many at a time as one batch has."""
+        for runs in batches:
+            many = [Many(self._pin_all(buffers), address) for buffers, address in runs]
+            await self._send_pinned(stream, many)
 
     async def _send_pinned(self, stream: object, pinned: Sequence[Many]) -> None:
         try:
