@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Final, Protocol, cast
 
 from .._base.errors import os_error
@@ -287,7 +287,7 @@ class Datagrams:
 def _pointers(pinned: Sequence[Any]) -> list[Any]:
     # cffi takes bytes for `const char *` only as a direct argument.
     if set(map(type, pinned)) == {bytes}:
-        return list(map(partial(from_buffer, "char[]"), pinned))
+        return list(map(from_buffer, pinned))
     return [from_buffer("char[]", part) if type(part) is bytes else part for part in pinned]
 
 

@@ -182,8 +182,8 @@ class Queueing:
     def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
         if set(map(type, parts)) == {bytes}:
             # The most common case has no step for each in Python.
-            all_bytes = cast("Sequence[bytes]", parts)
-            return list(parts), list(map(len, all_bytes)), 0, list(parts)
+            all_bytes = list(cast("Sequence[bytes]", parts))
+            return all_bytes, list(map(len, all_bytes)), 0, cast("list[object]", all_bytes)
         pins: list[Any] = []
         sizes: list[int] = []
         flags = 0
