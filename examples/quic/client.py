@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Client(Endpoint):
         self._link = Link(QuicConnection(configuration=configuration))
         self._authority = f"[{address[0]}]" if ":" in address[0] else address[0]
         self._responses: dict[int, Response] = {}
-        self.links.add(self._link)
+        self.links[self._link] = math.inf
         self._link.quic.connect(address, now=monotonic())
         self.changed(self._link)
 

@@ -117,11 +117,11 @@ class Link:
 class Endpoint(ABC):
     """Links, their timers, and what they have to send.
 
-    :ivar links: those that have not ended.
+    :ivar links: those that have not ended, and when the timer of each runs out.
     """
 
     def __init__(self) -> None:
-        self.links: set[Link] = set()
+        self.links: dict[Link, float] = {}
         self.figures = Figures()
         self._due: set[Link] = set()
         self._answers: list[tuple[bytes, NetworkAddress]] = []
@@ -173,7 +173,7 @@ class Endpoint(ABC):
 
     def _ended(self, link: Link, event: ConnectionTerminated) -> None:
         link.closed = event
-        self.links.discard(link)
+        self.links.pop(link, None)
 
     def answer(self, datagram: bytes, address: NetworkAddress) -> None:
         """Have a datagram sent that belongs to no link; if many wait already, it is dropped."""
@@ -197,6 +197,8 @@ class Endpoint(ABC):
                 for link in due:
                     with self.guarded(link):
                         datagrams += link.quic.datagrams_to_send(now=now)
+                        if link in self.links:
+                            self.links[link] = link.quic.get_timer() or math.inf
                 if datagrams:
                     self.figures.calls += 1
                     self.figures.sent += len(datagrams)
@@ -213,11 +215,10 @@ class Endpoint(ABC):
         """Run the timers of links, and send what they lead to, until cancelled."""
         while True:
             now = monotonic()
-            for link in list(self.links):
-                if _deadline(link) <= now:
-                    with self.guarded(link):
-                        link.quic.handle_timer(now=now)
-                        self.changed(link)
+            for link in [link for link, deadline in self.links.items() if deadline <= now]:
+                with self.guarded(link):
+                    link.quic.handle_timer(now=now)
+                    self.changed(link)
             await self.transmit()
             with anyio.CancelScope(deadline=self._next_look()) as self._sleep:
                 await self._wake.wait()
@@ -225,10 +226,5 @@ class Endpoint(ABC):
 
     def _next_look(self) -> float:
         """Return when, by the clock of the event loop, the next timer has run out for sure."""
-        deadline = min(map(_deadline, self.links), default=math.inf)
-        return anyio.current_time() + max(deadline - monotonic(), GRANULARITY)
-
-
-def _deadline(link: Link) -> float:
-    timer = link.quic.get_timer()
-    return math.inf if timer is None else timer
+        wait = min(self.links.values(), default=math.inf) - monotonic()
+        return anyio.current_time() + max(wait, GRANULARITY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ class Server(Endpoint):
             retry_source_connection_id=header.destination_cid,
         )
         link = Served(quic)
-        self.links.add(link)
+        self.links[link] = math.inf
         self._add_id(link, header.destination_cid)
         self._add_id(link, quic.host_cid)
         return link
