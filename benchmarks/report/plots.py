@@ -80,7 +80,7 @@ def _summary(results: Results) -> Any:
     for backend, style in zip(BACKENDS, ("o", "s", "D"), strict=True):
         axes.plot([], [], style, color="#005f9e", label=backend)
     axes.set_xscale("log")
-    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(JOBS)), [job.work for job in JOBS])
@@ -110,12 +110,12 @@ def _datagrams(results: Results) -> Any:
     if not cases:
         return None
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    _lines(axes, cases, lambda case: case.size, figures.throughput, 1e-9)
+    _lines(axes, cases, lambda case: case.size, figures.bytes_for_cpu_second, 1e-9)
     sizes = [case.size for case in cases]
     # The two smallest are too near to each other for two labels.
     axes.set_xticks(sizes[1:], [size_name(size) for size in sizes[1:]])
     axes.set_xlabel("bytes of one datagram")
-    axes.set_ylabel("GB/s, one core")
+    axes.set_ylabel("GB for a second of CPU time")
     axes.set_title("UDP")
     axes.legend(fontsize=8)
     return figure

@@ -45,6 +45,11 @@ JOBS = (
         figure=figures.memory_sockets,
     ),
     Job("UDP, 1,400 B after 1,400 B", "datagrams", "1,400 B", theirs="anyio UDP socket on {}"),
+    Job(
+        *("UDP, 1,400 B after 1,400 B, in trains", "datagrams", "1,400 B"),
+        ours="zc_anyio on {}, send_segments",
+        theirs="anyio UDP socket on {}",
+    ),
     Job("64 KiB after 64 KiB over loopback", "loopback", "64 KiB"),
     Job("one 1 KiB by a stream's send", "one-at-a-time", "1 KiB", "zc_anyio stream on {}"),
     Job("one 64 KiB by a stream's send", "one-at-a-time", "64 KiB", "zc_anyio stream on {}"),
