@@ -15,9 +15,10 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from tests.support.needs import missing, need_command, need_root
@@ -149,6 +150,8 @@ class Rig:
             receiver.settimeout(LIMIT)
             sender.setblocking(False)
             sender.connect(receiver.getsockname())
+            if family == socket.AF_INET6:
+                _until_arrives(sender, receiver)
             yield sender, receiver
 
     def to_sink(self) -> socket.socket:
@@ -157,6 +160,19 @@ class Rig:
         sock.setblocking(False)
         sock.connect((SINK, 9))
         return sock
+
+
+def _until_arrives(sender: socket.socket, receiver: socket.socket) -> None:
+    """Wait for IPv6, which drops what comes before it has noticed that the device is up."""
+    end = time.monotonic() + LIMIT
+    receiver.settimeout(0.05)
+    while True:
+        sender.send(b"probe")
+        with suppress(TimeoutError):
+            receiver.recv(16)
+            break
+        assert time.monotonic() < end, "IPv6 is not up"
+    receiver.settimeout(LIMIT)
 
 
 @contextmanager
