@@ -37,7 +37,8 @@ async def die(request: Request) -> Response:
 
 
 async def slow(request: Request) -> Response:
-    print("a slow answer begins", file=sys.stderr, flush=True)
+    # In one write, unlike print(): the workers share the pipe.
+    sys.stderr.write("a slow answer begins\n")
     await anyio.sleep(1.0)
     return JSONResponse(os.getpid())
 
