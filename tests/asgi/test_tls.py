@@ -13,10 +13,10 @@ import anyio.to_thread
 import pytest
 import trustme
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from tests.asgi.applications import LARGE, Application
 from tests.asgi.rig import CLOSE, GET, Rig, body, receive_all, receive_answer, serving, status
+from tests.support.secure_websocket import connect_secure
 from tests.support.waiting import LIMIT
 from zc_anyio.asgi import Limits, _peer
 
@@ -128,9 +128,7 @@ async def test_a_websocket_is_closed(
 
         def talk() -> int | None:
             port = rig.url.rpartition(":")[2]
-            with connect(
-                f"wss://localhost:{port}", ssl=client_tls, close_timeout=LIMIT
-            ) as websocket:
+            with connect_secure(f"wss://localhost:{port}", client_tls) as websocket:
                 if by == "client":
                     websocket.close(4000)
                 else:

@@ -8,20 +8,20 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from tests.examples.certificates import certificates
 from tests.streams.web_servers import running
 from tests.support.commands import ROOT
 from tests.support.peers import listener
+from tests.support.secure_websocket import SecureWebSocket, connect_secure
 from tests.support.served import BACKENDS, LIMIT, Served, serve
 
 # Another address than nginx has.
@@ -59,15 +59,14 @@ class Proxy:
         ) as client:
             yield client
 
-    def join(self, name: str) -> ClientConnection:
+    def join(self, name: str) -> AbstractContextManager[SecureWebSocket]:
         sock = socket.create_connection(("127.0.0.1", self.port), LIMIT, (CLIENT, 0))
-        return connect(
+        return connect_secure(
             f"wss://{self.host}/chat?room=lobby&name={name}",
+            self.context,
             sock=sock,
-            ssl=self.context,
             server_hostname="localhost",
             origin=Origin(f"https://{self.host}"),
-            open_timeout=LIMIT,
         )
 
 
@@ -110,7 +109,7 @@ def test_the_chat(tmp_path: Path, backend: str) -> None:
             assert client.get("/metrics").status_code == 404
             token = ""
             ada.send(json.dumps({"type": "say", "nonce": "1", "text": "hello"}))
-            while (told := json.loads(bob.recv(LIMIT)))["type"] != "message":
+            while (told := json.loads(bob.recv()))["type"] != "message":
                 if told["type"] == "welcome":
                     token = told["token"]
             assert told["text"] == "hello"
@@ -121,7 +120,7 @@ def test_the_chat(tmp_path: Path, backend: str) -> None:
                 headers={"origin": f"https://{proxy.host}"},
             )
             assert posted.status_code == 204
-            while (told := json.loads(ada.recv(LIMIT)))["type"] != "image":
+            while (told := json.loads(ada.recv()))["type"] != "image":
                 pass
             assert client.get(f"/pictures/lobby/{told['id']}").content == content
         assert addresses(server) == {CLIENT}
@@ -161,10 +160,10 @@ def test_a_proxy_that_does_not_pass_the_host_on(tmp_path: Path) -> None:
                 proxy = Proxy(found.port, "chat.example", found.context)
                 if status == 101:
                     with proxy.join("ada") as ada:
-                        assert json.loads(ada.recv(LIMIT))["type"] == "welcome"
+                        assert json.loads(ada.recv())["type"] == "welcome"
                     continue
-                with pytest.raises(InvalidStatus, match="403"):
-                    proxy.join("ada")
+                with pytest.raises(InvalidStatus, match="403"), proxy.join("ada"):
+                    pass
             server.stop()
             why = f"pages of https://chat.example may not connect to 127.0.0.1:{server.port}"
             assert f"refused 127.0.0.1: {why}" in server.errors

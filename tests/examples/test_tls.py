@@ -10,18 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
-from websockets.sync.client import ClientConnection, connect
 
 from tests.examples.certificates import Certificates, certificates
 from tests.support.commands import ROOT, run
 from tests.support.needs import need_command
+from tests.support.secure_websocket import SecureWebSocket, connect_secure
 from tests.support.served import BACKENDS, LIMIT, Served, serve
 from tests.support.waiting import until_blocking
 
@@ -42,19 +42,21 @@ def client(issued: Certificates) -> Iterator[httpx.Client]:
         yield made
 
 
-def join(server: Served, issued: Certificates, name: str) -> ClientConnection:
+def join(
+    server: Served, issued: Certificates, name: str
+) -> AbstractContextManager[SecureWebSocket]:
     url = f"{server.url.replace('http', 'ws', 1)}chat?room=lobby&name={name}"
-    return connect(url, ssl=issued.context, max_size=None, open_timeout=LIMIT)
+    return connect_secure(url, issued.context)
 
 
-def receive(member: ClientConnection, kind: str) -> dict[str, Any]:
+def receive(member: SecureWebSocket, kind: str) -> dict[str, Any]:
     while True:
-        fields: dict[str, Any] = json.loads(member.recv(timeout=LIMIT))
+        fields: dict[str, Any] = json.loads(member.recv())
         if fields["type"] == kind:
             return fields
 
 
-def say(member: ClientConnection, text: str) -> None:
+def say(member: SecureWebSocket, text: str) -> None:
     member.send(json.dumps({"type": "say", "nonce": "1", "text": text}))
 
 
@@ -171,7 +173,7 @@ def test_a_slow_member_over_tls_is_told_or_reset(
         def dropped() -> bool:
             nonlocal delivered
             say(quick, TEXT)
-            while (message := json.loads(quick.recv(timeout=LIMIT)))["type"] != "message":
+            while (message := json.loads(quick.recv()))["type"] != "message":
                 if message["type"] == "presence":
                     delivered += 1
                     if "slow" in message["left"]:
@@ -189,7 +191,7 @@ def test_a_slow_member_over_tls_is_told_or_reset(
         # Everything that was queued for it came before that: what was queued less what quick got,
         # which includes the presence that has told of both.
         quick_got = delivered + 1
-        while json.loads(quick.recv(timeout=LIMIT))["type"] != "message":
+        while json.loads(quick.recv())["type"] != "message":
             pass
         quick_got += 1
         metrics = client.get(f"{server.url}metrics").text
