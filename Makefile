@@ -31,7 +31,8 @@ KERNEL_CHOICE ?= not uvloop and not 100_groups and not 64_mib and not many_group
 # The tests of the kernel's TLS, in the same machine with the module tls loaded: there they fail if the
 # kernel does not encrypt.
 KERNEL_TLS_TESTS ?= tests/tls/test_wrapping.py tests/tls/test_connecting.py \
-	tests/tls/test_key_updates.py tests/tls/test_peers.py tests/tls/test_negotiating.py::test_ciphers
+	tests/tls/test_key_updates.py tests/tls/test_peers.py tests/tls/test_negotiating.py::test_ciphers \
+	tests/asgi/test_tls.py
 KERNEL_TLS_CHOICE ?= socket and asyncio and not msg_zerocopy and not copy
 KERNEL_PACKAGES := busybox-static cpio kmod qemu-system-x86 xz-utils
 PYTEST_ARGS ?=

@@ -4,8 +4,9 @@ A broadcast is queued on all sockets in one batch, through one send group for ea
 for a member is what its socket was given, less what its peer has acknowledged, so nothing has to be
 counted at each send.
 
-A send group cannot encrypt, so over TLS a task for each member writes what is queued for it.  What
-waits is then what this task has not written; the kernel takes more for such a member than
+Over TLS a peer acknowledges records, which are larger than what was sent by a little that nobody
+tells, or no send group takes the stream.  So a task for each member writes what is queued for it.
+What waits is then what this task has not written; the kernel takes more for such a member than
 ``KERNEL_BYTES``, as it thinks fit.
 """
 
@@ -188,7 +189,7 @@ async def open_queue(websocket: WebSocket, *, limit: int) -> AsyncIterator[Membe
     :param limit: bytes that may wait for the member before it counts as slow.
     """
     extensions = websocket.scope["extensions"]
-    if "zc_anyio" not in extensions:
+    if "tls" in extensions:
         async with anyio.create_task_group() as tasks:
             written = WrittenQueue(websocket)
             tasks.start_soon(written.write)

@@ -231,7 +231,7 @@ class Live(Collector):
 
 
 def _viewer(scope: Scope, send: Send) -> Viewer:
-    extension = scope["extensions"].get("zc_anyio")
-    if extension is None:  # the connection has TLS
+    extensions = scope["extensions"]
+    if "tls" in extensions:
         return WrittenViewer(send)
-    return GroupViewer(extension["stream"], chunked=scope["http_version"] == "1.1")
+    return GroupViewer(extensions["zc_anyio"]["stream"], chunked=scope["http_version"] == "1.1")

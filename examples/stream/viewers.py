@@ -105,9 +105,10 @@ class GroupViewer(Viewer):
 
 
 class WrittenViewer(Viewer):
-    """A connection with TLS, which send groups cannot encrypt: it writes a copy of each frame.
+    """A connection with TLS, which writes each frame by itself.
 
-    What the kernel has taken counts as taken here.
+    Its peer acknowledges records, which are larger than frames by a little that nobody tells, so
+    what the kernel has taken counts as taken.
     """
 
     def __init__(self, send: Send) -> None:

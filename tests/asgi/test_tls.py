@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-import trustme
 from websockets.exceptions import ConnectionClosed
 
+import zc_anyio
 from tests.asgi.applications import LARGE, Application
 from tests.asgi.rig import CLOSE, GET, Rig, body, receive_all, receive_answer, serving, status
 from tests.support.secure_websocket import connect_secure
 from tests.support.waiting import LIMIT
+from tests.tls.sessions import (
+    CERTIFICATE,
+    check_kernel,
+    client_context,
+    counted_by_kernel,
+    kernel_encrypts,
+    openssl_at,
+    server_context,
+)
 from zc_anyio.asgi import Limits, _peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -29,23 +40,43 @@ def far_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_peer, "LINGER_SECONDS", 1000.0)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
+@dataclass(frozen=True)
+class Session:
+    """Where OpenSSL runs, and what it is to negotiate."""
+
+    place: str
+    name: str
+
+    @property
+    def by_kernel(self) -> bool:
+        return kernel_encrypts(self.place, self.name)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Session(place, name), id=f"{place}-{name}")
+        for place, name in (
+            ("memory", "tls13"),
+            ("socket", "tls13"),
+            ("socket", "tls12"),
+            ("socket", "tls12-cbc"),
+        )
+    ]
+)
+def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+    check_kernel()
+    with openssl_at(request.param.place):
+        yield request.param
 
 
 @pytest.fixture
-def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(tls)
-    return tls
+def server_tls(session: Session) -> ssl.SSLContext:
+    return server_context(session.name)
 
 
 @pytest.fixture
-def client_tls(authority: trustme.CA) -> ssl.SSLContext:
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    return trusting
+def client_tls() -> ssl.SSLContext:
+    return client_context()
 
 
 async def exchange(
@@ -54,7 +85,10 @@ async def exchange(
     def run() -> bytes:
         with (
             rig.connect() as plain,
-            trusting.wrap_socket(plain, server_hostname="localhost") as sock,
+            # An end without TLS's farewell is an error.
+            trusting.wrap_socket(
+                plain, server_hostname="localhost", suppress_ragged_eofs=False
+            ) as sock,
         ):
             return talk(sock)
 
@@ -63,14 +97,9 @@ async def exchange(
 
 
 async def test_answers_and_what_the_application_is_told(
-    authority: trustme.CA, tmp_path: Path
+    session: Session, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certificate = authority.issue_cert("localhost")
-    certificate.configure_cert(tls)
-    pem = certificate.cert_chain_pems[0].bytes().decode()
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+    pem = CERTIFICATE.cert_chain_pems[0].bytes().decode()
     path = tmp_path / "file"
     path.write_bytes(LARGE)
     seen: list[dict[str, Any]] = []
@@ -81,35 +110,36 @@ async def test_answers_and_what_the_application_is_told(
         await send({"type": "http.response.pathsend", "path": str(path)})
 
     app = Application(file=file)
-    async with serving(app, tls=tls, certificate=pem) as rig:
+    async with serving(app, tls=server_tls, certificate=pem) as rig:
         assert rig.url.startswith("https://")
 
-        def run(exchange: Callable[[ssl.SSLSocket], None]) -> None:
-            with (
-                rig.connect() as plain,
-                trusting.wrap_socket(plain, server_hostname="localhost") as sock,
-            ):
-                exchange(sock)
-
-        def ask(sock: ssl.SSLSocket) -> None:
+        def talk(sock: ssl.SSLSocket) -> bytes:
             for target in (b"/large", b"/file"):
                 sock.sendall(GET % (target, b""))
                 assert receive_answer(sock, len(LARGE)) == LARGE
             sock.sendall(GET % (b"/stream", CLOSE))
-            assert receive_all(sock).endswith(b"3\r\nend\r\n0\r\n\r\n")
+            return receive_all(sock)
 
-        await anyio.to_thread.run_sync(run, ask)
-        assert rig.ring.statistics().bytes_sent > 2 * len(LARGE)
+        with counted_by_kernel(growing=session.by_kernel):
+            answer = await exchange(rig, client_tls, talk)
+        assert answer.endswith(b"3\r\nend\r\n0\r\n\r\n")
+        # OpenSSL on the socket writes what it encrypts by itself.
+        counters = rig.ring.statistics()
+        through_ring = session.by_kernel or session.place == "memory"
+        assert (counters.bytes_sent > 2 * len(LARGE)) == through_ring
+        assert (counters.kernel_tls > 0) == session.by_kernel
         # A client that speaks no TLS harms nobody.
-        assert not (await rig.ask(GET % (b"/hello", b""))).startswith(b"HTTP")
+        with suppress(ConnectionResetError):
+            assert not (await rig.ask(GET % (b"/hello", b""))).startswith(b"HTTP")
     scope = seen[0]
     assert scope["scheme"] == "https"
-    # A TLS stream cannot be given to a send group.
-    assert "zc_anyio" not in scope["extensions"]
+    # Send groups take what the kernel encrypts.
+    assert ("zc_anyio" in scope["extensions"]) == session.by_kernel
     told = scope["extensions"]["tls"]
     assert told["server_cert"] == pem
-    assert (told["tls_version"], told["client_cert_chain"]) == (0x0304, [])
-    assert told["cipher_suite"] in (0x1301, 0x1302, 0x1303)
+    version = 0x0304 if session.name == "tls13" else 0x0303
+    assert (told["tls_version"], told["client_cert_chain"]) == (version, [])
+    assert (0x1301 <= told["cipher_suite"] <= 0x1303) == (session.name == "tls13")
 
 
 @pytest.mark.parametrize("by", ["client", "server"])
@@ -148,7 +178,6 @@ async def test_a_body_that_ends_with_the_connection(
 
         def talk(sock: ssl.SSLSocket) -> bytes:
             sock.sendall(b"GET /unsized HTTP/1.0\r\n\r\n")
-            # A truncated answer would raise: an end without TLS's farewell is an error here.
             return receive_all(sock)
 
         assert body(await exchange(rig, client_tls, talk)) == b"whole"
@@ -174,3 +203,74 @@ async def test_an_answer_to_what_is_refused_arrives_while_the_client_sends(
 def ask(sock: ssl.SSLSocket) -> bytes:
     sock.sendall(GET % (b"/hello", b""))
     return sock.recv(1000)
+
+
+async def test_an_application_broadcasts_in_order_with_the_server(
+    session: Session, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    pieces = [LARGE[:1000], LARGE[:1_000_000], LARGE[1:], LARGE[2:1000]]
+
+    async def mixed(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        extension = scope["extensions"].get("zc_anyio")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number, piece in enumerate(pieces):
+            if number % 2 and extension is not None:
+                async with zc_anyio.send_group(ring=extension["ring"]) as group:
+                    await group.broadcast([extension["stream"]], piece)
+            else:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async with serving(Application(mixed=mixed), tls=server_tls) as rig:
+
+        def talk(sock: ssl.SSLSocket) -> bytes:
+            # The body of HTTP/1.0 is not framed.
+            sock.sendall(b"GET /mixed HTTP/1.0\r\n\r\n")
+            return receive_all(sock)
+
+        assert body(await exchange(rig, client_tls, talk)) == b"".join(pieces)
+        assert (rig.ring.statistics().kernel_tls > 0) == session.by_kernel
+
+
+async def test_connections_that_are_idle_or_too_slow_are_ended(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    limits = Limits(keep_alive_seconds=0.1, head_seconds=0.1)
+    async with serving(Application(), tls=server_tls, limits=limits) as rig:
+
+        def idle(sock: ssl.SSLSocket) -> bytes:
+            sock.sendall(GET % (b"/hello", b""))
+            return receive_all(sock)
+
+        def slow(sock: ssl.SSLSocket) -> bytes:
+            sock.sendall(b"GET /hel")
+            return receive_all(sock)
+
+        assert body(await exchange(rig, client_tls, idle)) == b"hello"
+        assert status(await exchange(rig, client_tls, slow)) == 408
+
+
+async def test_a_stop_lets_an_answer_end(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    begun = anyio.Event()
+
+    async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        begun.set()
+        await rig.stop.wait()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": LARGE})
+
+    async with serving(Application(slow=slow), tls=server_tls) as rig:
+
+        def talk(sock: ssl.SSLSocket) -> bytes:
+            sock.sendall(GET % (b"/slow", b""))
+            return receive_all(sock)
+
+        async def stop() -> None:
+            await begun.wait()
+            rig.stop.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stop)
+            assert body(await exchange(rig, client_tls, talk)) == LARGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import ssl
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import anyio
 import trustme
@@ -29,6 +31,23 @@ SESSIONS = {
     "tls12": (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM"),
     "tls12-cbc": (ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-SHA256"),
 }
+
+
+def check_kernel() -> None:
+    """Fail where the kernel's TLS is required and missing (``ZC_ANYIO_REQUIRE_KERNEL_TLS=1``)."""
+    if os.environ.get("ZC_ANYIO_REQUIRE_KERNEL_TLS") == "1":
+        assert KERNEL_HAS_TLS, why_no_kernel_tls()
+
+
+@contextmanager
+def openssl_at(place: str) -> Iterator[None]:
+    """Decide where OpenSSL runs; on the socket, it gives the kernel its keys if that has TLS.
+
+    If the kernel has none, it goes on by itself, as with a cipher that the kernel does not know.
+    """
+    reason = "this test has OpenSSL in memory" if place == "memory" else None
+    with mock.patch.object(tls, "why_no_kernel_tls", return_value=reason):
+        yield
 
 
 def kernel_encrypts(place: str, session: str = "tls13") -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 import zc_anyio
 from tests.streams.pairs import facing
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, until
 from tests.tls.sessions import (
     DATA,
     KERNEL_HAS_TLS,
@@ -26,6 +26,7 @@ from tests.tls.sessions import (
     client_context,
     counted_by_kernel,
     kernel_encrypts,
+    openssl_at,
     server_context,
     wrap,
 )
@@ -260,6 +261,42 @@ async def test_the_stream_below_after_unwrapping(driver: Any, place: str, sessio
                 await group.send(below, b"two")
             await below.aclose()
     assert got == [b"" if by_kernel else b"onetwo"]
+
+
+@pytest.mark.parametrize("session", ["tls13", "tls12", "tls12-cbc"])
+async def test_the_stream_below_a_socket_whose_peer_has_sent_meanwhile(
+    driver: Any, session: str
+) -> None:
+    def peer(sock: socket.socket) -> bytes:
+        with client_context().wrap_socket(sock, server_hostname="localhost") as secure:
+            secure.sendall(DATA[:1000])
+            got = b"".join(iter(lambda: secure.recv(100), b""))
+            secure.sendall(DATA[:1000])
+            # The end of the connection, not of TLS.
+            assert socket.socket.recv(secure, 100) == b""
+            return got
+
+    async with zc_anyio.open_ring(driver=driver), facing() as (plain, sock):
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                assert await anyio.to_thread.run_sync(peer, sock) == b"secret"
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(run)
+            with openssl_at("socket"):
+                stream = await wrap(plain, "socket", context=server_context(session))
+            await stream.send(b"secret")
+            await until(lambda: plain.is_readable(), "what the peer sends")
+            with pytest.raises(ssl.SSLError, match=r"(?i)application data after close notify"):
+                await stream.unwrap()
+            if not kernel_encrypts("socket", session):
+                await plain.send_eof()
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                while True:
+                    await plain.receive()
+        await plain.aclose()
+    await stream.aclose()
 
 
 # --- the choice ---

@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -112,14 +113,21 @@ class SocketTLSStream(TLSStream):
         If cancelled, it may have sent it; then only :meth:`aclose` is left to do.
 
         :return: the stream below, and ``b""``: bytes behind the peer's ``close_notify`` are still
-            in it.  Where the kernel encrypted, it goes on doing so, and the stream refuses to send;
-            where it decrypted, receiving raises :exc:`anyio.BrokenResourceError`.
-        :raises ssl.SSLError: the peer sent data meanwhile, or broke the protocol.
+            in it.  Where the kernel encrypted, it would go on doing so: the stream refuses to send,
+            and the peer sees its end; where it decrypted, receiving raises
+            :exc:`anyio.BrokenResourceError`.
+        :raises ssl.SSLError: the peer sent data meanwhile, or broke the protocol; TLS has ended
+            then too, and the stream below has what comes next.
         :raises anyio.BrokenResourceError: sending has failed, or what :meth:`receive` says.
 
         Raises what :meth:`receive` raises.
         """
-        await self._exchange_ends()
+        try:
+            await self._exchange_ends()
+        except ssl.SSLError:
+            self._leave()
+            self._give_back()
+            raise
         self._give_back()
         return self._plain, b""
 
@@ -284,13 +292,20 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         self._check_refused()
         await self._plain.send(item)
 
+    def send_nowait(self, parts: Sequence[bytes]) -> None:
+        """Send ``bytes`` without waiting; as :meth:`ZeroCopySocketStream.send_nowait`."""
+        self._check_refused()
+        self._plain.send_nowait(parts)
+
     def _end_sending(self) -> None:
         self._plain._eof_sent = True
         for stream in self, self._plain:
             self._plain._ring._sockets.hide(stream)
 
     def _give_back(self) -> None:
-        """Do nothing: the kernel keeps its keys for as long as the connection lasts."""
+        """End the connection for sending: the kernel keeps its keys for as long as it lasts."""
+        with suppress(OSError):  # the connection is gone
+            self._tls.shutdown(socket.SHUT_WR)
 
     def _why_not(self) -> str | None:
         return None

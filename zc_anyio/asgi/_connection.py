@@ -17,7 +17,8 @@ from anyio.streams.tls import TLSStream
 from .._ring.ring import Ring
 from ._exchange import Exchange, Message
 from ._http1 import Address, Refusal, Request, refusal_bytes
-from ._peer import ClientDisconnectedError, Limits, Peer, is_disconnect, tls_extension
+from ._peer import ClientDisconnectedError, Limits, Peer, is_disconnect
+from ._tls_extension import tls_extension
 from ._websocket import WebSocket
 
 __all__ = ["Application", "Connection", "Scope", "Site", "TrustedProxies"]
@@ -140,9 +141,11 @@ class Connection:
         self._site = site
         self._next: Request | None = None
         self.websocket: WebSocket | None = None
-        common: dict[str, Any] = {"zc_anyio": {"stream": stream, "ring": site.ring}}
+        common: dict[str, Any] = {}
+        if self.peer.is_for_groups:
+            common["zc_anyio"] = {"stream": stream, "ring": site.ring}
         if isinstance(stream, TLSStream):
-            common = {"tls": tls_extension(stream, site.certificate)}
+            common["tls"] = tls_extension(stream, site.certificate)
         self._extensions = {
             kind: {**{name: {} for name in names}, **common} for kind, names in EXTENSIONS.items()
         }
@@ -240,7 +243,8 @@ class Connection:
         if isinstance(event, Refusal):
             log.warning("Invalid HTTP request received: %d %s", event.status, event.text)
             await peer.send([refusal_bytes(event)])
-        await self._close(linger=event is not None)
+        # A TLS connection that this end closes ends with a farewell.
+        await self._close(linger=event is not None or (peer.has_tls and not peer.has_ended()))
         return None
 
     async def _go_on(self, exchange: Exchange) -> bool:

@@ -19,11 +19,12 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from anyio.abc import AnyByteStream, ByteStream, SocketAttribute
-from anyio.streams.tls import TLSAttribute, TLSStream
+from anyio.streams.tls import TLSStream
 
 from .._ring.ring import Ring
 from .._sending.files import read_cached
 from .._sending.groups import send_group
+from .._tls.over_socket import KernelTLSStream
 from ..streams import ZeroCopySocketStream
 from ._http1 import Address, RequestParser
 from ._pace import Pace
@@ -34,7 +35,6 @@ __all__ = [
     "Limits",
     "Peer",
     "is_disconnect",
-    "tls_extension",
 ]
 
 log = logging.getLogger("zc_anyio.asgi")
@@ -60,9 +60,16 @@ TLS_PIECE = 256 << 10
 # connection that is closed with bytes unread is reset, and the answer may be lost.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1 << 20
+# For how long bytes that have arrived on a TLS stream are still received when receiving is to end.
+LAST_RECORDS_SECONDS = 0.1
 
-# What is raised when the peer has gone, or has taken nothing for too long.
-GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+# What is raised when the peer has gone, has broken TLS, or has taken nothing for too long.
+GONE = (
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.EndOfStream,
+    ssl.SSLError,
+)
 
 
 class ClientDisconnectedError(OSError):
@@ -116,10 +123,11 @@ class Limits:
 class Peer:
     """The other end of a connection.
 
-    :ivar stream: anyio's TLS stream, or a stream of this library.
+    :ivar stream: a stream of this library, or TLS over one.
     :ivar parser: parser of its requests.
     :ivar deadline: end of the present wait for bytes, by ``time.monotonic``.
     :ivar late: a deadline has passed.
+    :ivar has_tls: the connection has TLS, whoever encrypts.
     """
 
     def __init__(self, stream: ByteStream, ring: Ring, limits: Limits) -> None:
@@ -129,8 +137,12 @@ class Peer:
         self.parser = RequestParser(head_bytes=limits.head_bytes, body_bytes=limits.body_bytes)
         self.deadline = math.inf
         self.late = False
-        self._own = stream if isinstance(stream, ZeroCopySocketStream) else None
+        # What is given to it goes through the ring; TLS is the kernel's part then.
+        self._own = stream if isinstance(stream, ZeroCopySocketStream | KernelTLSStream) else None
         self._raw: Any = stream.extra(SocketAttribute.raw_socket)
+        self.has_tls = isinstance(stream, TLSStream)
+        self._stopped = False
+        self._receiving = anyio.CancelScope()
         self._pace: Pace | None = None
         if self._raw.family == socket.AF_UNIX:
             self.client: Address | None = None
@@ -144,6 +156,11 @@ class Peer:
             if limits.least_rate:
                 self._pace = Pace(self._raw, limits.least_rate, limits.stall_seconds)
 
+    @property
+    def is_for_groups(self) -> bool:
+        """Whether send groups take the stream, in order with what is sent here."""
+        return self._own is not None
+
     # --- receiving ---
 
     async def read(self, deadline: float = math.inf) -> bool:
@@ -156,11 +173,23 @@ class Peer:
         """Receive bytes; ``b""`` at the end, or when the deadline has passed."""
         self.deadline = deadline
         try:
+            if self.has_tls:
+                return await self._receive_decrypted()
             return await self.stream.receive(RECEIVE)
         except GONE:
             return b""
         finally:
             self.deadline = math.inf
+
+    async def _receive_decrypted(self) -> bytes:
+        with anyio.CancelScope() as self._receiving:
+            if self._stopped:
+                self._end_soon()
+            return await self.stream.receive(RECEIVE)
+        return b""
+
+    def _end_soon(self) -> None:
+        self._receiving.deadline = anyio.current_time() + LAST_RECORDS_SECONDS
 
     def check_deadline(self, now: float) -> None:
         """End a wait for bytes whose deadline has passed."""
@@ -178,6 +207,12 @@ class Peer:
 
     def stop_receiving(self) -> None:
         """End the present or next wait for bytes; what has arrived is received first."""
+        if self.has_tls:
+            # To OpenSSL an end of the socket is an attack, which it tells the peer.
+            if not self._stopped:
+                self._stopped = True
+                self._end_soon()
+            return
         with suppress(OSError):  # the connection is gone
             self._raw.shutdown(socket.SHUT_RD)
 
@@ -190,7 +225,9 @@ class Peer:
 
     def has_unread(self) -> bool:
         """Whether the peer has sent something that nobody has received."""
-        return self._own is None or self._own.is_readable()
+        # What has arrived on a TLS stream may be records of TLS itself, or a part of one.
+        stream = self.stream
+        return not isinstance(stream, ZeroCopySocketStream) or stream.is_readable()
 
     # --- sending ---
 
@@ -259,7 +296,7 @@ class Peer:
             size = int(min(max(FILE_PIECE, rate), size * FILE_GROWTH))
 
     async def _send_mapped(
-        self, stream: ZeroCopySocketStream, fd: int, offset: int, count: int
+        self, stream: ZeroCopySocketStream | KernelTLSStream, fd: int, offset: int, count: int
     ) -> None:
         error: BaseException | None = None
         window = min(count, FILE_WINDOW)
@@ -294,7 +331,7 @@ class Peer:
         with suppress(*GONE), anyio.move_on_after(LINGER_SECONDS):
             if isinstance(stream, TLSStream):
                 # Its farewell.  Peers answer it; what else they send is an error here.
-                with suppress(*GONE, ssl.SSLError):
+                with suppress(*GONE):
                     await stream.unwrap()
                 stream = stream.transport_stream
             if isinstance(stream, ZeroCopySocketStream):
@@ -331,32 +368,3 @@ def _joined(parts: Sequence[bytes]) -> Sequence[bytes]:
     if len(parts) > 1 and sum(map(len, parts)) <= JOINED_AT_MOST:
         return [b"".join(parts)]
     return parts
-
-
-TLS_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
-
-
-def tls_extension(stream: TLSStream, certificate: str | None) -> dict[str, Any]:
-    """Return what ASGI's TLS extension tells of a connection.
-
-    :param certificate: the server's, in PEM.
-    """
-    connection = stream.extra(TLSAttribute.ssl_object)
-    name = connection.cipher()
-    suites = {suite["name"]: suite["id"] & 0xFFFF for suite in connection.context.get_ciphers()}
-    client = stream.extra(TLSAttribute.peer_certificate_binary)
-    subject = connection.getpeercert() or {}
-    return {
-        "server_cert": certificate,
-        "client_cert_chain": [] if client is None else [ssl.DER_cert_to_PEM_cert(client)],
-        "client_cert_name": _distinguished_name(subject.get("subject", ())),
-        "client_cert_error": None,
-        "tls_version": TLS_VERSIONS.get(connection.version() or ""),
-        "cipher_suite": suites.get(name[0]) if name is not None else None,
-    }
-
-
-def _distinguished_name(subject: Any) -> str | None:
-    """Return a subject as RFC 4514 writes it."""
-    parts = [f"{key}={value}" for names in reversed(subject) for key, value in names]
-    return ",".join(parts) or None

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import anyio
 from anyio.abc import ByteStream, Listener, SocketAttribute, TaskGroup, TaskStatus
-from anyio.streams.tls import TLSListener
 
 from .._base.loops import TrioLoop, running_loop
 from .._connecting.listen import create_tcp_listener, create_unix_listener
 from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
+from ..tls import TLSListener
 from ._connection import Application, Connection, Site, TrustedProxies
 from ._lifespan import running
 from ._peer import Limits
@@ -76,7 +76,7 @@ async def serve(
     :param uds: path of a UNIX socket, in place of host and port.
     :param fd: descriptor of a bound socket, in place of host, port and path.
     :param reuse_port: let other processes listen on the same port.
-    :param tls: serve HTTPS; the ciphertext is made by Python's ``ssl``.
+    :param tls: serve HTTPS; the kernel encrypts where it can, as of :func:`zc_anyio.tls.wrap_tls`.
     :param certificate: the server's in PEM, for applications that use ASGI's TLS extension.
     :param driver: driver of the ring that is opened.
     :param limits: what peers may ask; ``Limits()`` by default.
