@@ -225,6 +225,7 @@ int zc_file_map(int fd, size_t size, char **out);
 void zc_file_unmap(char *memory, size_t size);
 int zc_file_is_resident(char *memory, size_t size);
 int zc_file_populate(char *memory, size_t size);
+int zc_file_leave(char *memory, size_t size);
 
 /* receive.c */
 int zc_rx_new(zc_ring *ring, int fd, uint64_t id, zc_rx **out);

@@ -68,3 +68,10 @@ int zc_file_populate(char *memory, size_t size)
         return -errno;
     return madvise(memory, size, MADV_WILLNEED) == 0 ? 0 : -errno;
 }
+
+/* Takes a range out of this process's page table: the kernel drops no page that is in one. */
+int zc_file_leave(char *memory, size_t size)
+{
+    memory = whole_pages(memory, &size);
+    return madvise(memory, size, MADV_DONTNEED) == 0 ? 0 : -errno;
+}

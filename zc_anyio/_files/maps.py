@@ -7,6 +7,9 @@ Sending from a map that exists costs half of mapping, faulting and unmapping eac
 - A ring drops what was not used for :data:`KEPT_SECONDS`, and the longest unused beyond
   :data:`KEPT_BYTES` and :data:`KEPT_FILES`.
 
+A file that is larger than memory would push everything else out of the page cache, and gain
+nothing by it: what is read of it is dropped again when it has been sent.
+
 Maps are shared with the page cache, so a file that is written in place is never sent stale.  A map
 keeps its inode in use: a file that was replaced has another one.  Nothing in this process reads a
 map: past the end of a file that was truncated this would raise SIGBUS.
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -25,6 +30,7 @@ import anyio.to_thread
 from .._base.errors import os_error
 from .._base.loops import uninterrupted
 from .._native.lib import FileMemory
+from .memory_limit import memory_limit
 
 __all__ = ["KEPT_BYTES", "KEPT_FILES", "KEPT_SECONDS", "PIECE", "FileMap", "KeptMaps", "truncated"]
 
@@ -38,6 +44,9 @@ KEPT_BYTES = 4 << 30
 KEPT_FILES = 64
 # The space of a deleted file is free only after this.
 KEPT_SECONDS = 10.0
+# So many pieces at least that were read of a file that is larger than memory stay there: those that
+# are being sent, and what others send that follow closely.
+STAYING = 16
 # For how long a piece counts as resident where the kernel does not tell.
 TRUSTED_SECONDS = 1.0
 
@@ -62,6 +71,10 @@ class FileMap:
             f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True
         )
         self._read_at: dict[int, float] = {}
+        # What was read of a file that is larger than memory, and is still there.
+        self._staying: deque[tuple[int, int]] | None = None
+        if self.size > memory_limit():
+            self._staying = deque()
 
     async def read(self, offset: int, size: int) -> None:
         """Have a part of a piece read from the disk, unless it is in memory.
@@ -72,11 +85,15 @@ class FileMap:
         """
         self.used = monotonic()
         if self._is_resident(offset, size):
+            if self._staying and any(sum(piece) == offset for piece in self._staying):
+                # The kernel has read ahead.
+                await self._pass(offset, size)
             return
         async with self._reading:
             if not self._is_resident(offset, size):
                 await anyio.to_thread.run_sync(self._populate, offset, size)
                 self._read_at[offset // PIECE] = monotonic()
+        await self._pass(offset, size)
 
     def _is_resident(self, offset: int, size: int) -> bool:
         if self._is_told:
@@ -104,6 +121,23 @@ class FileMap:
             if exc.errno == errno.EFAULT:
                 raise os_error(errno.EIO, "the file cannot be read") from exc
             raise
+
+    async def _pass(self, offset: int, size: int) -> None:
+        """Note a piece that was read; drop earlier ones if memory cannot have the whole file."""
+        if self._staying is None:
+            return
+        self._staying.append((offset, size))
+        if len(self._staying) >= 2 * STAYING:
+            passed = [self._staying.popleft() for _ in range(STAYING)]
+            await anyio.to_thread.run_sync(self._drop, passed)
+
+    def _drop(self, pieces: list[tuple[int, int]]) -> None:
+        """Drop pieces, except for pages that are being sent or that others have mapped."""
+        for offset, size in pieces:
+            self._read_at.pop(offset // PIECE, None)
+            self._memory.leave(offset, size)
+            with suppress(OSError):  # the file system takes no advice
+                os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def is_cut(self, end: int) -> bool:
         """Whether the file by now ends before ``end``."""

@@ -339,3 +339,7 @@ class FileMemory:
     def populate(self, offset: int, size: int) -> None:
         """Read a part from the disk; raises ``OSError``, ``EFAULT`` past the end of the file."""
         check(lib.zc_file_populate(self.pointer + offset, size))
+
+    def leave(self, offset: int, size: int) -> None:
+        """Refer to the pages of a part no longer, until they are used again."""
+        check(lib.zc_file_leave(self.pointer + offset, size))
