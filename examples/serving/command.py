@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import math
+import re
 import resource
 import signal
 import ssl
@@ -22,6 +23,8 @@ from starlette.types import ASGIApp
 import zc_anyio
 from zc_anyio import asgi
 
+from .hosts import ANY
+
 __all__ = ["BACKENDS", "add_options", "positive", "run", "serve", "stop_on_signal", "whole"]
 
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -29,6 +32,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
     "trio": {"backend": "trio"},
 }
+HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 DRIVERS = ("auto", "io_uring", "msg_zerocopy", "copy")
 # A connection needs a descriptor, its duplicate while it is sent to, and an open file.
 DESCRIPTORS_EACH = 3
@@ -63,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     group.add_argument(
         "--allowed-host",
         action="append",
+        type=_host,
         default=[],
         metavar="NAME",
         help="answer to this name as well, besides loopback and --host; * for any; repeatable",
@@ -106,6 +111,16 @@ def port_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
+
+
+def _host(text: str) -> str:
+    try:
+        # As it is written in URLs, or bare.
+        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        if text == ANY or HOST.fullmatch(text):
+            return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not a name or an address, without a port")
 
 
 def _proxies(text: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
 from examples.serving import Hosts
+from tests.support.commands import run
 from tests.support.served import Served, serve
 
 HANDSHAKE = (
@@ -43,6 +46,19 @@ def test_another_name_is_refused_and_told_of(module: str) -> None:
             assert b"--allowed-host" in refused.body
         told = [f"refused 127.0.0.1: this server is not called {host}," for host in others]
         assert [line.rpartition(" see")[0] for line in warnings(server)] == told
+
+
+@pytest.mark.parametrize("host", ["friend.example:8001", "http://friend.example", "a b", "", "."])
+def test_what_is_no_name_is_not_taken(host: str) -> None:
+    done = run(sys.executable, "-m", "examples.chat", "--port=0", f"--allowed-host={host}")
+    assert done.status == 2
+    assert f"{host!r} is not a name or an address, without a port" in done.errors
+
+
+@pytest.mark.parametrize("host", ["[fd00::0:1]", "fd00::1"])
+def test_an_address_may_be_written_as_in_a_url(host: str) -> None:
+    with serve("examples.chat", f"--allowed-host={host}") as server:
+        assert server.ask("/", host="[fd00::1]:8001").status == 200
 
 
 def test_a_websocket_to_another_name_is_refused() -> None:
