@@ -16,7 +16,8 @@ from anyio.streams.tls import TLSStream
 
 from .._ring.ring import Ring
 from ._exchange import Exchange, Message
-from ._http1 import Address, Refusal, Request, refusal_bytes
+from ._heads import refusal_bytes
+from ._http1 import Address, Refusal, Request
 from ._peer import ClientDisconnectedError, Limits, Peer, is_disconnect
 from ._tls_extension import tls_extension
 from ._websocket import WebSocket
@@ -51,10 +52,7 @@ access_log = logging.getLogger("zc_anyio.asgi.access")
 
 @dataclass(eq=False, kw_only=True)
 class Site:
-    """What the connections of a server share, and what they report to it.
-
-    :ivar soon: calls a function after all tasks that can run now have run.
-    """
+    """What the connections of a server share, and what they report to it."""
 
     app: Application
     ring: Ring
@@ -64,7 +62,6 @@ class Site:
     state: dict[str, Any] | None
     certificate: str | None
     logs_access: bool
-    soon: Callable[[Callable[[], object]], object]
 
     def is_stopping(self) -> bool:
         """Whether connections are to end."""
@@ -74,8 +71,12 @@ class Site:
         """Whether there are more connections than the limit allows."""
         raise NotImplementedError
 
-    def answered(self) -> None:
-        """Count a request that was answered."""
+    def answered(self, connection: Connection, exchange: Exchange | None = None) -> None:
+        """Count a request that was answered.
+
+        :param exchange: whose application has not returned yet; the connection's
+            :meth:`Connection.hand_over` is called after all tasks that can run now have run.
+        """
         raise NotImplementedError
 
     def closed(self, connection: Connection) -> None:
@@ -139,7 +140,6 @@ class Connection:
         self.idle = False
         self.fresh = True
         self._site = site
-        self._next: Request | None = None
         self.websocket: WebSocket | None = None
         common: dict[str, Any] = {}
         if self.peer.is_for_groups:
@@ -158,7 +158,8 @@ class Connection:
         try:
             if before is not None and not await self._go_on(before):
                 return
-            while await self._serve_next():
+            clean = contextvars.copy_context()
+            while await self._serve_next(clean):
                 pass
         except ClientDisconnectedError:
             # Nothing is kept for a client that is gone, or that the application has given up.
@@ -183,12 +184,13 @@ class Connection:
 
     # --- requests ---
 
-    async def _serve_next(self) -> bool:
-        """Serve one request; return whether this task is to serve the next."""
-        request, self._next = self._next, None
-        if request is None and (request := await self._read_request()) is None:
+    async def _serve_next(self, clean: contextvars.Context) -> bool:
+        """Serve one request; return whether this task is to serve the next.
+
+        :param clean: what context variables a request gets.
+        """
+        if (request := await self._read_request()) is None:
             return False
-        clean = contextvars.copy_context()
         if request.websocket:
             await self._serve_websocket(request)
             return False
@@ -262,12 +264,12 @@ class Connection:
     def _completed(self, exchange: Exchange) -> None:
         """Note that an answer was sent; called before the application has returned."""
         site, request = self._site, exchange.request
-        site.answered()
         if site.logs_access:
             self._log(request, exchange.status)
-        site.soon(partial(self._hand_over, exchange))
+        site.answered(self, exchange)
 
-    def _hand_over(self, exchange: Exchange) -> None:
+    def hand_over(self, exchange: Exchange) -> None:
+        """Have another task take over, if the application goes on after its answer."""
         if not exchange.returned:
             exchange.handed_over = True
             self._site.start(partial(self.serve, exchange))
@@ -301,7 +303,7 @@ class Connection:
             await websocket.run(site.app, scope)
         finally:
             self.websocket = None
-        site.answered()
+        site.answered(self)
         await self._close(linger=True)
 
     def _log_websocket(self, request: Request, verdict: str) -> None:

@@ -11,16 +11,8 @@ from typing import Any, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ._http1 import (
-    SERVER,
-    Refusal,
-    Request,
-    check_name,
-    date_line,
-    join_lines,
-    refusal_bytes,
-    status_line,
-)
+from ._heads import END, Head, check_name, join_lines, own_lines, refusal_bytes, response_head
+from ._http1 import Refusal, Request
 from ._peer import ClientDisconnectedError, Peer
 
 __all__ = ["Exchange", "Message"]
@@ -44,6 +36,18 @@ class Exchange:
     :ivar handed_over: another task has taken over the connection.
     """
 
+    status: int | None = None
+    complete = broken = returned = handed_over = False
+
+    # These, too, are as here in most exchanges.
+    _gone = _body_told = _chunked = False
+    # The head, while it waits for the first part of the body.
+    _head: Head | None = None
+    # How many bytes of its Content-Length the answer has not sent yet.
+    _left: int | None = None
+    _trailers: list[bytes] | None = None
+    _waiting: anyio.CancelScope | None = None
+
     def __init__(
         self,
         peer: Peer,
@@ -53,25 +57,13 @@ class Exchange:
         completed: Callable[[Exchange], object],
     ) -> None:
         self.request = request
-        self.status: int | None = None
-        self.complete = self.broken = self.returned = self.handed_over = False
         self.keep_alive = request.keep_alive
         self._peer = peer
         self._closing = closing
         self._completed = completed
-        self._gone = False
         self._continue = request.expects_continue
         self._body_ended = request.length == 0
-        self._body_told = False
-        # The head, while it waits for the first part of the body.
-        self._head: list[bytes] | None = None
-        self._dated = self._named = False
-        # How many bytes of its Content-Length the answer has not sent yet.
-        self._left: int | None = None
-        self._chunked = False
         self._bodiless = request.method == "HEAD"
-        self._trailers: list[bytes] | None = None
-        self._waiting: anyio.CancelScope | None = None
 
     # --- receive ---
 
@@ -172,38 +164,27 @@ class Exchange:
         if self.status is not None:
             raise RuntimeError("a response has begun already")
         status = message["status"]
-        lines = [status_line(status)]
-        for name, value in message.get("headers", ()):
-            lowered = name.lower()
-            if lowered == b"content-length":
-                if self._left is not None:
-                    raise RuntimeError("a response has only one Content-Length")
-                self._left = int(value)
-                if status == 204:
-                    continue
-            elif lowered == b"transfer-encoding":
-                continue
-            elif lowered == b"connection":
-                if b"close" in value.lower():
-                    self.keep_alive = False
-                continue
-            elif lowered == b"date":
-                self._dated = True
-            elif lowered == b"server":
-                self._named = True
-            check_name(name)
-            lines.append(b"%b: %b" % (name, value))
+        headers = tuple(message.get("headers", ()))
+        try:
+            head = response_head(status, headers)
+        except TypeError:
+            # A header may also be a list.
+            head = response_head(status, tuple([(name, value) for name, value in headers]))
+        self._left = head.length
+        if head.closes:
+            self.keep_alive = False
         self._bodiless = self._bodiless or status in (204, 304)
         if message.get("trailers"):
             self._trailers = []
-        self._head = lines
+        self._head = head
         self.status = status
 
     def _framed(self, size: int, *, more: bool) -> bytes:
         """Decide how the body is framed, and return the head if it has not been sent."""
-        if self._head is None:
+        head, self._head = self._head, None
+        if head is None:
             return b""
-        lines = self._head
+        lines = [head.lines]
         if self._bodiless:
             if size and not more and self._left is None and self.request.method == "HEAD":
                 lines.append(b"content-length: %d" % size)
@@ -215,19 +196,15 @@ class Exchange:
                 lines.append(b"transfer-encoding: chunked")
             else:
                 self.keep_alive = False
-        if not self._dated:
-            lines.append(date_line(int(time.time())))
-        if not self._named:
-            lines.append(SERVER)
+        if not (head.dated and head.named):
+            lines.append(own_lines(int(time.time()), dated=head.dated, named=head.named))
         if self._closing():
             self.keep_alive = False
         if not self.keep_alive:
             lines.append(b"connection: close")
         elif self.request.version == "1.0":
             lines.append(b"connection: keep-alive")
-        head = join_lines(lines)
-        self._head = None
-        return head
+        return b"\r\n".join(lines) + END
 
     def _count(self, size: int, *, more: bool) -> None:
         if self._left is not None and not self._bodiless:
@@ -308,7 +285,7 @@ class Exchange:
         if not message.get("more_trailers", False):
             wanted = b"trailers" in [value.lower() for value in self.request.values(b"te")]
             lines = [b"0", *(self._trailers if wanted else [])]
-            await self._peer.send([join_lines(lines)])
+            await self._peer.send([join_lines(lines) + END])
             self._finish()
 
     def _finish(self) -> None:

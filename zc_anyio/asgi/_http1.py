@@ -1,6 +1,6 @@
-"""HTTP/1.1 as bytes: parsing requests, and writing the heads of responses.
+"""Parsing requests of HTTP/1.1.
 
-httptools parses requests with llhttp.  It refuses what servers and proxies are known to read in
+httptools does it with llhttp.  It refuses what servers and proxies are known to read in
 different ways: both ``Content-Length`` and ``Transfer-Encoding``, either of them twice, line ends
 without CR, folded headers, a space before the colon.  h11 accepts all of these but the last.
 :class:`RequestParser` checks what llhttp does not: ``Host``, versions, encodings other than
@@ -9,34 +9,18 @@ chunked, sizes.
 
 from __future__ import annotations
 
-import re
-import time
 from collections import deque
-from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import unquote
 
 import httptools
 
-__all__ = [
-    "SERVER",
-    "Address",
-    "Refusal",
-    "Request",
-    "RequestParser",
-    "check_name",
-    "date_line",
-    "join_lines",
-    "refusal_bytes",
-    "status_line",
-]
+__all__ = ["Address", "Header", "Refusal", "Request", "RequestParser"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 Address: TypeAlias = tuple[str, int | None]
 
-SERVER = b"server: zc_anyio"
 # The headers of a request that the server itself reads.
 TELLING = frozenset(
     {
@@ -49,7 +33,6 @@ TELLING = frozenset(
         b"x-forwarded-proto",
     }
 )
-TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 class Refusal:
@@ -294,54 +277,3 @@ class RequestParser:
             if request.websocket and (method != "GET" or length != 0):
                 return Refusal(400, "A request for a WebSocket is a GET without a body")
         return request
-
-
-# --- heads of responses ---
-
-
-@lru_cache(1000)
-def status_line(status: int) -> bytes:
-    """Return the first line of a response."""
-    if not 200 <= status <= 999:
-        raise ValueError(f"{status} is not the status of a response")
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = ""
-    return f"HTTP/1.1 {status} {phrase}".encode("ascii")
-
-
-@lru_cache(1)
-def date_line(seconds: int) -> bytes:
-    """Return the ``Date`` header."""
-    return b"date: " + formatdate(seconds, usegmt=True).encode("ascii")
-
-
-@lru_cache(1000)
-def check_name(name: bytes) -> None:
-    """Refuse bytes that are not the name of a header."""
-    if TOKEN.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is not the name of a header")
-
-
-def join_lines(lines: list[bytes]) -> bytes:
-    """Join the lines of a head and end it; refuse a value that would add lines of its own."""
-    joined = b"\r\n".join(lines)
-    breaks = len(lines) - 1
-    if joined.count(b"\n") != breaks or joined.count(b"\r") != breaks or b"\0" in joined:
-        raise ValueError("a header's value has a line break or a NUL")
-    return joined + b"\r\n\r\n"
-
-
-def refusal_bytes(refusal: Refusal, *, head_only: bool = False) -> bytes:
-    """Return the whole answer to a request that the application does not see."""
-    text = f"{refusal.text}\n".encode()
-    lines = [
-        status_line(refusal.status),
-        b"content-type: text/plain; charset=utf-8",
-        b"content-length: %d" % len(text),
-        date_line(int(time.time())),
-        SERVER,
-        b"connection: close",
-    ]
-    return join_lines(lines) + (b"" if head_only else text)

@@ -237,8 +237,8 @@ class Peer:
         :param last: nothing more is sent soon, so there is no need to yield to other tasks here.
         :raises ClientDisconnectedError: the peer is gone.
         """
-        parts = _joined(parts)
         if not self.send_at_once(parts):
+            parts = _joined(parts)
             try:
                 if self._own is None:
                     await self._send_pieces(parts)

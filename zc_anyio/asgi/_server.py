@@ -25,6 +25,7 @@ from .._ring.opening import Driver, current_ring, open_ring
 from ..listeners import ZeroCopySocketListener
 from ..tls import TLSListener
 from ._connection import Application, Connection, Site, TrustedProxies
+from ._exchange import Exchange
 from ._lifespan import running
 from ._peer import Limits
 
@@ -110,7 +111,6 @@ async def serve(
             certificate=certificate,
             logs_access=access_log,
             state=state,
-            soon=_call_soon(),
         )
         urls = _urls(listener, "http" if tls is None else "https")
         own = [] if fd is not None else _sockets(listener)
@@ -178,6 +178,9 @@ class _Server(Site):
         self._stop: anyio.Event
         self._stopping = False
         self._answered = 0
+        # Exchanges whose applications may go on after their answers.
+        self._open: list[tuple[Connection, Exchange]] = []
+        self._call_soon = _call_soon()
         # Connections are served with the context variables that the server was started with.
         self._context = contextvars.copy_context()
 
@@ -190,11 +193,20 @@ class _Server(Site):
         most = self.limits.concurrency
         return most is not None and len(self._connections) > most
 
-    def answered(self) -> None:
+    def answered(self, connection: Connection, exchange: Exchange | None = None) -> None:
+        if exchange is not None:
+            if not self._open:
+                self._call_soon(self._look_at_open)
+            self._open.append((connection, exchange))
         self._answered += 1
         if self._answered == self.limits.requests:
             log.warning("Maximum request limit of %d exceeded. Terminating.", self._answered)
             self._stop.set()
+
+    def _look_at_open(self) -> None:
+        found, self._open = self._open, []
+        for connection, exchange in found:
+            connection.hand_over(exchange)
 
     def closed(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -22,7 +22,8 @@ from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
 from ._exchange import Message
-from ._http1 import Refusal, Request, check_name, join_lines, refusal_bytes, status_line
+from ._heads import END, check_name, join_lines, refusal_bytes, status_line
+from ._http1 import Refusal, Request
 from ._peer import ClientDisconnectedError, Peer, is_disconnect
 
 __all__ = ["WebSocket", "websocket_frame"]
@@ -135,7 +136,7 @@ class WebSocket:
         version = self._request.values(b"sec-websocket-version")
         if version != [VERSION]:
             lines = [status_line(426), b"sec-websocket-version: " + VERSION, b"content-length: 0"]
-            return join_lines([*lines, b"connection: close"])
+            return join_lines([*lines, b"connection: close"]) + END
         if len(self._request.values(b"sec-websocket-key")) != 1:
             return refusal_bytes(Refusal(400))
         return None
@@ -292,7 +293,7 @@ class WebSocket:
         elif kind == "websocket.http.response.body" and self._denial is not None:
             # Without a Content-Length the body ends with the connection.
             head, self._denial = self._denial, []
-            parts = [join_lines(head)] if head else []
+            parts = [join_lines(head) + END] if head else []
             await self._peer.send([*parts, bytes(memoryview(message.get("body", b"")))])
             if not message.get("more_body", False):
                 self._denial = None
@@ -321,7 +322,7 @@ class WebSocket:
         if accepted:
             lines.append(b"sec-websocket-extensions: " + accepted)
             self._compressed = True
-        await self._peer.send([join_lines([*lines, *_lines(fields)])])
+        await self._peer.send([join_lines([*lines, *_lines(fields)]) + END])
         self._connection = Connection(ConnectionType.SERVER, [deflate] if accepted else [])
         self._answered = True
         self._opened("[accepted]")
