@@ -76,9 +76,9 @@ async def test_a_picture_reaches_everybody_as_it_was(way: str) -> None:
             assert await eve.connection.picture(told["id"]) is None
         # Without a preview there is none to be had.
         assert await bob.connection.picture(f"{told['id']}/preview") is None
-        # Only members post.
+        # Only members post.  A large body might meet a connection that is closed already.
         ada.connection.token = "guessed"
-        await ada.post_picture(content)
+        await ada.post_picture(PNG)
         await bob.say_and_wait("a member")
         assert (await ada.receive("image", "message"))["type"] == "message"
 
