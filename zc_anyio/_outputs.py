@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import anyio
 
@@ -28,6 +28,8 @@ from ._sending.groups import send_group
 from ._sending.trains import Many, Run, Segments, Trains
 
 __all__ = ["STREAM_WINDOW", "Output"]
+
+T = TypeVar("T")
 
 # Bytes that a stream has accepted and the kernel has not taken; the kernel's own buffers bound what
 # it has taken.  A single larger send is admitted on its own.
@@ -129,12 +131,16 @@ class Output(Trains):
         """
         await self._send_segments(self, data, segment_size, to)
 
-    async def send_many(self, batches: Iterable[list[Run]]) -> None:
+    async def send_many(
+        self, batches: Iterable[list[T]], in_runs: Callable[[list[T]], list[Run]]
+    ) -> None:
         """Queue datagrams; what can change is copied.
+
+        :param in_runs: takes together those of a batch that go to one address.
 
         Raises what :meth:`offer` raises.
         """
-        await self._send_many(self, batches)
+        await self._send_many(self, batches, in_runs)
 
     def _pin_all(self, parts: Sequence[Buffer]) -> tuple[list[Any], list[int], int, list[object]]:
         pinned = super()._pin_all(parts)

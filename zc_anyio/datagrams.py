@@ -6,10 +6,10 @@ import socket
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import itemgetter
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import anyio
 from anyio.abc import ConnectedUDPSocket, UDPPacketType, UDPSocket
@@ -25,6 +25,7 @@ from ._sending.trains import Address, Run, in_batches, in_runs
 
 __all__ = ["ZeroCopyConnectedUDPSocket", "ZeroCopyUDPSocket"]
 
+T = TypeVar("T")
 LARGEST = 65536
 # include/uapi/linux/udp.h; its level is IPPROTO_UDP.
 UDP_GRO = 104
@@ -78,11 +79,13 @@ class _Datagrams:
             await self._output.send_segments(data, segment_size, address)
             await self._ring._loop_calls.checkpoint_after()
 
-    async def _send_many(self, batches: Iterable[list[Run]]) -> None:
+    async def _send_many(
+        self, batches: Iterable[list[T]], in_runs: Callable[[list[T]], list[Run]]
+    ) -> None:
         with self._sending:
             await self._ring._loop_calls.checkpoint_before()
             self._ring.put_off_yield()
-            await self._output.send_many(batches)
+            await self._output.send_many(batches, in_runs)
             await self._ring._loop_calls.checkpoint_after()
 
     async def _receive(self) -> tuple[bytes, Any]:
@@ -198,7 +201,7 @@ class ZeroCopyConnectedUDPSocket(_Datagrams, ConnectedUDPSocket):
 
         Raises what :meth:`send` raises.
         """
-        await self._send_many([(batch, NO_ADDRESS)] for batch in in_batches(datagrams))
+        await self._send_many(in_batches(datagrams), lambda batch: [(batch, NO_ADDRESS)])
 
     async def receive_segments(self) -> tuple[bytes, int]:
         """Return what came in one piece: ``(data, segment_size)``, datagrams one behind another.
@@ -268,18 +271,19 @@ class ZeroCopyUDPSocket(_Datagrams, UDPSocket):
         A call that is cancelled, or that raises for one of them, has queued those before it.
 
         :param datagrams: each as of :meth:`send`; a name is looked up once in a call.
-        :raises OSError: a name has no address; then nothing was queued.
+        :raises OSError: a name has no address; then nothing was queued, nor if the iterable raises.
 
         Raises what :meth:`send` raises.
         """
         items = list(datagrams)
         addresses = set(map(itemgetter(1), items))
         found = {address: await self._look_up(address) for address in addresses}
-        # Nothing here is a step for each datagram in Python.
-        await self._send_many(
-            in_runs(map(itemgetter(0), batch), map(found.get, map(itemgetter(1), batch)))
-            for batch in in_batches(items)
-        )
+
+        def to_runs(batch: list[UDPPacketType]) -> list[Run]:
+            # Nothing here is a step for each datagram in Python.
+            return in_runs(map(itemgetter(0), batch), map(found.get, map(itemgetter(1), batch)))
+
+        await self._send_many(in_batches(items), to_runs)
 
     async def receive_segments(self) -> tuple[bytes, int, Address]:
         """Return what came in one piece: ``(data, segment_size, (host, port))``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import SupportsIndex, cast
 
 import anyio
@@ -167,7 +168,8 @@ class Sender(Trains):
         """
         self._check()
         packed: dict[Address, object] = {}
-        await self._send_many(stream, (_in_runs(batch, packed) for batch in in_batches(datagrams)))
+        in_runs = partial(_in_runs, packed=packed)
+        await self._send_many(stream, in_batches(datagrams), in_runs)
 
     async def send_file(
         self, stream: object, file: File, *, offset: int = 0, count: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, SupportsIndex, TypeAlias, TypeVar
 
@@ -28,9 +28,18 @@ Run: TypeAlias = tuple[Sequence[Buffer], Any]
 
 
 def in_batches(datagrams: Iterable[T]) -> Iterator[list[T]]:
-    """Take as many at a time as one call queues."""
+    """Take as many at a time as one call queues; what came before an exception is taken too."""
     left = iter(datagrams)
-    while batch := list(islice(left, RUN_DATAGRAMS)):
+    while True:
+        batch: list[T] = []
+        try:
+            batch.extend(islice(left, RUN_DATAGRAMS))
+        except BaseException:
+            if batch:
+                yield batch
+            raise
+        if not batch:
+            return
         yield batch
 
 
@@ -104,10 +113,25 @@ class Trains(Queueing):
         segments = Segments(self._pin_all(parts), segment_size, address)
         await self._send_pinned(stream, [segments])
 
-    async def _send_many(self, stream: object, batches: Iterable[list[Run]]) -> None:
-        """Queue datagrams, as many at a time as one batch has."""
-        for runs in batches:
-            many = [Many(self._pin_all(buffers), address) for buffers, address in runs]
+    async def _send_many(
+        self, stream: object, batches: Iterable[list[T]], in_runs: Callable[[list[T]], list[Run]]
+    ) -> None:
+        """Queue datagrams, as many at a time as one batch has.
+
+        :param in_runs: takes together those of a batch that go to one address.
+        """
+        for batch in batches:
+            try:
+                many = [
+                    Many(self._pin_all(buffers), address) for buffers, address in in_runs(batch)
+                ]
+            except Exception:
+                if len(batch) == 1:
+                    raise
+                # One of them is wrong.  Those before it are queued, and then its turn has come.
+                for item in batch:
+                    await self._send_many(stream, [[item]], in_runs)
+                continue
             await self._send_pinned(stream, many)
 
     async def _send_pinned(self, stream: object, pinned: Sequence[Many]) -> None:
