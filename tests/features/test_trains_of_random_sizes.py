@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections import Counter
 
 import pytest
 
 import zc_anyio
 from tests.features.receivers import Collector
-from tests.support.backends import one_backend
 from tests.support.needs import need_command
 from tests.support.netns import Rig
 from tests.support.numbered import SMALLEST, Checker, datagram
@@ -32,16 +32,18 @@ def datagrams_of(numbers: random.Random, first: int) -> list[bytes]:
     return made
 
 
-@one_backend
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("gso", [True, False], ids=["gso", "no_gso"])
-async def test_each_arrives_as_it_was_cut(namespaces: Rig, driver: str, gso: bool) -> None:
+async def test_each_arrives_as_it_was_cut(
+    namespaces: Rig, driver: str, gso: bool, family: int
+) -> None:
     ip = need_command("ip", "iproute2")
     namespaces.shape("1gbit")
     if not gso:
         namespaces.sender.command(ip, *["link", "set", "dev", "out", "gso_max_segs", "1"])
     numbers = random.Random(7)
     expected: Counter[bytes] = Counter()
-    with namespaces.datagrams() as (sender, receiver), Collector(receiver) as collector:
+    with namespaces.datagrams(family) as (sender, receiver), Collector(receiver) as collector:
         async with zc_anyio.open_ring(driver=driver) as ring:
             async with zc_anyio.send_group() as group:
                 for _ in range(BATCHES):
