@@ -61,7 +61,8 @@ async def test_sends_of_every_kind_arrive_in_order(
                         await group.broadcast([stream], DATA)
                         await group.send(stream, [DATA[:70000], DATA[5:]])
                         assert await group.send_file(stream, path) == len(DATA)
-                        await stream.send(b"end")
+                        await stream.send(b"e")
+                    stream.send_nowait([b"n", b"d"])
                     for data in DATA[:10], DATA, DATA[:70000], DATA[5:], DATA, b"end":
                         wanted.update(data)
                 else:

@@ -293,7 +293,13 @@ class KernelTLSStream(SocketTLSStream, EncryptedByKernel):
         await self._plain.send(item)
 
     def send_nowait(self, parts: Sequence[bytes]) -> None:
-        """Send ``bytes`` without waiting; as :meth:`ZeroCopySocketStream.send_nowait`."""
+        """Send ``bytes`` through the ring without waiting; several are gathered, not joined.
+
+        :param parts: what to send, in order.
+        :raises anyio.WouldBlock: they do not fit into the window.
+
+        Raises what :meth:`send` raises.
+        """
         self._check_refused()
         self._plain.send_nowait(parts)
 
