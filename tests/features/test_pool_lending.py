@@ -15,8 +15,8 @@ import pytest
 import zc_anyio
 from tests.features.memory import address_of, mapping_flags
 from tests.support.peers import parked_pair, receive_exactly, tcp_pair
-from tests.support.waiting import LIMIT
-from zc_anyio import BufferPool, open_buffer_pool
+from tests.support.waiting import LIMIT, until
+from zc_anyio import BufferPool, lowlevel, open_buffer_pool
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -341,3 +341,34 @@ async def test_what_is_sent_while_somebody_waits_comes_back_too(driver: str) -> 
             assert len(await receive(peer, SIZE)) == SIZE
             with anyio.fail_after(LIMIT):
                 await handed.wait()
+
+
+async def test_a_pool_that_runs_dry_ends_no_generation_of_a_context_by_hand(driver: str) -> None:
+    """A group's is ended, so that its buffers come back; here only the program may do that."""
+    taken = anyio.Event()
+    with tcp_pair() as (client, peer):
+        async with (
+            zc_anyio.open_ring(driver=driver) as ring,
+            zc_anyio.open_buffer_pool(ring=ring, buffer_size=1000, count=1) as pool,
+            anyio.create_task_group() as tasks,
+        ):
+            [context] = lowlevel.register_tx_contexts(ring, [7])
+
+            async def take() -> None:
+                pool.release(await pool.acquire())
+                taken.set()
+
+            await context.send(client, await pool.acquire())
+            tasks.start_soon(take)
+            assert len(await anyio.to_thread.run_sync(receive_exactly, peer, 1000)) == 1000
+            await until(lambda: not ring.statistics().held)
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            with pytest.raises(anyio.WouldBlock):
+                context.notifications.receive_nowait()
+            assert not taken.is_set()
+            context.flush()
+            await taken.wait()
+            assert (await context.notifications.receive()).generation == 0
+            context.notifications.close()
+            await lowlevel.unregister_tx_contexts(ring)
