@@ -150,6 +150,48 @@ async def test_bytes_stay_with_the_ring_until_the_end(holding_driver: Any, end: 
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("changeable", [0, 1], ids=["first", "last"])
+@pytest.mark.parametrize("point", ["parked", "held"])
+async def test_one_changeable_part_makes_a_vector_changeable(
+    holding_driver: Any, point: str, changeable: int
+) -> None:
+    def make(size: int) -> object:
+        owners.append(bytearray(size // 2))
+        parts: list[object] = [bytes(size // 2)]
+        parts.insert(changeable, owners[-1])
+        return parts
+
+    owners: list[bytearray] = []
+    async with cancelled(point, holding_driver, make):
+        for owner in owners:
+            owner.append(1)
+
+
+CONTENT = os.urandom(256 << 10)
+UNCHANGEABLE: dict[str, Callable[[], object]] = {
+    "view": lambda: memoryview(CONTENT),
+    "vector": lambda: [CONTENT[:1000], CONTENT[1000:]],
+    "vector with a view": lambda: [CONTENT[:1000], memoryview(CONTENT)[1000:]],
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", UNCHANGEABLE)
+async def test_what_else_cannot_change_stays_with_the_ring_too(
+    holding_driver: Any, kind: str
+) -> None:
+    make = UNCHANGEABLE[kind]
+    async with cancelled("held", holding_driver, lambda _: make()) as (ring, sent, _, peer, _):
+        assert ring.statistics().held == len(sent)
+        # The ring refers to what views are views of.
+        for data in sent:
+            for part in data if isinstance(data, list) else [data]:
+                if isinstance(part, memoryview):
+                    part.release()
+        assert receive_exactly(peer, len(CONTENT) * len(sent)) == CONTENT * len(sent)
+
+
+@pytest.mark.anyio
 async def test_the_end_of_the_ring_resets_connections_that_hold_sends(holding_driver: Any) -> None:
     data = os.urandom(MIB)
     before = sys.getrefcount(data)
