@@ -54,6 +54,7 @@ export async function view(url, name, preview) {
 
 $("viewer").addEventListener("click", () => $("viewer").close());
 $("viewer").addEventListener("close", () => {
+  if ($("viewer").open) return; // opened again before this event came
   $("viewed").removeAttribute("src");
   if (looked) looked.src = ""; // ends what is being fetched
   looked = null;

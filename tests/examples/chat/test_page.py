@@ -125,6 +125,16 @@ def test_a_large_picture_is_fetched_only_when_it_is_looked_at(
             expect(viewer).to_be_hidden()
             expect(button).to_be_focused()
         assert preview.removesuffix("/preview") in asked
+        # Closed and opened again before the event of closing comes.
+        button.click()
+        bob.evaluate(
+            """() => {
+                document.getElementById("viewer").close();
+                document.querySelector(".picture").click();
+            }"""
+        )
+        expect(viewed).to_have_js_property("naturalWidth", side)
+        expect(bob.locator("#viewer-note")).to_be_empty()
 
 
 def test_a_large_picture_without_a_preview_is_a_button(started: Browser, served: Served) -> None:
